@@ -1,0 +1,28 @@
+"""semiseg: semantic segmentation from a few labelled images and many unlabelled ones.
+
+import semiseg
+
+run = semiseg.train("recipe.yaml", out="runs/first")
+scores = semiseg.evaluate("runs/first")
+semiseg.predict("runs/first", "photos", out="masks")
+predictor = semiseg.load("runs/first")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semiseg.api import evaluate, load, predict, train
+    from semiseg.errors import UserError
+    from semiseg.runs import Run
+
+__all__ = ["Run", "UserError", "evaluate", "load", "predict", "train"]
+
+_HOME = {"Run": "runs", "UserError": "errors", "evaluate": "api", "load": "api", "predict": "api", "train": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `import semiseg` alone does not wait for torch."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"semiseg.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'semiseg' has no attribute {name!r}")

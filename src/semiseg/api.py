@@ -1,0 +1,197 @@
+"""What the command line does, for Python: train, evaluate, load, predict."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from semiseg import config, data
+from semiseg.data.check import check
+from semiseg.data.dataset import Dataset
+from semiseg.data.loader import eval_loader
+from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
+from semiseg.engine import checkpoint
+from semiseg.engine.environment import describe
+from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.predict import Predictor, make_predictor, predict_files
+from semiseg.engine.progress import ProgressBar
+from semiseg.engine.recipe import Recipe, build_method
+from semiseg.engine.runtime import Device
+from semiseg.engine.train import train as train_recipe
+from semiseg.errors import UserError
+from semiseg.metrics import Scores
+from semiseg.runs import Run
+from semiseg.types import IGNORE
+
+
+def train(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+) -> Run:
+    """Trains a recipe into the run directory `out`, or goes on with it where it stopped.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: run directory; new, or one that was started with the same recipe.
+        overrides: settings on top of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
+        console: where progress is shown; nowhere if not given.
+
+    Raises:
+        UserError: whatever is wrong with recipe, data or run directory, before the first step where it can be known.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = config.load(Path(recipe), list(overrides))
+    console = console or Console(quiet=True)
+    run = Run(Path(out))
+    dataset = data.load(recipe.data)
+    _check(run, recipe, dataset, console)
+    with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
+        train_recipe(recipe, dataset, run, bar)
+    return run
+
+
+def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
+    """Everything that can be known to be wrong before the first step; then starts the run, unless it goes on."""
+    if run.exists():
+        if changed := config.differences(config.load(run.config).to_dict(), recipe.to_dict()):
+            raise UserError(
+                f"{run.path}: holds a run of another recipe ({'; '.join(changed)}); name another directory with --out"
+            )
+        console.print(f"{run.path}: going on with this run", highlight=False)
+        return
+    warnings = check(dataset, recipe.data)
+    build_method(recipe, dataset.classes)  # an unknown encoder or a wrong weights file is known before anything is made
+    run.start(config.dump(recipe), describe(dataset), [sample.name for sample in dataset.unlabeled])
+    labels = run.environment()["labels"]
+    protocol = f", the published partition {labels['published']}" if labels["published"] else ""
+    console.print(
+        f"{labels['labeled']} labelled, {labels['unlabeled']} unlabelled, {labels['val']} validation images; "
+        f"partition {labels['partition']}{protocol}",
+        highlight=False,
+    )
+    for warning in warnings:
+        console.print(f"note: {warning}", highlight=False, style="yellow", markup=False)
+
+
+def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predictor:
+    """The trained network of a run, ready for images.
+
+    Args:
+        run: run directory.
+        which: `best` or `last` checkpoint.
+        device: where it computes.
+    """
+    source = _checkpoint(Run(Path(run)).open(), which)
+    recipe = _bare(config.validate(source.recipe, str(source.path)))
+    method = build_method(recipe, source.classes)
+    return make_predictor(source, method, recipe.data.long_side, recipe.engine.evaluate, device)
+
+
+def evaluate(
+    run: Path | str,
+    which: str = "last",
+    device: Device = "auto",
+    overrides: Iterable[str] = (),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Scores of a run's checkpoint on its validation images, or on those that `overrides` name.
+
+    Args:
+        run: run directory.
+        which: `best` or `last` checkpoint.
+        device: where it computes.
+        overrides: settings on top of the run's recipe, e.g. `["data.val=splits/test.txt"]`.
+        on_image: told how many images of how many are done.
+    """
+    opened = Run(Path(run)).open()
+    predictor = load(run, which, device)
+    recipe = config.load(opened.config, list(overrides))
+    dataset = data.load(recipe.data)
+    if dataset.classes.names != predictor.classes.names:
+        raise UserError(
+            f"data: has the classes {', '.join(dataset.classes.names)}; the run was trained for "
+            f"{', '.join(predictor.classes.names)}"
+        )
+    total, done = len(dataset.val), 0
+
+    def on_batch(num_images: int) -> None:
+        nonlocal done
+        done += num_images
+        on_image(done, total)
+
+    return evaluate_network(
+        predictor.network,
+        eval_loader(dataset.val, dataset, recipe.data, batch_size=recipe.engine.evaluate.batch_size),
+        len(predictor.classes),
+        recipe.engine.evaluate,
+        predictor.runtime,
+        on_batch,
+    )
+
+
+def predict(
+    run: Path | str,
+    images: Path | str,
+    out: Path | str,
+    which: str = "best",
+    device: Device = "auto",
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Writes an index mask and an overlay for each image; returns how many images there were."""
+    return predict_files(load(run, which, device), Path(images), Path(out), on_image)
+
+
+def partitions(
+    recipe: Path | str,
+    out: Path | str,
+    sizes: Iterable[float],
+    seed: int = 0,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+) -> list[Path]:
+    """Draws nested, class-covering label partitions of a recipe's labelled images and writes them as lists.
+
+    Args:
+        recipe: path of a recipe; only its data section counts. `data.labeled=null` draws from all that have a mask.
+        out: folder for `labeled_N.txt` and `unlabeled_N.txt`; existing lists are never overwritten.
+        sizes: numbers of images (whole numbers), or fractions below 1.
+        seed: another seed gives other partitions.
+        overrides: settings on top of the recipe.
+        console: where each partition's hash is shown.
+
+    Returns:
+        the files written.
+    """
+    dataset = data.load(config.load(Path(recipe), list(overrides)).data)
+    for size in sizes:
+        if size <= 0 or (size >= 1 and size != int(size)):
+            raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
+    counts = [size if size < 1 else int(size) for size in sizes]
+    shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values)
+    drawn = nested_partitions(dataset.labeled, shown, counts, seed)
+    written = write_partitions(Path(out), dataset.labeled, drawn)
+    for size, samples in drawn.items():
+        classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
+        (console or Console(quiet=True)).print(
+            f"{size} of {len(dataset.labeled)} images, {classes} of {len(dataset.classes)} classes, "
+            f"partition {partition_hash([sample.name for sample in samples])}",
+            highlight=False,
+        )
+    return written
+
+
+def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:
+    if which not in ("best", "last"):
+        raise UserError(f"checkpoint: there is no {which!r}; use best or last")
+    found = checkpoint.newest(run.checkpoints, "best" if which == "best" else "step")
+    if found is None:
+        raise UserError(f"{run.path}: has no {which} checkpoint yet; train it first, or use the other of best and last")
+    return found
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    """The recipe without pretrained weights: a checkpoint brings its own, so nothing is downloaded or looked for."""
+    model = recipe.model.model_copy(update={"weights": None})
+    return Recipe(recipe.data, model, recipe.method_name, recipe.method, recipe.optim, recipe.engine)

@@ -1,0 +1,1 @@
+"""What happens to unlabelled images: strong views, blending, CutMix."""

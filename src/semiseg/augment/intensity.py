@@ -1,0 +1,232 @@
+"""Intensity-based strong augmentation: the pool of twelve operations of Table 1, of which each image draws two.
+
+Sampling and applying are separate. `sample` decides on the CPU, from a generator alone; `apply` works on a batch of
+uint8 images on any device, groups the images by the operation they drew, and never makes the host wait.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from semiseg.rng import uniform
+
+
+class Config(BaseModel):
+    """The pool of Table 1. All ranges are closed.
+
+    Attributes:
+        num_ops: operations an image draws, applied one after the other.
+        with_replacement: whether an image can draw the same operation twice. The paper selects "two kinds"; the
+            authors' code draws with replacement (D30).
+        factor: of contrast, sharpness, color and brightness. 1 leaves the image as it is, 0 leaves flat grey, the
+            smoothed image, grey levels and black, in this order. The authors' code starts at 0.1 (D28).
+        hue: shift as a fraction of the colour circle; its direction is random.
+        bits: that posterize keeps of each channel; 8 leaves the image as it is. The authors' code never draws 8 (D29).
+        threshold: solarize inverts values not below it; 256 leaves the image as it is. The authors' code never draws
+            256 (D29).
+        sigma: of the Gaussian blur, px.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_ops: int = Field(2, ge=1)
+    with_replacement: bool = False
+    factor: tuple[float, float] = (0.05, 0.95)
+    hue: tuple[float, float] = (0.0, 0.5)
+    bits: tuple[int, int] = (4, 8)
+    threshold: tuple[int, int] = (1, 256)
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    @field_validator("factor", "hue", "bits", "threshold", "sigma")
+    @classmethod
+    def _ordered(cls, value: tuple[float | int, float | int]) -> tuple[float | int, float | int]:
+        if not value[0] <= value[1]:
+            raise ValueError(f"needs [low, high] with low <= high, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Config":
+        limits = {"factor": (0, math.inf), "hue": (0, 0.5), "bits": (1, 8), "threshold": (0, 256), "sigma": (0.01, 100)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value[0] < low or not math.isfinite(value[1]) or value[1] > high:
+                raise ValueError(f"{name} needs to lie within [{low}, {high}], got {list(value)}")
+        if self.num_ops > len(OPS) and not self.with_replacement:
+            raise ValueError(f"num_ops {self.num_ops} needs with_replacement: the pool has {len(OPS)} operations")
+        return self
+
+
+@dataclass(frozen=True)
+class IntensityParams:
+    """What each of `b` images drew, in the order of application. CPU tensors, whatever device the images are on."""
+
+    op: Int[Tensor, "b num_ops"]  # index into OPS
+    magnitude: Float[Tensor, "b num_ops"]  # factor, shift, bits, threshold or sigma; 0 for operations without any
+
+
+# Operations: (images that drew it, magnitude of each on the CPU) -> images. They may return their argument.
+
+
+def _identity(image: Tensor, _: Tensor) -> Tensor:
+    return image
+
+
+def _invert(image: Tensor, _: Tensor) -> Tensor:
+    return tv.invert(image)
+
+
+def _autocontrast(image: Tensor, _: Tensor) -> Tensor:
+    return tv.autocontrast(image)
+
+
+def _equalize(image: Tensor, _: Tensor) -> Tensor:
+    return tv.equalize(image)
+
+
+def _gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    blurred = []
+    for row, sigma_px in zip(image, sigma.tolist(), strict=True):
+        radius = math.ceil(3 * sigma_px)
+        kernel_x, kernel_y = (
+            2 * min(radius, side - 1) + 1 for side in (width, height)
+        )  # reflection needs radius < side
+        across = tv.gaussian_blur(row.float(), [kernel_x, 1], [sigma_px])  # two passes cost k, one in 2-D costs k * k
+        blurred.append(tv.gaussian_blur(across, [1, kernel_y], [sigma_px]))
+    return torch.stack(blurred).round_().to(torch.uint8)
+
+
+def _contrast(image: Tensor, factor: Tensor) -> Tensor:
+    return _between(tv.adjust_contrast(image, 0.0), image, factor)
+
+
+def _sharpness(image: Tensor, factor: Tensor) -> Tensor:
+    # Not adjust_sharpness(image, 0.0): torchvision builds its kernel from a list, for which a GPU has to be waited for.
+    if min(image.shape[-2:]) <= 2:
+        return image
+    smooth = image.clone()  # the outermost pixels stay, as in PIL
+    inner = image[..., 1:-1, 1:-1]
+    # 1 1 1      nine times the mean of the neighbourhood,
+    # 1 5 1      and four times the pixel itself
+    # 1 1 1
+    smooth[..., 1:-1, 1:-1] = ((F.avg_pool2d(image.float(), 3, stride=1) * 9 + inner * 4.0) / 13).round_()
+    return _between(smooth, image, factor)
+
+
+def _color(image: Tensor, factor: Tensor) -> Tensor:
+    return _between(tv.adjust_saturation(image, 0.0), image, factor)
+
+
+def _brightness(image: Tensor, factor: Tensor) -> Tensor:
+    return _between(torch.zeros_like(image), image, factor)
+
+
+def _hue(image: Tensor, shift: Tensor) -> Tensor:
+    return torch.stack([tv.adjust_hue(row, by) for row, by in zip(image, shift.tolist(), strict=True)])
+
+
+def _posterize(image: Tensor, bits: Tensor) -> Tensor:
+    top = (256 - 2.0 ** (8 - bits)).to(torch.uint8)
+    return image & _per_image(top, image.device)
+
+
+def _solarize(image: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(image >= _per_image(threshold, image.device), tv.invert(image), image)
+
+
+def _between(degenerate: Tensor, image: Tensor, factor: Tensor) -> Tensor:
+    """From degenerate (factor 0) to unchanged (1) and beyond, as PIL's ImageEnhance, but rounded to the nearest."""
+    mixed = torch.lerp(degenerate.float(), image.float(), _per_image(factor, image.device))
+    return mixed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _per_image(value: Tensor, device: torch.device) -> Tensor:
+    return value[:, None, None, None].to(device, non_blocking=True)
+
+
+# Magnitudes: (uniform draws in [0, 1), config) -> magnitudes.
+
+
+def _none(u: Tensor, _: Config) -> Tensor:
+    return torch.zeros_like(u)
+
+
+def _uniform(u: Tensor, span: tuple[float, float]) -> Tensor:
+    return span[0] + u * (span[1] - span[0])
+
+
+def _integer(u: Tensor, span: tuple[int, int]) -> Tensor:
+    return (span[0] + u * (span[1] - span[0] + 1)).floor_().clamp_(max=span[1])  # float32 can round up to high + 1
+
+
+def _signed(u: Tensor, span: tuple[float, float]) -> Tensor:
+    v = 2 * u - 1
+    return torch.where(v < 0, -1.0, 1.0) * _uniform(v.abs(), span)
+
+
+_TABLE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Config], Tensor]]] = {  # Table 1
+    "identity": (_identity, _none),
+    "invert": (_invert, _none),
+    "autocontrast": (_autocontrast, _none),
+    "equalize": (_equalize, _none),
+    "gaussian_blur": (_gaussian_blur, lambda u, config: _uniform(u, config.sigma)),
+    "contrast": (_contrast, lambda u, config: _uniform(u, config.factor)),
+    "sharpness": (_sharpness, lambda u, config: _uniform(u, config.factor)),
+    "color": (_color, lambda u, config: _uniform(u, config.factor)),
+    "brightness": (_brightness, lambda u, config: _uniform(u, config.factor)),
+    "hue": (_hue, lambda u, config: _signed(u, config.hue)),
+    "posterize": (_posterize, lambda u, config: _integer(u, config.bits)),
+    "solarize": (_solarize, lambda u, config: _integer(u, config.threshold)),
+}
+
+OPS: tuple[str, ...] = tuple(_TABLE)
+"""Names of the operations, in the order of Table 1; `IntensityParams.op` holds positions in it."""
+
+
+def sample(generator: torch.Generator, batch_size: int, config: Config) -> IntensityParams:
+    """Draws `config.num_ops` operations and their magnitudes for each of `batch_size` images.
+
+    Args:
+        generator: a CPU generator, from `semiseg.rng.fold_in`.
+        batch_size: number of images.
+        config: the pool.
+
+    Returns:
+        The draws, which depend on the arguments alone.
+    """
+    if config.with_replacement:
+        op = torch.randint(len(OPS), (batch_size, config.num_ops), generator=generator)
+    else:
+        op = torch.rand(batch_size, len(OPS), generator=generator).argsort(dim=1)[:, : config.num_ops]
+    u = uniform(generator, 0.0, 1.0, batch_size, config.num_ops)
+    every = torch.stack([magnitude(u, config) for _, magnitude in _TABLE.values()], dim=-1)
+    return IntensityParams(op, every.gather(-1, op[..., None]).squeeze(-1))
+
+
+def apply(image: UInt8[Tensor, "b 3 h w"], params: IntensityParams) -> UInt8[Tensor, "b 3 h w"]:
+    """Applies to every image the operations that it drew, one after the other.
+
+    Args:
+        image: the batch, on any device; it is not modified.
+        params: draws for as many images.
+
+    Returns:
+        A new batch on the same device. Devices agree to one grey level.
+    """
+    assert len(params.op) == len(image), f"{len(params.op)} draws for {len(image)} images"
+    out = image.clone()
+    for op, magnitude in zip(params.op.unbind(1), params.magnitude.unbind(1), strict=True):
+        for index, (transform, _) in enumerate(_TABLE.values()):
+            drew = (op == index).nonzero().squeeze(1)
+            if len(drew) == 0:
+                continue
+            rows = drew.to(image.device, non_blocking=True)
+            out.index_copy_(0, rows, transform(out.index_select(0, rows), magnitude[drew]))
+    return out

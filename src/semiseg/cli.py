@@ -1,0 +1,154 @@
+"""The command line. Heavy imports wait until a command needs them, so that help comes at once."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from semiseg.errors import UserError
+
+app = typer.Typer(
+    name="semiseg",
+    help="Semantic segmentation from a few labelled images and many unlabelled ones.",
+    epilog="New here? Run: semiseg demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. engine.steps=100. Repeatable."),
+]
+Which = Annotated[str, typer.Option("--checkpoint", help="best (by validation mIoU) or last.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; by default a new semiseg-demo.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes, the initial weights and everything else.")] = 0,
+) -> None:
+    """See it work: draws small scenes, trains on a few labels with and without unlabelled images, compares.
+
+    Takes a few minutes on two CPU cores and needs no download.
+    """
+    from semiseg import demo
+
+    demo.main(out, seed, Console())
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file; recipes/ has some.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/<name of the recipe>.")] = None,
+    overrides: Set = None,
+) -> None:
+    """Train a recipe, or go on with a run that was interrupted."""
+    from semiseg import api
+    from semiseg.report import table
+
+    console = Console()
+    run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
+    console.print(table.compare({run.path.name: run}, table.class_names(run)))
+    console.print(f"run directory: {run.path}", highlight=False, markup=False)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    checkpoint: Which = "last",
+    device: DeviceOption = "auto",
+    overrides: Set = None,
+) -> None:
+    """Score a run on its validation images, per class."""
+    from semiseg import api
+    from semiseg.report import table
+    from semiseg.runs import Run
+
+    console = Console()
+    with _counting("evaluating") as count:
+        scores = api.evaluate(run, checkpoint, _device(device), overrides or [], count)
+    console.print(table.scores_table(scores.miou, scores.accuracy, scores.iou, table.class_names(Run(run))))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write masks and overlays into.", show_default=False)],
+    checkpoint: Which = "best",
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment your own images: for each an index mask with palette, and an overlay."""
+    from semiseg import api
+
+    with _counting("predicting") as count:
+        num_images = api.predict(run, images, out, checkpoint, _device(device), count)
+    Console().print(f"{num_images} masks and overlays written to {out}", highlight=False, markup=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, one line each."""
+    import importlib
+
+    from rich.table import Table
+
+    from semiseg import methods
+
+    table = Table("method.name", "what it is", box=None, header_style="bold")
+    for name in methods.names():
+        first_line = (importlib.import_module(f"semiseg.methods.{name}").__doc__ or "").splitlines()[0]
+        table.add_row(name, first_line)
+    Console().print(table)
+
+
+@app.command()
+def partitions(
+    recipe: Annotated[Path, typer.Argument(help="Recipe whose data section names the images.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New folder for labeled_N.txt and unlabeled_N.txt.", show_default=False)],
+    sizes: Annotated[
+        list[float], typer.Option("--size", help="Labelled images: a count, or a fraction below 1. Repeatable.")
+    ],
+    seed: Annotated[int, typer.Option(help="Another seed gives other partitions.")] = 0,
+    overrides: Set = None,
+) -> None:
+    """Draw nested label partitions that cover every class, for your own comparison."""
+    from semiseg import api
+
+    api.partitions(recipe, out, sizes, seed, overrides or [], Console())
+
+
+@contextmanager
+def _counting(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts images."""
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(TextColumn(verb), MofNCompleteColumn(), TextColumn("images"), transient=True) as progress:
+        task = progress.add_task(verb)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _device(name: str) -> Any:
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"--device: there is no {name!r}; use auto, cpu, cuda or mps")
+    return name
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"semiseg: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("semiseg: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

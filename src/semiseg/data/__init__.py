@@ -1,0 +1,48 @@
+"""From files on disk to uint8 batches: layouts, partitions, weak augmentation, loader.
+
+A layout is a module with a `Config` (a `DataConfig`) and a `load(config) -> Dataset`; it is found by its name.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from semiseg.data.dataset import DataConfig, Dataset
+from semiseg.errors import UserError
+
+
+def layouts() -> tuple[str, ...]:
+    """Names of the layouts that ship with semiseg, sorted."""
+    modules = {
+        module.name: importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+    }
+    return tuple(
+        sorted(name for name, module in modules.items() if hasattr(module, "Config") and hasattr(module, "load"))
+    )
+
+
+def layout_module(name: str) -> ModuleType:
+    """The module of the layout `name`: one of `layouts()`, or the dotted name of a module of one's own.
+
+    Raises:
+        UserError: there is no such layout.
+    """
+    target = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if not f"{target}.".startswith(f"{error.name}."):  # the layout is there, something it imports is not
+            raise
+        raise UserError(f"data.layout: no layout {name!r}; known are {', '.join(layouts())}") from error
+    if not (hasattr(module, "Config") and hasattr(module, "load")):
+        raise UserError(f"data.layout: {name!r} is no layout; known are {', '.join(layouts())}")
+    return module
+
+
+def load(config: DataConfig) -> Dataset:
+    """The dataset that `config` describes. Lists are read and files are looked up; no image is opened.
+
+    Raises:
+        UserError: a folder, a list or a mask is missing, or the lists overlap.
+    """
+    return layout_module(config.layout).load(config)

@@ -1,0 +1,104 @@
+"""A look at every file before the first step, so that a run does not fail in its third hour."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.read import fit, read_image, read_pair, read_size
+from semiseg.errors import UserError
+from semiseg.types import IGNORE
+
+T = TypeVar("T")
+Size = tuple[int, int]  # px, (height, width)
+
+
+def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
+    """Reads what a run will read.
+
+    Args:
+        dataset: what is to be trained on.
+        config: long side, crop and scale.
+        full: decode every unlabelled image; False reads their heads only. Labelled ones are always decoded.
+
+    Returns:
+        What is odd but no error, one sentence each.
+
+    Raises:
+        UserError: a file cannot be read, an image and its mask differ in size, a mask holds a value that is no class,
+            the masks look like black and white pictures, or no image can fill a crop. It tells the first such file and
+            how many more there are.
+    """
+    labeled_pair = partial(_size_and_values, num_classes=len(dataset.classes), values=dataset.values)
+    labeled, broken = _inspect(labeled_pair, dataset.labeled)
+    _, broken_val = _inspect(labeled_pair, dataset.val)
+    unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled)
+    if errors := broken + broken_val + broken_unlabeled:
+        raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
+    _check_crop([size for size, _ in labeled] + unlabeled, config)
+    present = frozenset[int]().union(*(values for _, values in labeled))
+    if len(dataset.classes) == 2 and present == {0, IGNORE}:
+        raise UserError(
+            f"data.values: the labelled masks, e.g. {dataset.labeled[0].mask}, hold only 0 and {IGNORE}, which means "
+            f"'ignored'; if {IGNORE} is class 1 ({dataset.classes.names[1]}), set data.values: {{{IGNORE}: 1}}"
+        )
+    masks = [sample.mask for sample, (_, values) in zip(dataset.labeled, labeled, strict=True) if values == {IGNORE}]
+    return _oddities(dataset, present, masks)
+
+
+def _oddities(dataset: Dataset, present: frozenset[int], ignored_masks: list[Path | None]) -> list[str]:
+    absent = [name for index, name in enumerate(dataset.classes.names) if index not in present]
+    found = []
+    if absent:
+        found.append(f"No labelled mask shows {', '.join(absent)}: what is never shown cannot be learnt.")
+    if ignored_masks:
+        found.append(f"{len(ignored_masks)} labelled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
+    if not dataset.unlabeled:
+        found.append("There are no unlabelled images: only supervised training is possible.")
+    return found
+
+
+def _inspect(look: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[list[T], list[UserError]]:
+    """What `look` finds in each sample, and the errors it meets; in threads, since decoding releases the GIL."""
+
+    def attempt(sample: Sample) -> T | UserError:
+        try:
+            return look(sample)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor() as threads:
+        results = list(threads.map(attempt, samples))
+    return [r for r in results if not isinstance(r, UserError)], [r for r in results if isinstance(r, UserError)]
+
+
+def _size_and_values(sample: Sample, num_classes: int, values: dict[int, int] | None) -> tuple[Size, frozenset[int]]:
+    _, mask = read_pair(sample, num_classes, values)
+    counts = torch.bincount(mask.flatten(), minlength=256)
+    return (mask.shape[0], mask.shape[1]), frozenset(counts.nonzero().flatten().tolist())
+
+
+def _decoded_size(sample: Sample) -> Size:
+    _, height, width = read_image(sample.image).shape
+    return height, width
+
+
+def _size(sample: Sample) -> Size:
+    return read_size(sample.image)
+
+
+def _check_crop(sizes: list[Size], config: DataConfig) -> None:
+    """Raises where no image fills a crop even at the largest scale, so that every crop would be padded."""
+    crop = config.crop_size
+    at_most = [tuple(round(side * config.scale[1]) for side in fit(*size, config.long_side)) for size in sizes]
+    height, width = max(at_most, key=lambda size: min(size[0] / crop[0], size[1] / crop[1]))
+    if height < crop[0] or width < crop[1]:
+        fits = [min(crop[0], height), min(crop[1], width)]
+        remedy = f"use {min(fits)} or less" if isinstance(config.crop, int) else f"use {fits} or less"
+        raise UserError(
+            f"data.crop: {config.crop} is larger than every image at the largest scale, {config.scale[1]}; {remedy}"
+        )

@@ -1,0 +1,71 @@
+"""What a layout on disk becomes: lists of samples and a class table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+from semiseg.types import ClassTable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on disk. `mask` is None where there is none: unlabelled images need no mask file."""
+
+    name: str  # its id: path below the image folder, without extension
+    image: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three disjoint lists of samples and what their masks mean.
+
+    Attributes:
+        labeled: samples with masks that training may read.
+        unlabeled: the pool; training never reads a mask of these, even where one exists.
+        val: samples with masks for evaluation.
+        classes: the class table.
+        values: class index of each mask value that is not one already (Cityscapes' label ids, grey 255 for class 1);
+            None where masks hold class indices. Values that it does not name keep their meaning.
+    """
+
+    labeled: tuple[Sample, ...]
+    unlabeled: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    classes: ClassTable
+    values: dict[int, int] | None = None
+
+
+class DataConfig(BaseModel):
+    """Settings that every layout shares. Paths of lists are relative to `root` unless they are absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: str
+    root: Path
+    labeled: Path | None = None  # list of labelled images; None: the layout's own default
+    unlabeled: Path | None = None  # list of the unlabelled pool; None: every training image that is not labelled
+    val: Path | None = None  # list of validation images; None: the layout's own default
+    long_side: int | None = Field(None, ge=16)  # px; every image is resized to it first, None: as it is on disk
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] = 513  # px, (height, width) or one number for both
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)  # random scale, Table 1
+    flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
+    workers: int = Field(2, ge=0)  # loader processes; they change the speed, never the result
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of a training crop, px."""
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    @field_validator("root", "labeled", "unlabeled", "val")
+    @classmethod
+    def _expand_home(cls, path: Path | None) -> Path | None:
+        return path.expanduser() if path else path
+
+    @field_validator("scale")
+    @classmethod
+    def _is_a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"the smaller scale comes first, e.g. {scale[::-1]}")
+        return scale

@@ -1,0 +1,155 @@
+"""Split lists as the published repositories write them, and the dataset that three of them make.
+
+A line is an id (`2007_000032`), with or without extension, a path below the root or below the image folder
+(`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png`, `train/0001TP_006810`), or an image and its mask
+(`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). Blank lines count for nothing.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from semiseg.data.catalog import Catalog
+from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.errors import UserError
+from semiseg.types import ClassTable
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists that a config names; None where it names none."""
+
+    labeled: tuple[Sample, ...] | None
+    unlabeled: tuple[Sample, ...] | None
+    val: tuple[Sample, ...] | None
+
+
+def read_lists(config: DataConfig, catalog: Catalog, listed_masks: bool) -> Lists:
+    """The lists that `config` names.
+
+    Args:
+        config: paths of lists are relative to its root unless they are absolute.
+        catalog: the images that ids are looked up in.
+        listed_masks: whether a mask that a list names beside an image takes the place of the layout's own.
+
+    Raises:
+        UserError: as `read_list`.
+    """
+    paths = {key: getattr(config, key) for key in ("labeled", "unlabeled", "val")}
+    return Lists(**{
+        key: None if path is None else read_list(config.root / path, catalog, listed_masks, setting=f"data.{key}")
+        for key, path in paths.items()
+    })  # fmt: skip
+
+
+def read_list(path: Path, catalog: Catalog, listed_masks: bool, setting: str) -> tuple[Sample, ...]:
+    """The samples that the list at `path` names, in its order.
+
+    Raises:
+        UserError: the list is missing or empty, or a line names no image, several, one that an earlier line named, or a
+            path that leaves the root.
+    """
+    lines = read_lines(path, setting)
+    if not lines:
+        raise UserError(f"{path}: {setting} is empty; give one image id a line")
+    seen: dict[str, int] = {}
+    samples = []
+    for number, line in lines:
+        try:
+            sample = _resolve(line, catalog, listed_masks)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+        if sample.name in seen:
+            raise UserError(f"{path}:{number}: {sample.name!r} is on line {seen[sample.name]} already; remove one")
+        seen[sample.name] = number
+        samples.append(sample)
+    return tuple(samples)
+
+
+def read_lines(path: Path, setting: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, stripped, each with its number from 1.
+
+    Raises:
+        UserError: the file is missing or no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{path}: no such file ({setting}; relative paths start at data.root)") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {setting} is not UTF-8 text; save it as UTF-8") from error
+    numbered = enumerate(text.splitlines(), start=1)
+    return [(number, line.strip()) for number, line in numbered if line.strip()]
+
+
+def rest(samples: Iterable[Sample], *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:
+    """Those of `samples` that are in none of the lists `taken`."""
+    names = {sample.name for samples in taken for sample in samples or ()}
+    return tuple(sample for sample in samples if sample.name not in names)
+
+
+def assemble(
+    labeled: tuple[Sample, ...],
+    unlabeled: tuple[Sample, ...],
+    val: tuple[Sample, ...],
+    classes: ClassTable,
+    values: dict[int, int] | None,
+    mask_remedy: str,
+) -> Dataset:
+    """The dataset of three lists, once it is sure that they are disjoint and labelled where they must be.
+
+    Args:
+        labeled: samples for training with masks.
+        unlabeled: the pool; may be empty.
+        val: samples for evaluation.
+        classes: the class table.
+        values: as in `Dataset`.
+        mask_remedy: what a user can do about a labelled image without a mask.
+
+    Raises:
+        UserError: two lists share an image, a labelled image has no mask, or a list that must not be empty is.
+    """
+    lists = {"data.labeled": labeled, "data.unlabeled": unlabeled, "data.val": val}
+    remedies = {
+        ("data.labeled", "data.unlabeled"): "leave data.unlabeled out to take every other image",
+        ("data.labeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
+        ("data.unlabeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
+    }
+    for (one, other), remedy in remedies.items():
+        names = {sample.name for sample in lists[one]}
+        common = [sample.name for sample in lists[other] if sample.name in names]
+        if common:
+            raise UserError(f"{one} and {other} share {common[0]!r} ({len(common)} images in all); {remedy}")
+    for key in ("data.labeled", "data.val"):
+        if not lists[key]:
+            raise UserError(f"{key}: no image with a mask is left for it; label more images or give a list")
+        missing = [sample.name for sample in lists[key] if sample.mask is None]
+        if missing:
+            raise UserError(f"{key}: {missing[0]!r} has no mask ({len(missing)} images in all); {mask_remedy}")
+    return Dataset(labeled, unlabeled, val, classes, values)
+
+
+def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:
+    """The sample that a line names: the whole of it is an id, or the part before a gap is and the rest is a mask."""
+    if ".." in re.split(r"[\s/\\]", line):
+        raise UserError(f"{line!r} leaves data.root; remove the '..'")
+    gaps = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
+    for text, mask in [(line, None), *gaps]:
+        found = catalog.find(text)
+        if len(found) > 1:
+            raise UserError(f"{text!r} can be {found[0].name!r} or {found[1].name!r}; write the longer path")
+        if found and mask and listed_masks:
+            return replace(found[0], mask=_listed_mask(mask, catalog.root))
+        if found:
+            return found[0]
+    close = catalog.closest(line.split()[0])
+    hint = f"did you mean {close!r}?" if close else "ids are paths below the image folder, extension or not"
+    raise UserError(f"no image {line!r} below {catalog.root}; {hint}")
+
+
+def _listed_mask(text: str, root: Path) -> Path:
+    for mask in (root / text.replace("\\", "/").lstrip("/"), Path(text)):
+        if mask.is_relative_to(root) and mask.is_file():
+            return mask
+    raise UserError(f"no mask {text!r} below {root}; remove the second column to use the layout's own masks")

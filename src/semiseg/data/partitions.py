@@ -1,0 +1,146 @@
+"""Which images are labelled: the identity of published partitions, and new ones.
+
+Papers that print "1/16" have trained on different images (field survey, section 6). A hash of the ids tells them apart.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from semiseg.data.dataset import Sample
+from semiseg.data.read import read_mask
+from semiseg.errors import UserError
+from semiseg.rng import fold_in
+from semiseg.types import IGNORE
+
+_PUBLISHED = {
+    "124b0aab2fcd": "VOC classic 92",
+    "79b959bccf77": "VOC classic 183",
+    "f0e702c687e2": "VOC classic 366",
+    "8c23014f5128": "VOC classic 732",
+    "1c27978cdf51": "VOC classic 732 (CPS, PS-MT)",
+    "129f1fe99172": "VOC classic 1464",
+    "baa85754594f": "VOC blended 662 (random, CPS)",
+    "c9ca45b4e688": "VOC blended 1323 (random, CPS)",
+    "fd0e8dca3dac": "VOC blended 2646 (random, CPS)",
+    "5338f2777301": "VOC blended 5291 (random, CPS)",
+    "feea46927383": "VOC blended 662 (priority, U2PL)",
+    "23921931a213": "VOC blended 1323 (priority, U2PL)",
+    "d35f7cd4b481": "VOC blended 2646 (priority, U2PL)",
+    "aacb97f26e94": "VOC blended 5291 (priority, U2PL)",
+    "70187bd5e194": "VOC blended 662 (ST++ split 0, CAC, GCT)",
+    "0b996766ba8c": "VOC blended 662 (ST++ split 1, CAC, GCT)",
+    "0ccdcc314066": "VOC blended 662 (ST++ split 2, CAC, GCT)",
+    "fa19d836f741": "VOC blended 1323 (ST++, CAC, GCT)",
+    "95017789320b": "VOC blended 1323 (ST++, CAC, GCT)",
+    "882389cda211": "VOC blended 1323 (ST++, CAC, GCT)",
+    "6e6a5460bb2e": "VOC blended 1323 (PixelSSL 0)",
+    "f20f7c7dea9c": "Cityscapes 186 (U2PL)",
+    "f13edf481be9": "Cityscapes 372 (U2PL)",
+    "7d0cfd6f5390": "Cityscapes 744 (U2PL)",
+    "c6122be0439b": "Cityscapes 1488 (U2PL)",
+    "1e5363dd012c": "Cityscapes 186 (UniMatch)",
+    "6b3b52bab110": "Cityscapes 372 (UniMatch)",
+    "6856046a4415": "Cityscapes 744 (UniMatch)",
+    "2b3183629a3a": "Cityscapes 1488 (UniMatch)",
+}
+
+
+def partition_hash(ids: Iterable[str]) -> str:
+    """The identity of a set of images: the first 12 hex digits of the SHA-256 of the sorted ids, joined by newlines.
+
+    Args:
+        ids: names of samples, as the layouts give them: `2007_000032`, `aachen_000000_000019`.
+    """
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:12]
+
+
+def published_name(digest: str) -> str | None:
+    """What papers call the partition with this hash, or None for one that is not known."""
+    return _PUBLISHED.get(digest)
+
+
+def class_presence(
+    samples: Sequence[Sample], num_classes: int, values: dict[int, int] | None
+) -> dict[str, frozenset[int]]:
+    """The classes that the mask of each sample shows, by the sample's name. Masks are read in threads.
+
+    Raises:
+        UserError: a mask cannot be read or holds a value that is no class.
+    """
+
+    def classes(sample: Sample) -> frozenset[int]:
+        assert sample.mask is not None, f"{sample.name} is not labelled"
+        return frozenset(torch.unique(read_mask(sample.mask, num_classes, values)).tolist()) - {IGNORE}
+
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(classes, samples)
+        return {sample.name: present for sample, present in zip(samples, found, strict=True)}
+
+
+def nested_partitions(
+    samples: Sequence[Sample], class_sets: Mapping[str, frozenset[int]], counts: Sequence[int | float], seed: int
+) -> dict[int, tuple[Sample, ...]]:
+    """Labelled sets of several sizes, each contained in the larger ones, that show every class as early as possible.
+
+    One random order of the pool, to whose front those images are moved that show the most classes not yet shown, until
+    all are; each partition is the beginning of it.
+
+    Args:
+        samples: the pool to choose from; its order does not matter.
+        class_sets: the classes that each sample shows, by its name.
+        counts: sizes: a number of images, or a fraction of the pool where it is below 1.
+        seed: decides the order.
+
+    Returns:
+        Size -> samples, sorted by name; sizes ascending.
+
+    Raises:
+        UserError: a size is not above 0, or above the pool's.
+    """
+    sizes = sorted({max(1, round(count * len(samples))) if 0 < count < 1 else int(count) for count in counts})
+    if not all(1 <= size <= len(samples) for size in sizes):
+        raise UserError(f"partition sizes {list(counts)} must lie between 1 and the {len(samples)} images of the pool")
+    by_name = sorted(samples, key=lambda sample: sample.name)
+    left = [by_name[i] for i in torch.randperm(len(by_name), generator=fold_in(seed, "partitions")).tolist()]
+    missing = frozenset[int]().union(*(class_sets[sample.name] for sample in samples))
+    first = []
+    while missing:
+        best = max(left, key=lambda sample: len(class_sets[sample.name] & missing))
+        left.remove(best)
+        first.append(best)
+        missing -= class_sets[best.name]
+    order = first + left
+    return {size: tuple(sorted(order[:size], key=lambda sample: sample.name)) for size in sizes}
+
+
+def write_partitions(folder: Path, samples: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]) -> list[Path]:
+    """Writes labeled_N.txt and, where any is left, unlabeled_N.txt (the rest) for each partition, one name a line.
+
+    Args:
+        folder: made if it is not there.
+        samples: the pool.
+        partitions: as `nested_partitions` gives them.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: one of the files exists; then none is written.
+    """
+    texts = {}
+    for size, labeled in partitions.items():
+        names = {sample.name for sample in labeled}
+        texts[folder / f"labeled_{size}.txt"] = sorted(names)
+        if left := sorted(sample.name for sample in samples if sample.name not in names):
+            texts[folder / f"unlabeled_{size}.txt"] = left
+    for path in texts:
+        if path.exists():
+            raise UserError(f"{path}: exists already; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, lines in texts.items():
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return list(texts)

@@ -1,0 +1,78 @@
+"""PASCAL VOC 2012 as it lies on disk: classic (VOC's masks) and blended (VOC's and SBD's).
+
+Lists that the config leaves out: validation is ImageSets/Segmentation/val.txt, labelled is train.txt beside it (failing
+that, every other image with a mask), and the unlabelled pool is every other image with a mask. So with
+`masks: SegmentationClassAug` the training images are the 10,582 of train_aug that the papers use, without a list.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from semiseg.data.catalog import Catalog, scan
+from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.lists import assemble, read_list, read_lists, rest
+from semiseg.errors import UserError
+from semiseg.types import ClassTable
+
+CLASSES = ClassTable.of(
+    ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    background=0,
+)  # fmt: skip
+
+
+class Config(DataConfig):
+    """`root` is the folder that holds JPEGImages, or VOCdevkit, or the folder that holds VOCdevkit."""
+
+    layout: Literal["voc"] = "voc"
+    # Folder of the masks, e.g. SegmentationClassAug. None: the masks that a list names beside its images, and
+    # SegmentationClass where it names none.
+    masks: str | None = None
+
+
+def load(config: Config) -> Dataset:
+    """The dataset that `config` describes; see the module for the lists that it leaves out.
+
+    Raises:
+        UserError: a folder, a list or a mask is missing, or the lists overlap.
+    """
+    root = _find_root(config.root)
+    mask_folder = _find_masks(root, config.masks or "SegmentationClass")
+    masks = scan(mask_folder)
+    catalog = Catalog(root, [Sample(name, path, masks.get(name)) for name, path in scan(root / "JPEGImages").items()])
+    given = read_lists(config, catalog, listed_masks=config.masks is None)
+    official = root / "ImageSets" / "Segmentation"
+    val = given.val or _official(official / "val.txt", catalog)
+    if val is None:
+        raise UserError(f"data.val: there is no {official / 'val.txt'}; give a list of validation images")
+    masked = [sample for sample in catalog.samples if sample.mask]
+    labeled = given.labeled or rest(_official(official / "train.txt", catalog) or masked, val, given.unlabeled)
+    unlabeled = given.unlabeled or rest(masked, val, labeled)
+    remedy = f"{mask_folder} must hold it"
+    if config.masks is None:
+        remedy += "; images outside VOC's own 2,913 need data.masks: SegmentationClassAug"
+    return assemble(labeled, unlabeled, val, CLASSES, None, remedy)
+
+
+def _official(path: Path, catalog: Catalog) -> tuple[Sample, ...] | None:
+    return read_list(path, catalog, listed_masks=False, setting=path.name) if path.is_file() else None
+
+
+def _find_root(root: Path) -> Path:
+    for candidate in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (candidate / "JPEGImages").is_dir():
+            return candidate
+    raise UserError(f"data.root: {root} holds no JPEGImages, VOC2012/JPEGImages or VOCdevkit/VOC2012/JPEGImages")
+
+
+def _find_masks(root: Path, name: str) -> Path:
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    message = f"data.masks: {root} holds no folder {name}"
+    if name == "SegmentationClassAug":
+        message += (
+            "; VOC's download does not have it: it holds VOC's masks and those of SBD (Hariharan et al., 2011) as "
+            "PNG, 10,582 for train_aug; leave data.masks out to do with SegmentationClass"
+        )
+    raise UserError(message)

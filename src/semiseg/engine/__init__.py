@@ -1,0 +1,1 @@
+"""Everything that knows about devices, processes and the order in which things happen."""

@@ -1,0 +1,63 @@
+"""What a number has to be read with: versions, hardware, commit, labels."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semiseg.data.dataset import Dataset
+from semiseg.data.partitions import partition_hash, published_name
+
+_PACKAGES = ("semiseg", "torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "pillow")
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Values for environment.json."""
+    names = [sample.name for sample in dataset.labeled]
+    digest = partition_hash(names)
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "machine": machine(),
+        "labels": {
+            "labeled": len(dataset.labeled),
+            "unlabeled": len(dataset.unlabeled),
+            "val": len(dataset.val),
+            "partition": digest,
+            "published": published_name(digest),
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The hardware, in words."""
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {"system": platform.platform(), "cpu": _cpu(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of semiseg's own checkout, None for an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,136 @@
+"""A trained network on people's own images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from semiseg.data.catalog import scan
+from semiseg.data.read import fit, read_image, resize_image
+from semiseg.engine import checkpoint
+from semiseg.engine.evaluate import Config as EvaluateConfig
+from semiseg.engine.runtime import Device, Runtime
+from semiseg.errors import UserError
+from semiseg.method import SemiMethod
+from semiseg.models.build import Network
+from semiseg.models.predict import resize_probability
+from semiseg.types import ClassTable
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network with all that is needed to use it.
+
+    Attributes:
+        network: on its device, in eval mode.
+        classes: what its outputs mean.
+        long_side: px to which images are resized first, as in training; None: not at all.
+        evaluate: whole image or sliding window.
+        runtime: where it computes.
+        step: completed training steps of its checkpoint.
+    """
+
+    network: Network
+    classes: ClassTable
+    long_side: int | None
+    evaluate: EvaluateConfig
+    runtime: Runtime
+    step: int
+
+    def predict(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "h w"]:
+        """Class index of each pixel, at the size of the image."""
+        height, width = image.shape[-2:]
+        batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
+        with self.runtime.autocast():
+            probability = self.evaluate.probabilities(self.network, self.network.normalisation(batch))
+        return resize_probability(probability, height, width).argmax(1)[0].to(torch.uint8).cpu()
+
+
+def load_method(source: checkpoint.Checkpoint, method: SemiMethod) -> Network:
+    """The predictor of `method` with the weights of a checkpoint."""
+    method.load_state_dict(source.model_state())
+    network = method.predictor()
+    network.normalisation = source.normalisation
+    return network.eval()
+
+
+def predict_files(
+    predictor: Predictor, images: Path, out: Path, on_image: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Writes an index mask and an overlay for each image.
+
+    `<name>.png` has the class index as pixel value and the classes' colours as palette; `<name>_overlay.jpg` shows
+    them over the image. Folders below `images` are kept.
+
+    Returns:
+        the number of images.
+
+    Raises:
+        UserError: there is no image, one cannot be read, or a file that would be written exists.
+    """
+    base, files = _find(images)
+    targets = [out / file.relative_to(base).with_suffix("") for file in files]
+    for target in targets:
+        for path in (_index_path(target), _overlay_path(target)):
+            if path.exists():
+                raise UserError(f"{path}: exists already; name another folder with --out")
+    for done, (file, target) in enumerate(zip(files, targets, strict=True), 1):
+        image = read_image(file)
+        label = predictor.predict(image)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        index_image(label, predictor.classes).save(_index_path(target))
+        overlay(image, label, predictor.classes).save(_overlay_path(target), quality=92)
+        on_image(done, len(files))
+    return len(files)
+
+
+def _find(images: Path) -> tuple[Path, list[Path]]:
+    """The folder that output paths mirror, and the images: all below a folder, or a single file."""
+    if images.is_file():
+        return images.parent, [images]
+    if not images.is_dir():
+        raise UserError(f"{images}: there is no such image or folder")
+    files = list(scan(images).values())
+    if not files:
+        raise UserError(f"{images}: holds no images")
+    return images, files
+
+
+def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
+    """A palette image: pixel values are class indices, the palette has the classes' colours."""
+    image = Image.fromarray(label.numpy())
+    image.putpalette([value for color in classes.colors for value in color])
+    return image
+
+
+def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
+    """The image with each pixel half in the colour of its class; the background stays as it is."""
+    photo = image.permute(1, 2, 0).numpy().astype(np.float32)
+    color = np.array(classes.colors, dtype=np.float32)[label.numpy()]
+    share = np.full(label.shape, 0.5, dtype=np.float32)
+    if classes.background is not None:
+        share[label.numpy() == classes.background] = 0
+    mixed = photo + share[..., None] * (color - photo)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def make_predictor(
+    source: checkpoint.Checkpoint, method: SemiMethod, long_side: int | None, evaluate: EvaluateConfig, device: Device
+) -> Predictor:
+    """A predictor from a checkpoint and the method that it belongs to."""
+    runtime = Runtime(device)
+    network = load_method(source, method).to(runtime.device)
+    return Predictor(network, source.classes, long_side, evaluate, runtime, source.step)
+
+
+def _index_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.png")
+
+
+def _overlay_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}_overlay.jpg")

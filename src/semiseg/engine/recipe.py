@@ -1,0 +1,82 @@
+"""A complete, validated run: what `semiseg.config.load` makes of a YAML file and what the engine carries out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from semiseg import methods
+from semiseg.data.dataset import DataConfig
+from semiseg.engine import schedule
+from semiseg.engine.evaluate import Config as EvaluateConfig
+from semiseg.engine.runtime import Device, Precision
+from semiseg.method import MethodConfig, SemiMethod
+from semiseg.models import build
+from semiseg.rng import seeded
+from semiseg.types import ClassTable
+
+
+class EngineConfig(BaseModel):
+    """How long, how large, how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1)  # optimizer steps
+    batch_size: int = Field(16, ge=2)  # labelled images a step over all processes, and as many unlabelled ones
+    seed: int = Field(0, ge=0)
+    precision: Precision = "fp32"
+    device: Device = "auto"
+    log_every: int = Field(10, ge=1)  # steps
+    eval_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
+    save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
+    keep_checkpoints: int = Field(1, ge=1)  # newest ones kept, beside the best
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or max(1, self.steps // 10)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The five sections of a recipe."""
+
+    data: DataConfig
+    model: build.Config
+    method_name: str
+    method: MethodConfig
+    optim: schedule.Config
+    engine: EngineConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the sections in reading order; loading them gives an equal recipe."""
+        return {
+            "data": self.data.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+            "method": {"name": self.method_name, **self.method.model_dump(mode="json")},
+            "optim": self.optim.model_dump(mode="json"),
+            "engine": self.engine.model_dump(mode="json"),
+        }
+
+
+def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
+    """The method with its networks. Network number k starts from `seeded(seed, "init", k)`.
+
+    So methods that build their first network with the same model section start from the same weights.
+    """
+    built = 0
+
+    def build_model() -> build.Network:
+        nonlocal built
+        with seeded(recipe.engine.seed, "init", built):
+            network = build.build(recipe.model, len(classes))
+        built += 1
+        return network
+
+    return methods.load(recipe.method_name)(recipe.method, build_model, classes)

@@ -1,0 +1,105 @@
+"""How hard is an unlabelled image? The disagreement of student and teacher about it (iMAS, Sec. 3.2).
+
+All functions are batched, differentiate nothing, and never wait for the device.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from semiseg.types import Prediction
+
+
+def confusion(
+    first: Int[Tensor, "b h w"],
+    second: Int[Tensor, "b h w"],
+    num_classes: int,
+    valid: Bool[Tensor, "b h w"] | None = None,
+) -> Float[Tensor, "b c c"]:
+    """Per-image confusion matrix: entry [i, j, k] counts the pixels of image i that are j in `first`, k in `second`.
+
+    Labels must lie in [0, num_classes). Pixels that are not `valid` are not counted. Counts are exact below 2**24
+    pixels an image.
+    """
+    batch = first.shape[0]
+    cell = (first * num_classes + second).flatten(1).long()
+    weight = torch.ones((), device=cell.device) if valid is None else valid.flatten(1).float()
+    # scatter_add_ and not bincount: bincount looks for the largest value first, which makes a GPU wait.
+    counts = torch.zeros(batch, num_classes**2, device=cell.device)
+    return counts.scatter_add_(1, cell, weight.expand_as(cell)).view(batch, num_classes, num_classes)
+
+
+def weighted_iou(
+    matrix: Float[Tensor, "b c c"],
+    ignore_class: int | None = None,
+    all_ignored: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, " b"]:
+    """Class-weighted IoU of two label maps, weighted by the class frequencies of the first (wIoU in Eq. 7).
+
+    The paper leaves the weights undefined; they are the pixel frequencies of the reference map, the rows of `matrix`,
+    as in the authors' code (D12). It is not symmetric: `weighted_iou(m) != weighted_iou(m.mT)` in general.
+
+    Args:
+        matrix: per-image confusion, reference map in the rows.
+        ignore_class: class whose weight is 0 before normalisation, usually the background.
+        all_ignored: the value of an image whose reference map is all `ignore_class`, where the weighted mean is 0/0;
+            by default such an image falls back to counting every class (D13).
+
+    Returns:
+        one value in [0, 1] an image; 0 for an image without a single counted pixel.
+    """
+    intersection = matrix.diagonal(dim1=1, dim2=2)
+    rows, columns = matrix.sum(2), matrix.sum(1)
+    iou = intersection / (rows + columns - intersection).clamp(min=1)
+    weighted = _weighted_mean(iou, rows)
+    if ignore_class is None:
+        return weighted
+    kept = rows.clone()
+    kept[:, ignore_class] = 0
+    fallback = weighted if all_ignored is None else all_ignored
+    return torch.where(kept.sum(1) > 0, _weighted_mean(iou, kept), fallback)
+
+
+def _weighted_mean(value: Float[Tensor, "b c"], weight: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
+    return (value * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def confident_ratio(
+    prediction: Prediction, threshold: float, valid: Bool[Tensor, "b h w"] | None = None
+) -> Float[Tensor, " b"]:
+    """Share of an image's valid pixels that are predicted with at least `threshold` (rho in Eq. 5, 6)."""
+    confident = prediction.confidence >= threshold
+    if valid is None:
+        return confident.float().mean((1, 2))
+    return (confident & valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+def easiness(
+    student: Prediction,
+    teacher: Prediction,
+    confidence: float,  # tau
+    valid: Bool[Tensor, "b h w"] | None = None,
+    ignore_class: int | None = None,
+    all_ignored_is_hard: bool = False,
+) -> Float[Tensor, " b"]:
+    """1 - hardness of each image: the symmetric, class-weighted agreement of student and teacher (1 - Eq. 7).
+
+    Each wIoU is weighted by the class frequencies of the network whose confident ratio multiplies it (D14).
+
+    Args:
+        student: prediction on the weak view, eval mode (Eq. 5).
+        teacher: prediction on the same view, eval mode (Eq. 6).
+        confidence: tau, the probability from which a pixel counts as confident.
+        valid: False where the view was padded; such pixels count nowhere. None counts every pixel.
+        ignore_class: class left out of the class weights, None counts all.
+        all_ignored_is_hard: an image that is all `ignore_class` in one network's eyes gets agreement 0 from that side,
+            as in the authors' code (D13), instead of being compared over every class.
+
+    Returns:
+        easiness in [0, 1] for each image, fp32; the same when student and teacher are exchanged.
+    """
+    matrix = confusion(student.label, teacher.label, student.num_classes, valid)
+    all_ignored = torch.zeros((), device=matrix.device) if all_ignored_is_hard else None
+    by_student = weighted_iou(matrix, ignore_class, all_ignored) * confident_ratio(student, confidence, valid)
+    by_teacher = weighted_iou(matrix.mT, ignore_class, all_ignored) * confident_ratio(teacher, confidence, valid)
+    return (by_student + by_teacher) / 2

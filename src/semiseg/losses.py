@@ -1,0 +1,87 @@
+"""Losses on logits. All reduce in fp32 whatever the precision of the network, and none waits for the device."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from semiseg.types import IGNORE
+
+
+def cross_entropy(logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the labelled pixels of the batch (Eq. 3, over pixels that are not IGNORE: D19).
+
+    A batch without a labelled pixel has loss 0.
+    """
+    total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)
+
+
+def ohem_cross_entropy(
+    logits: Float[Tensor, "b c h w"],
+    label: Int[Tensor, "b h w"],
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the hard pixels of the batch (online hard example mining; iMAS on Cityscapes, D27).
+
+    A labelled pixel is hard when the probability of its class is at most `threshold`. When fewer than `min_kept` are,
+    the `min_kept` hardest count instead.
+    """
+    loss = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none").flatten()
+    labeled = (label != IGNORE).flatten()
+    probability = torch.where(labeled, torch.exp(-loss.detach()), 2.0)  # 2: after every labelled pixel when sorted
+    min_kept = min(min_kept, loss.numel())
+    kth_smallest = probability.kthvalue(min_kept).values if min_kept else probability.new_zeros(())
+    kept = labeled & (probability <= kth_smallest.clamp(min=threshold))
+    return torch.where(kept, loss, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def confident_cross_entropy(
+    logits: Float[Tensor, "b c h w"],
+    target: Int[Tensor, "b h w"],
+    confidence: Float[Tensor, "b h w"],
+    threshold: float,
+    valid: Bool[Tensor, "b h w"] | None = None,
+) -> Float[Tensor, " b"]:
+    """Per-image cross-entropy to pseudo-labels, where they are confident (the inner sum of Eq. 4 and Eq. 11).
+
+    Divides by all valid pixels, not by the confident ones, so an image that the teacher is unsure about counts less.
+
+    Args:
+        logits: the student's output on a perturbed view.
+        target: hard pseudo-labels of the teacher (D18).
+        confidence: the teacher's probability of `target`.
+        threshold: tau; pixels below it contribute 0.
+        valid: False where the view was padded; None counts every pixel.
+    """
+    loss = F.cross_entropy(logits.float(), target.long(), reduction="none")
+    counted = confidence >= threshold
+    if valid is None:
+        return torch.where(counted, loss, 0.0).mean((1, 2))
+    return torch.where(counted & valid, loss, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+class LabeledLoss(BaseModel):
+    """The loss on labelled pixels that a recipe asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given
+    min_kept: int | None = Field(None, ge=1)  # of ohem; 100,000 px a batch if not given
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "LabeledLoss":
+        if self.kind != "ohem" and (self.threshold is not None or self.min_kept is not None):
+            raise ValueError("threshold and min_kept belong to kind: ohem; remove them or choose it")
+        return self
+
+    def __call__(self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        if self.kind == "cross_entropy":
+            return cross_entropy(logits, label)
+        return ohem_cross_entropy(logits, label, self.threshold or 0.7, self.min_kept or 100_000)

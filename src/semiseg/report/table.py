@@ -1,0 +1,58 @@
+"""A table of runs: last and best mIoU and the IoU of each class."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from semiseg.runs import Run
+
+
+def class_names(run: Run) -> list[str]:
+    """Names of the classes that a run was trained for, as its newest checkpoint says."""
+    newest = sorted(run.checkpoints.glob("*-*/state.json"))[-1]
+    return json.loads(newest.read_text(encoding="utf-8"))["classes"]["names"]
+
+
+def seconds(run: Run) -> float:
+    """Training time, evaluations left out: images seen over images a second, summed over the records."""
+    total, before = 0.0, 0
+    for record in run.metrics("train"):
+        total += (record["step"] - before) * record["images_per_step"] / record["images_per_second"]
+        before = record["step"]
+    return total
+
+
+def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
+    """One column a run: last and best mIoU (with its step), IoU of each class at the last evaluation, seconds."""
+    table = Table("", *runs, title="mIoU and IoU in %, on the validation images")
+    last = {name: run.last() for name, run in runs.items()}
+    best = {name: run.best() for name, run in runs.items()}
+    table.add_row("mIoU, last", *(f"[bold]{percent(record and record['miou'])}" for record in last.values()))
+    table.add_row(
+        "mIoU, best (step)",
+        *(f"{percent(r['miou'])} ({r['step']})" if r else "-" for r in best.values()),
+        end_section=True,
+    )
+    for index, name in enumerate(classes):
+        table.add_row(name, *(percent(record and record["iou"][index]) for record in last.values()))
+    table.add_section()
+    table.add_row("training, s", *(f"{seconds(run):.0f}" for run in runs.values()))
+    return table
+
+
+def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], classes: Sequence[str]) -> Table:
+    """IoU of each class, mIoU and accuracy of one evaluation."""
+    table = Table("class", "IoU, %")
+    for name, value in zip(classes, iou, strict=True):
+        table.add_row(name, percent(value))
+    table.add_section()
+    table.add_row("[bold]mIoU", f"[bold]{percent(miou)}")
+    table.add_row("pixel accuracy", percent(accuracy))
+    return table
+
+
+def percent(value: Any) -> str:
+    """A share in per cent with two decimals; a dash for a class that occurs nowhere."""
+    return "-" if value is None or value != value else f"{100 * value:.2f}"

@@ -1,0 +1,120 @@
+"""The run directory: everything that a run leaves behind, as files that other programs can read.
+
+config.yaml        the complete recipe; itself a valid recipe
+environment.json   versions, machine, command, commit, labels and partition hash
+metrics.jsonl      one line a record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
+hardness.csv       step,index,hardness of every unlabelled image that was looked at (iMAS, Fig. 3c)
+unlabeled.txt      name of unlabelled image `index`, one a line, from 0
+checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Creating the object touches nothing on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete recipe."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
+        """Makes a new run directory.
+
+        Raises:
+            UserError: the directory exists and holds something already.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config)
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
+        (self.path / "metrics.jsonl").touch()
+        (self.path / "hardness.csv").write_text("step,index,hardness\n", encoding="utf-8")
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def open(self) -> "Run":
+        """This run, if there is one.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.exists():
+            raise UserError(f"{self.path}: is not a run directory (it has no config.yaml); name one that train made")
+        return self
+
+    def environment(self) -> dict[str, Any]:
+        """What stands in environment.json."""
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a record to the metrics."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def log_hardness(self, rows: Iterable[tuple[int, int, float]]) -> None:
+        """Appends (step, index, hardness) rows to the hardness history."""
+        with (self.path / "hardness.csv").open("a", encoding="utf-8") as file:
+            file.writelines(f"{step},{index},{hardness:.4f}\n" for step, index, hardness in rows)
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """The records of one kind, in the order of their steps."""
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
+            return [record for line in file if (record := json.loads(line))["kind"] == kind]
+
+    def hardness(self) -> Iterator[tuple[int, str, float]]:
+        """(step, image name, hardness) over the course of training."""
+        names = (self.path / "unlabeled.txt").read_text(encoding="utf-8").splitlines()
+        with (self.path / "hardness.csv").open(encoding="utf-8") as file:
+            next(file)
+            for line in file:
+                step, index, hardness = line.split(",")
+                yield int(step), names[int(index)], float(hardness)
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""
+        metrics, hardness = self.path / "metrics.jsonl", self.path / "hardness.csv"
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomically(metrics, "".join(kept))
+        header, *rows = hardness.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        write_atomically(hardness, "".join([header, *kept]))
+
+    def last(self) -> dict[str, Any] | None:
+        """The newest validation record."""
+        return next(iter(self.metrics("val")[-1:]), None)
+
+    def best(self) -> dict[str, Any] | None:
+        """The validation record with the highest mIoU, the earlier of equals."""
+        return max(self.metrics("val"), key=lambda record: (record["miou"], -record["step"]), default=None)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or nothing: aside, synced, then renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

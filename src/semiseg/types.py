@@ -1,0 +1,124 @@
+"""The values that pass between the rooms of the house."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from semiseg.rng import fold_in
+
+IGNORE = 255  # label of pixels that count nowhere: unlabelled, void, or padded
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a dataset: class index i is `names[i]`.
+
+    Attributes:
+        names: one name a class.
+        colors: one RGB triple (0-255) a class, for palettes and overlays.
+        background: index of the class that means "nothing of interest", None where there is no such class. Class 0 is
+            not assumed to be one.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    background: int | None = None
+
+    @classmethod
+    def of(cls, names: list[str] | tuple[str, ...], background: int | None = None) -> "ClassTable":
+        """A table with the palette of PASCAL VOC, which keeps neighbouring indices apart."""
+        return cls(tuple(names), tuple(voc_color(i) for i in range(len(names))), background)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """RGB of class `index` in the palette of PASCAL VOC: its bits, dealt to R, G, B in turn, fill them from the top."""
+    red = green = blue = 0
+    for shift in range(7, -1, -1):
+        red |= (index & 1) << shift
+        green |= (index >> 1 & 1) << shift
+        blue |= (index >> 2 & 1) << shift
+        index >>= 3
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of an encoder's input, per channel, for images in [0, 1]."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Normalised fp32 images from uint8 ones."""
+        mean = torch.tensor(self.mean, device=image.device)[:, None, None]
+        std = torch.tensor(self.std, device=image.device)[:, None, None]
+        return (image.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """What the loader's workers make: uint8 on the CPU, geometry done, photometry not."""
+
+    image: UInt8[Tensor, "b 3 h w"]
+    label: UInt8[Tensor, "b h w"]  # class index, or IGNORE
+    weak: UInt8[Tensor, "u 3 h w"]
+    valid: Bool[Tensor, "u h w"]  # False where the crop was padded
+    labeled_index: Int[Tensor, " b"]  # positions in the labelled list
+    index: Int[Tensor, " u"]  # positions in the unlabelled pool
+
+    def to(self, device: torch.device) -> "LoadedBatch":
+        """The same batch on `device`."""
+        return LoadedBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
+    def pin_memory(self) -> "LoadedBatch":
+        """The same batch in pinned memory (called by the DataLoader)."""
+        return LoadedBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class SemiBatch:
+    """What a method sees, on the device. `u` is 0 for methods that do not look at unlabelled images."""
+
+    image: Float[Tensor, "b 3 h w"]  # labelled, weakly augmented, normalised
+    label: Int[Tensor, "b h w"]  # class index, IGNORE where unlabelled or padded
+    weak: Float[Tensor, "u 3 h w"]  # unlabelled, weakly augmented, normalised
+    strong: tuple[Float[Tensor, "u 3 h w"], ...]  # as many as the method's Views ask for, pixel-aligned with weak
+    valid: Bool[Tensor, "u h w"]  # False where the crop was padded
+    index: Int[Tensor, " u"]  # position in the unlabelled pool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hard prediction of a network, with the probability it gives it."""
+
+    label: Int[Tensor, "b h w"]  # argmax class
+    confidence: Float[Tensor, "b h w"]  # its probability, fp32
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step of a method yields. Everything but `total` is detached and stays on the device."""
+
+    total: Float[Tensor, ""]
+    scalars: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # for the progress bar and the metrics file
+    hardness: Float[Tensor, " u"] | None = None  # gamma of Eq. 7, per unlabelled image of the batch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in the run a step is, and the randomness that belongs to it."""
+
+    step: int
+    num_steps: int
+    seed: int = 0
+    rank: int = 0
+
+    def generator(self, *where: int | str) -> torch.Generator:
+        """The generator of this step for the purpose `where`."""
+        return fold_in(self.seed, *where, self.step, self.rank)

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.data import folder as layout
+from semiseg.data.check import check
+from semiseg.errors import UserError
+
+
+def run(root: Path, full: bool = True, **settings) -> list[str]:
+    config = layout.Config(**({"root": root, "crop": 16} | settings))
+    return check(layout.load(config), config, full)
+
+
+def refused(root: Path, full: bool = True, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        run(root, full, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_to_say_about_sound_data(folder):
+    assert run(folder) == []
+
+
+@pytest.mark.parametrize("name", ["images/00.png", "masks/00.png", "images/07.png", "masks/07.png", "images/11.png"])
+def test_a_broken_file_is_named(folder, name):
+    (folder / name).write_bytes((folder / name).read_bytes()[:45])
+    assert refused(folder).startswith(f"{folder / name}: not a readable image")
+
+
+def test_the_first_of_several_errors_and_their_number(folder):
+    for name in ("08", "10", "11"):
+        (folder / f"images/{name}.png").write_bytes(b"")
+    message = refused(folder)
+    assert message.startswith(f"{folder / 'images/08.png'}: ")
+    assert message.endswith("(and 2 more)")
+
+
+def test_heads_only(folder, write):
+    png = (folder / "images/11.png").read_bytes()
+    write("images/11.png", png[:45])  # the head is whole
+    assert run(folder, full=False) == []
+    write("images/11.png", b"no image")
+    assert "images/11.png" in refused(folder, full=False)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.zeros((24, 20), np.uint8), "20x24 px"),
+        (np.full((20, 24), 99, np.uint8), "holds 99"),
+        (np.zeros((20, 24, 3), np.uint8), "colour image"),
+    ],
+)
+@pytest.mark.parametrize("number", ["00", "07"])
+def test_masks_that_do_not_fit(folder, write, mask, says, number):
+    path = write(f"masks/{number}.png", mask)
+    message = refused(folder)
+    assert message.startswith(str(path))
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"crop": 41}, "use 40 or less"),
+        ({"crop": (30, 49)}, "use [30, 48] or less"),
+        ({"crop": (41, 30)}, "use [40, 30] or less"),
+        ({"crop": 21, "scale": (0.5, 1.0)}, "use 20 or less"),
+        ({"crop": 28, "long_side": 16}, "use 26 or less"),
+    ],
+)
+def test_a_crop_that_nothing_fills(folder, settings, remedy):
+    message = refused(folder, **settings)
+    assert message.startswith(f"data.crop: {settings['crop']} ")
+    assert remedy in message
+
+
+@pytest.mark.parametrize("settings", [{"crop": 40}, {"crop": (40, 48)}, {"crop": 26, "long_side": 16}])
+def test_the_crop_that_works(folder, settings):
+    assert run(folder, **settings) == []
+
+
+def test_one_large_image_is_enough(folder, write, ramp):
+    write("images/11.png", np.zeros((100, 100, 3), np.uint8))
+    assert run(folder, crop=200) == []
+
+
+def test_a_tall_and_a_wide_image_do_not_fill_a_square(folder, write):
+    write("images/10.png", np.zeros((100, 10, 3), np.uint8))
+    write("images/11.png", np.zeros((10, 100, 3), np.uint8))
+    assert "use 40 or less" in refused(folder, crop=90)
+
+
+def test_oddities_are_returned(folder, write):
+    for number in range(8):
+        write(f"masks/{number:02}.png", np.where(np.arange(24) < 20, 5, 255).astype(np.uint8)[None].repeat(20, 0))
+    labeled = layout.load(layout.Config(root=folder)).labeled
+    write(f"masks/{labeled[2].name}.png", np.full((20, 24), 255, np.uint8))
+    for number in range(8, 12):
+        (folder / f"images/{number:02}.png").unlink()
+    absent, ignored, pool = run(folder)
+    assert "c0, c1, c2, c3, c4, c6" in absent
+    assert "c5," not in absent
+    assert "1 labelled masks" in ignored
+    assert str(labeled[2].mask) in ignored
+    assert "no unlabelled images" in pool
+
+
+@pytest.fixture
+def black_and_white(folder, write):
+    write("classes.txt", "background\nroad\n")
+    for number in range(8):
+        write(f"masks/{number:02}.png", np.where(np.arange(24) < 12, 0, 255).astype(np.uint8)[None].repeat(20, 0))
+    return folder
+
+
+def test_black_and_white_masks_are_explained(black_and_white):
+    message = refused(black_and_white)
+    assert "data.values: {255: 1}" in message
+    assert "road" in message
+    assert run(black_and_white, values={255: 1}) == []
+
+
+def test_void_borders_in_a_two_class_dataset_are_fine(black_and_white, write):
+    labeled = layout.load(layout.Config(root=black_and_white)).labeled
+    write(f"masks/{labeled[0].name}.png", np.ones((20, 24), np.uint8))
+    assert run(black_and_white) == []

@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+
+from semiseg.data.catalog import Catalog, scan
+from semiseg.data.dataset import Sample
+from semiseg.data.lists import assemble, read_list, rest
+from semiseg.errors import UserError
+from semiseg.types import ClassTable
+
+CLASSES = ClassTable.of(("a", "b"))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    names = ["2007_000032", "2007_000033", "train/0001TP_006810", "test/0001TP_006810", "my photo", "my photo 2", "x.y"]
+    samples = [Sample(name, tmp_path / f"JPEGImages/{name}.jpg", tmp_path / f"own/{name}.png") for name in names]
+    (tmp_path / "SegmentationClassAug").mkdir()
+    (tmp_path / "SegmentationClassAug/2007_000032.png").touch()
+    return Catalog(tmp_path, samples)
+
+
+def names_in(text: str, catalog: Catalog, listed_masks: bool = True) -> list[str]:
+    path = catalog.root / "list.txt"
+    path.write_bytes(text.encode())
+    return [sample.name for sample in read_list(path, catalog, listed_masks, "data.labeled")]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("2007_000032", "2007_000032"),
+        ("2007_000032.jpg", "2007_000032"),
+        ("2007_000032.png", "2007_000032"),
+        ("JPEGImages/2007_000032.jpg", "2007_000032"),
+        ("/JPEGImages/2007_000032.jpg", "2007_000032"),
+        ("./JPEGImages/2007_000032.jpg", "2007_000032"),
+        ("JPEGImages\\2007_000032.jpg", "2007_000032"),
+        ("  2007_000032\t", "2007_000032"),
+        ("JPEGImages/2007_000032.jpg SegmentationClassAug/2007_000032.png", "2007_000032"),
+        ("/JPEGImages/2007_000032.jpg\t/SegmentationClassAug/2007_000032.png", "2007_000032"),
+        ("train/0001TP_006810", "train/0001TP_006810"),
+        ("train/0001TP_006810.jpg", "train/0001TP_006810"),
+        ("my photo", "my photo"),
+        ("my photo.jpg", "my photo"),
+        ("my photo 2", "my photo 2"),
+        ("my photo SegmentationClassAug/2007_000032.png", "my photo"),
+        ("x.y", "x.y"),
+        ("x.y.jpg", "x.y"),
+    ],
+)
+def test_every_way_to_write_an_id(catalog, line, name):
+    assert names_in(line, catalog) == [name]
+
+
+def test_absolute_paths_below_the_root(catalog):
+    line = f"{catalog.root}/JPEGImages/2007_000032.jpg {catalog.root}/SegmentationClassAug/2007_000032.png"
+    assert names_in(line, catalog) == ["2007_000032"]
+
+
+def test_crlf_blank_lines_and_byte_order_mark(catalog):
+    assert names_in("\ufeff2007_000033\r\n\r\n  \r\n2007_000032\r\n", catalog) == ["2007_000033", "2007_000032"]
+
+
+@pytest.mark.parametrize(("listed", "folder"), [(True, "SegmentationClassAug"), (False, "own")])
+def test_a_listed_mask_counts_only_where_it_should(catalog, tmp_path, listed, folder):
+    path = tmp_path / "list.txt"
+    path.write_text("JPEGImages/2007_000032.jpg SegmentationClassAug/2007_000032.png\n")
+    (sample,) = read_list(path, catalog, listed, "data.labeled")
+    assert sample.mask == tmp_path / folder / "2007_000032.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ("list.txt", "data.labeled is empty")),
+        ("\n \n", ("list.txt", "data.labeled is empty")),
+        ("2007_000032\n2007_000034\n", ("list.txt:2", "no image '2007_000034'", "did you mean '2007_00003")),
+        ("JPEGImages/2007_000034.jpg a.png\n", ("list.txt:1", "2007_000034", "did you mean '2007_00003")),
+        ("zzzzzz", ("list.txt:1", "no image 'zzzzzz'", "ids are paths below the image folder")),
+        ("2007_000032\n\nJPEGImages/2007_000032.jpg", ("list.txt:3", "'2007_000032' is on line 1 already")),
+        ("0001TP_006810", ("list.txt:1", "train/0001TP_006810", "test/0001TP_006810", "write the longer path")),
+        ("../secret.jpg", ("list.txt:1", "leaves data.root")),
+        ("2007_000032 ../../secret.png", ("list.txt:1", "leaves data.root")),
+        ("2007_000032 masks/none.png", ("list.txt:1", "no mask 'masks/none.png'", "remove the second column")),
+        ("2007_000032 /etc/hostname", ("list.txt:1", "no mask '/etc/hostname'")),
+    ],
+)
+def test_what_is_wrong_with_a_list(catalog, text, says):
+    with pytest.raises(UserError) as caught:
+        names_in(text, catalog)
+    assert "\n" not in str(caught.value)
+    for part in says:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00x"])
+def test_a_list_that_cannot_be_read(catalog, tmp_path, content):
+    path = tmp_path / "splits.txt"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_list(path, catalog, True, "data.val")
+    assert str(path) in str(caught.value)
+    assert "data.val" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def samples(*names: str, masks: bool = True) -> tuple[Sample, ...]:
+    return tuple(Sample(name, Path(name), Path(name) if masks else None) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "val", "says"),
+    [
+        (samples("a", "b"), samples("b", "c"), samples("d"), ("data.labeled and data.unlabeled share 'b'", "leave")),
+        (samples("a", "b"), samples("c"), samples("b"), ("data.labeled and data.val share 'b'",)),
+        (samples("a"), samples("c", "d"), samples("d", "c"), ("data.unlabeled and data.val share 'd' (2 images",)),
+        (samples("a", masks=False), samples("c"), samples("d"), ("data.labeled: 'a' has no mask", "the remedy")),
+        (samples("a"), samples("c"), samples("d", "e", masks=False), ("data.val: 'd' has no mask (2 images",)),
+        (samples("a"), samples("c"), (), ("data.val: no image",)),
+        ((), samples("c"), samples("d"), ("data.labeled: no image",)),
+    ],
+)
+def test_lists_that_make_no_dataset(labeled, unlabeled, val, says):
+    with pytest.raises(UserError) as caught:
+        assemble(labeled, unlabeled, val, CLASSES, None, "the remedy")
+    assert "\n" not in str(caught.value)
+    for part in says:
+        assert part in str(caught.value)
+
+
+def test_unlabelled_images_need_no_mask_and_no_images_at_all():
+    dataset = assemble(samples("a"), samples("b", masks=False), samples("c"), CLASSES, None, "")
+    assert [sample.name for sample in dataset.unlabeled] == ["b"]
+    assert assemble(samples("a"), (), samples("c"), CLASSES, None, "").unlabeled == ()
+
+
+def test_rest_leaves_out_what_is_taken():
+    assert rest(samples("a", "b", "c"), samples("b"), None, samples("z")) == samples("a", "c")
+
+
+def test_scan_finds_images_at_every_depth_and_nothing_else(tmp_path):
+    for name in ["b.JPG", "a/c.tiff", "a/.hidden.png", "notes.txt", "a/d.e.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(scan(tmp_path)) == ["a/c", "a/d.e", "b"]
+
+
+def test_scan_refuses_two_images_of_one_name(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="has the same name as a"):
+        scan(tmp_path)

@@ -1,0 +1,173 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from semiseg.data import folder as layout
+from semiseg.data.dataset import Dataset
+from semiseg.data.loader import eval_loader, train_loader
+from semiseg.errors import UserError
+from semiseg.types import IGNORE, LoadedBatch
+
+
+@pytest.fixture
+def config(folder: Path) -> layout.Config:
+    return layout.Config(root=folder, crop=16, workers=0)  # 6 labelled, 4 unlabelled, 2 val
+
+
+@pytest.fixture
+def dataset(config: layout.Config) -> Dataset:
+    return layout.load(config)
+
+
+def batches(dataset: Dataset, config: layout.Config, **changes) -> list[LoadedBatch]:
+    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 6} | changes
+    return list(train_loader(dataset, config, **settings))
+
+
+def assert_equal(ours: list[LoadedBatch], theirs: list[LoadedBatch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        for name, tensor in vars(one).items():
+            assert torch.equal(tensor, getattr(other, name)), name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(dataset, config, workers):
+    changed = config.model_copy(update={"workers": workers})
+    assert_equal(batches(dataset, changed), batches(dataset, config))
+
+
+def test_resuming_equals_not_stopping(dataset, config):
+    assert_equal(batches(dataset, config, start=4), batches(dataset, config)[4:])
+
+
+def test_two_ranks_make_the_images_of_one(dataset, config):
+    ranks = [batches(dataset, config, batch_size=2, world_size=2, rank=rank) for rank in range(2)]
+    joined = [
+        LoadedBatch(**{name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)})
+        for one, two in zip(*ranks, strict=True)
+    ]
+    assert_equal(joined, batches(dataset, config, batch_size=4))
+
+
+def test_seeds_differ_and_streams_differ(dataset, config):
+    one, other = batches(dataset, config, seed=0), batches(dataset, config, seed=1)
+    assert [b.labeled_index.tolist() for b in one] != [b.labeled_index.tolist() for b in other]
+    assert [b.index.tolist() for b in one] != [b.index.tolist() for b in other]
+    # the authors' code pairs labelled slot k with unlabelled slot k for ever (D36)
+    same = replace(dataset, unlabeled=dataset.labeled)
+    batch = batches(same, config, batch_size=6, num_steps=1)[0]
+    assert batch.labeled_index.tolist() != batch.index.tolist()
+    assert not torch.equal(batch.image, batch.weak)
+
+
+def test_every_image_comes_once_a_round(dataset, config):
+    steps = batches(dataset, config, num_steps=6)  # 24 turns: 4 rounds of 6 labelled, 6 rounds of 4 unlabelled
+    labeled = torch.cat([batch.labeled_index for batch in steps]).view(-1, 6)
+    pool = torch.cat([batch.index for batch in steps]).view(-1, 4)
+    assert all(sorted(lap) == list(range(6)) for lap in labeled.tolist())
+    assert all(sorted(lap) == list(range(4)) for lap in pool.tolist())
+    assert len({tuple(lap) for lap in labeled.tolist()}) > 1  # a new order every round
+
+
+def test_indices_say_which_image_it_is(dataset, config):
+    plain = config.model_copy(update={"scale": (1.0, 1.0)})
+    for batch in batches(dataset, plain):
+        for images, indices, samples in (
+            (batch.image, batch.labeled_index, dataset.labeled),
+            (batch.weak, batch.index, dataset.unlabeled),
+        ):
+            for image, index in zip(images, indices.tolist(), strict=True):
+                assert (image[2] == int(samples[index].name)).all()  # blue is the number of the image
+
+
+def test_images_and_labels_are_aligned(dataset, config):
+    for batch in batches(dataset, config):
+        inner = (batch.label > 1) & (batch.label < 22)
+        inner[:, [0, -1]] = inner[..., [0, -1]] = False
+        assert inner.any()
+        assert ((batch.image[:, 0].int() - 8 * batch.label.int()).abs()[inner] <= 6).all()
+
+
+def test_a_batch_longer_than_the_list_wraps_around(dataset, config):
+    batch = batches(dataset, config, batch_size=9, num_steps=1)[0]
+    assert batch.image.shape == (9, 3, 16, 16)
+    assert set(Counter(batch.labeled_index.tolist()).values()) == {1, 2}
+    assert max(Counter(batch.index.tolist()).values()) == 3
+    twice = [n for n, index in enumerate(batch.labeled_index.tolist()) if index == batch.labeled_index[-1]]
+    assert not torch.equal(batch.image[twice[0]], batch.image[twice[1]])  # augmented anew
+
+
+def test_padding_is_marked(dataset, config):
+    large = config.model_copy(update={"crop": (60, 40)})
+    batch = batches(dataset, large, num_steps=1)[0]
+    assert batch.weak.shape == (4, 3, 60, 40)
+    assert not batch.valid.all()
+    assert (batch.label == IGNORE).any()
+    assert (batch.weak[:, 0][~batch.valid] == 124).all()
+
+
+def test_long_side_comes_before_the_scale(dataset, config):
+    small = config.model_copy(update={"long_side": 12, "scale": (1.0, 1.0), "crop": (10, 12), "flip": 0.0})
+    batch = batches(dataset, small, num_steps=1)[0]
+    assert batch.valid.all()  # 20x24 became 10x12
+    assert batch.label[0, 0].tolist() == list(range(1, 24, 2))
+
+
+def test_without_unlabelled_images(dataset, config):
+    batch = batches(replace(dataset, unlabeled=()), config, unlabeled=False, num_steps=1)[0]
+    assert batch.weak.shape == (0, 3, 16, 16)
+    assert batch.valid.shape == (0, 16, 16)
+    assert batch.index.shape == (0,)
+    assert_equal([batch], [replace(batches(dataset, config, unlabeled=False, num_steps=1)[0])])
+
+
+def test_a_method_that_needs_unlabelled_images_is_told_so_at_once(dataset, config):
+    with pytest.raises(UserError, match=r"^data\.unlabeled: "):
+        train_loader(replace(dataset, unlabeled=()), config, batch_size=1, unlabeled=True, seed=0, start=0, num_steps=1)
+
+
+def test_masks_of_unlabelled_images_are_not_read(dataset, config, folder):
+    (folder / "masks/09.png").write_bytes(b"no image")
+    pool = tuple(replace(sample, mask=folder / "masks/09.png") for sample in dataset.unlabeled)
+    assert_equal(batches(replace(dataset, unlabeled=pool), config), batches(dataset, config))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_workers_arrive_in_one_line(dataset, config, workers):
+    dataset.unlabeled[0].image.write_bytes(b"no image")
+    dataset.val[0].image.unlink()
+    changed = config.model_copy(update={"workers": workers})
+    with pytest.raises(UserError) as caught:
+        batches(dataset, changed)
+    assert str(caught.value).startswith(f"{dataset.unlabeled[0].image}: not a readable image")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        list(eval_loader(dataset.val, dataset, changed, batch_size=2))
+    assert str(caught.value) == f"{dataset.val[0].image}: no such file"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_sees_every_sample_once(dataset, config, world_size, batch_size):
+    samples = dataset.labeled[:4]
+    loaders = [
+        eval_loader(samples, dataset, config, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for _ in range(2):  # a loader can be used again
+        lists = [items for loader in loaders for items in loader]
+        assert sorted(item.index for items in lists for item in items) == [0, 1, 2, 3]
+        assert all(1 <= len(items) <= batch_size for items in lists)
+
+
+def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config):
+    small = config.model_copy(update={"long_side": 16})
+    (items,) = eval_loader(dataset.val, dataset, small, batch_size=8)
+    for item, sample in zip(items, dataset.val, strict=True):
+        assert item.image.shape == (3, 13, 16)
+        assert (item.image[2] == int(sample.name)).all()
+        assert item.mask.tolist() == [list(range(24))] * 20

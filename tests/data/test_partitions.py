@@ -1,0 +1,141 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semiseg.data import folder as layout
+from semiseg.data.dataset import Sample
+from semiseg.data.partitions import (
+    class_presence,
+    nested_partitions,
+    partition_hash,
+    published_name,
+    write_partitions,
+)
+from semiseg.errors import UserError
+
+class_sets = st.lists(st.frozensets(st.integers(0, 6), max_size=4), min_size=1, max_size=40)
+
+
+def pool(sets: list[frozenset[int]]) -> tuple[list[Sample], dict[str, frozenset[int]]]:
+    samples = [Sample(f"{number:03}", Path(), Path()) for number in range(len(sets))]
+    return samples, {sample.name: present for sample, present in zip(samples, sets, strict=True)}
+
+
+def test_hash_of_a_list_by_hand():
+    ids = ["2007_000032", "2007_000039", "2007_000063"]
+    assert partition_hash(ids) == "818cc0fc52ab"
+    assert partition_hash(ids) == hashlib.sha256(b"2007_000032\n2007_000039\n2007_000063").hexdigest()[:12]
+    assert partition_hash(reversed(ids)) == partition_hash(ids)
+    assert partition_hash(ids[:2]) != partition_hash(ids)
+
+
+@pytest.mark.parametrize(
+    ("digest", "name"),
+    [
+        ("124b0aab2fcd", "VOC classic 92"),
+        ("baa85754594f", "VOC blended 662 (random, CPS)"),
+        ("f20f7c7dea9c", "Cityscapes 186 (U2PL)"),
+        ("000000000000", None),
+    ],
+)
+def test_published_names(digest, name):
+    assert published_name(digest) == name
+
+
+def test_class_presence_reads_masks(folder, write):
+    write("masks/03.png", np.where(np.arange(24) < 12, 7, 255).astype(np.uint8)[None].repeat(20, 0))
+    samples = [Sample(n, folder / f"images/{n}.png", folder / f"masks/{n}.png") for n in ("02", "03")]
+    assert class_presence(samples, 24, None) == {"02": frozenset(range(24)), "03": frozenset({7})}
+    assert class_presence(samples[1:], 24, {7: 2}) == {"03": frozenset({2})}
+
+
+@given(sets=class_sets, seed=st.integers(0, 99), data=st.data())
+def test_partitions_are_nested_and_show_every_class(sets, seed, data):
+    samples, present = pool(sets)
+    counts = data.draw(st.lists(st.integers(1, len(sets)), min_size=1, max_size=4))
+    partitions = nested_partitions(samples, present, counts, seed)
+    assert list(partitions) == sorted(set(counts))
+    occurring = frozenset().union(*sets)
+    smaller: set[str] = set()
+    for size, chosen in partitions.items():
+        names = {sample.name for sample in chosen}
+        assert len(names) == len(chosen) == size
+        assert smaller <= names
+        smaller = names
+        shown = frozenset().union(*(present[name] for name in names))
+        # every image shows a new class until none is left, and the first shows as many as an image can
+        assert len(shown) >= min(len(occurring), max(map(len, sets)) + size - 1)
+        if size >= len(occurring):
+            assert shown == occurring
+
+
+@given(sets=class_sets, seed=st.integers(0, 99), order=st.randoms(use_true_random=False))
+def test_partitions_do_not_depend_on_the_order_of_the_pool(sets, seed, order):
+    samples, present = pool(sets)
+    shuffled = list(samples)
+    order.shuffle(shuffled)
+    counts = [1, len(sets)]
+    assert nested_partitions(samples, present, counts, seed) == nested_partitions(shuffled, present, counts, seed)
+
+
+def test_partitions_depend_on_the_seed_and_not_on_the_other_sizes():
+    samples, present = pool([frozenset({n % 3}) for n in range(30)])
+    ten = nested_partitions(samples, present, [10], seed=0)[10]
+    assert nested_partitions(samples, present, [5, 10, 20], seed=0)[10] == ten
+    assert nested_partitions(samples, present, [10], seed=1)[10] != ten
+
+
+def test_a_rare_class_is_in_the_smallest_partition():
+    samples, present = pool([frozenset({0, 1})] * 99 + [frozenset({2})])
+    for seed in range(5):
+        assert "099" in {sample.name for sample in nested_partitions(samples, present, [2, 50], seed)[2]}
+
+
+def test_sizes_by_fraction():
+    samples, present = pool([frozenset({0})] * 40)
+    assert list(nested_partitions(samples, present, [0.5, 1 / 16, 0.001, 7, 40], seed=0)) == [1, 2, 7, 20, 40]
+
+
+@pytest.mark.parametrize("count", [0, -1, 41, 1.5e9])
+def test_sizes_that_cannot_be(count):
+    samples, present = pool([frozenset({0})] * 40)
+    with pytest.raises(UserError, match="between 1 and the 40 images"):
+        nested_partitions(samples, present, [3, count], seed=0)
+
+
+def test_written_partitions_are_read_back(folder):
+    config = layout.Config(root=folder)
+    dataset = layout.load(config)
+    train = dataset.labeled + dataset.unlabeled
+    present = class_presence(dataset.labeled, 24, None)
+    partitions = nested_partitions(dataset.labeled, present, [2, 4], seed=0)
+    paths = write_partitions(folder / "splits/new", train, partitions)
+    assert [path.name for path in paths] == ["labeled_2.txt", "unlabeled_2.txt", "labeled_4.txt", "unlabeled_4.txt"]
+    (folder / "val.txt").write_text("".join(f"{sample.name}\n" for sample in dataset.val))
+    lists = {"labeled": "splits/new/labeled_2.txt", "unlabeled": "splits/new/unlabeled_2.txt", "val": "val.txt"}
+    again = layout.load(layout.Config(root=folder, **lists))
+    assert again.labeled == partitions[2]
+    assert len(again.unlabeled) == 8
+    assert again.val == dataset.val
+
+
+def test_existing_files_are_never_overwritten(folder):
+    samples, present = pool([frozenset({0})] * 3)
+    partitions = nested_partitions(samples, present, [1, 3], seed=0)
+    (folder / "unlabeled_1.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"unlabeled_1\.txt: exists already") as caught:
+        write_partitions(folder, samples, partitions)
+    assert "\n" not in str(caught.value)
+    assert (folder / "unlabeled_1.txt").read_text() == "mine"
+    assert not (folder / "labeled_1.txt").exists()
+    assert not (folder / "labeled_3.txt").exists()
+
+
+def test_a_partition_of_everything_leaves_no_list_of_the_rest(folder):
+    samples, present = pool([frozenset({0})] * 3)
+    paths = write_partitions(folder, samples, nested_partitions(samples, present, [3], seed=0))
+    assert [path.name for path in paths] == ["labeled_3.txt"]

@@ -1,0 +1,207 @@
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from semiseg.data.dataset import Sample
+from semiseg.data.read import fit, read_image, read_mask, read_pair, read_size, resize_image, resize_mask
+from semiseg.errors import UserError
+from semiseg.types import IGNORE
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+def test_rgb_file_is_read_as_it_is(write):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    image = read_image(write("a.png", pixels))
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("grey.png", Image.fromarray(GREY)),
+        ("palette.png", Image.fromarray(GREY).convert("RGB").quantize(256)),
+        ("rgba.png", Image.merge("RGBA", [Image.fromarray(GREY)] * 3 + [Image.new("L", (4, 3), 7)])),
+        ("la.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (4, 3), 7)])),
+        ("16bit.png", Image.fromarray(GREY.astype(np.uint16) * 256 + 99)),
+        ("32bit.tif", Image.fromarray(GREY.astype(np.int32) * 256 + 99)),
+    ],
+)
+def test_every_kind_of_file_becomes_rgb(tmp_path, name, picture):
+    picture.save(tmp_path / name)
+    image = read_image(tmp_path / name)
+    assert torch.equal(image, torch.from_numpy(GREY).expand(3, -1, -1))
+
+
+def test_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
+    picture = Image.fromarray(GREY).convert("P")
+    picture.save(tmp_path / "a.png", transparency=bytes([0] * 5 + [255] * 251))
+    assert read_image(tmp_path / "a.png").shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_image_and_size(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png", exif=exif)
+    upright = {
+        1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1],
+        5: GREY.T, 6: np.rot90(GREY, -1), 7: GREY[::-1, ::-1].T, 8: np.rot90(GREY),
+    }[orientation]  # fmt: skip
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(image[0].numpy(), upright)
+    assert read_size(tmp_path / "a.png") == upright.shape
+
+
+def test_mask_keeps_indices_not_colours(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2, IGNORE]], dtype=np.uint8)).convert("P")
+    picture.putpalette([9, 9, 9] * 256)
+    picture.save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", 3, None).tolist() == [[0, 1, 2, IGNORE]]
+
+
+def test_mask_values_are_mapped_and_others_keep_their_meaning(write):
+    stored = np.array([[0, 1, 2, 128, 255]], dtype=np.uint8)
+    assert read_mask(write("a.png", stored), 3, {128: 2, 2: IGNORE, 255: 1}).tolist() == [[0, 1, IGNORE, 2, 1]]
+
+
+def test_16_bit_mask_is_mapped(write):
+    stored = np.array([[0, 1000, 255, 65535]], dtype=np.uint16)
+    assert read_mask(write("a.png", stored), 2, {1000: 1, 65535: IGNORE}).tolist() == [[0, 1, IGNORE, IGNORE]]
+
+
+def test_one_bit_mask(tmp_path):
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", 2, None).tolist() == [[0, 1]]
+
+
+def broken_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()[:-2000]
+
+
+def broken_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()[:-900]
+
+
+@pytest.mark.parametrize("read", [read_image, lambda path: read_mask(path, 2, None)])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("cut.png", broken_png(), "not a readable image"),
+        ("cut.jpg", broken_jpeg(), "not a readable image"),
+        ("text.png", b"hello", "not a readable image"),
+        ("empty.png", b"", "not a readable image"),
+        ("missing.png", None, "no such file"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, write, read, name, content, says):
+    if content is not None:
+        write(name, content)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / name)
+    assert_one_line(caught.value, str(tmp_path / name), says)
+
+
+@pytest.mark.parametrize(
+    "limit", [GREY.size - 1, GREY.size // 2 - 1]
+)  # Pillow warns at the first, raises at the second
+@pytest.mark.parametrize("read", [read_image, read_size, lambda path: read_mask(path, 12, None)])
+def test_decompression_bombs_are_refused(write, monkeypatch, limit, read):
+    path = write("a.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert_one_line(caught.value, str(path), "tiles")
+
+
+def test_a_bomb_is_refused_where_warnings_are_not_errors(write, monkeypatch):
+    path = write("a.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UserError, match="tiles"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "says"),
+    [
+        ("rgb.png", np.zeros((2, 2, 3), np.uint8), "colour image (mode RGB)"),
+        ("rgba.png", np.zeros((2, 2, 4), np.uint8), "colour image (mode RGBA)"),
+        ("grey.png", np.array([[0, 1, 7, 9]], np.uint8), "holds 7, 9, neither a class (0 to 1) nor 255"),
+        ("wide.png", np.array([[0, 65535]], np.uint16), "holds 65535, neither"),
+        ("many.png", np.arange(64, dtype=np.uint8)[None], "holds 2, 3, 4, 5, 6, 7, 8, 9 and 54 more"),
+        ("negative.tif", np.array([[0, -1]], np.int32), "holds -1, neither"),
+    ],
+)
+def test_masks_without_meaning_are_refused(write, name, pixels, says):
+    path = write(name, pixels)
+    with pytest.raises(UserError) as caught:
+        read_mask(path, 2, None)
+    assert_one_line(caught.value, str(path), says)
+
+
+def test_the_remedy_for_foreign_values_works(write):
+    path = write("a.png", np.array([[0, 7]], np.uint8))
+    with pytest.raises(UserError, match=re.escape("data.values of layout 'folder', e.g. {7: 1}")):
+        read_mask(path, 2, None)
+    assert read_mask(path, 2, {7: 1}).tolist() == [[0, 1]]
+
+
+def test_a_jpeg_mask_is_told_to_be_lossy(write):
+    path = write("a.jpg", np.array([[0, 200], [0, 0]], np.uint8))
+    with pytest.raises(UserError, match="JPEG blurs masks"):
+        read_mask(path, 2, None)
+
+
+def test_float_images_are_refused(write):
+    path = write("a.tif", np.zeros((2, 2), np.float32))
+    with pytest.raises(UserError, match="floating-point"):
+        read_image(path)
+
+
+def test_image_and_mask_of_different_size_are_refused(write):
+    sample = Sample("a", write("a.png", np.zeros((4, 6), np.uint8)), write("m.png", np.zeros((6, 4), np.uint8)))
+    with pytest.raises(UserError) as caught:
+        read_pair(sample, 2, None)
+    assert_one_line(caught.value, str(sample.mask), str(sample.image), "4x6 px", "6x4")
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 3000))
+def test_fit_makes_the_longer_side_what_it_should_be(height, width, long_side):
+    fitted = fit(height, width, long_side)
+    assert max(fitted) == long_side
+    assert min(fitted) == max(1, round(min(height, width) * long_side / max(height, width)))
+    assert fit(height, width, None) == (height, width)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (20, 24), (40, 48), (31, 57)])
+def test_resizing_keeps_image_and_mask_aligned(write, ramp, size):
+    pixels, columns = ramp(20, 24)
+    image = resize_image(torch.from_numpy(pixels).permute(2, 0, 1), size)
+    mask = resize_mask(torch.from_numpy(columns), size)
+    assert image.shape[1:] == mask.shape == size
+    inner = slice(2, -2)
+    # red is 8 times the column: a mask that is off by one column would be off by 8
+    assert ((image[0].int() - 8 * mask.int()).abs()[:, inner] <= 5).all()
+
+
+def assert_one_line(error: Exception, *parts: str) -> None:
+    assert "\n" not in str(error)
+    for part in parts:
+        assert part in str(error)
+
+
+def test_paths_are_plain(tmp_path: Path):
+    with pytest.raises(UserError, match="no such file"):
+        read_size(tmp_path / "nothing.png")
