@@ -114,20 +114,13 @@ def evaluate(
             f"data: has the classes {', '.join(dataset.classes.names)}; the run was trained for "
             f"{', '.join(predictor.classes.names)}"
         )
-    total, done = len(dataset.val), 0
-
-    def on_batch(num_images: int) -> None:
-        nonlocal done
-        done += num_images
-        on_image(done, total)
-
     return evaluate_network(
         predictor.network,
-        eval_loader(dataset.val, dataset, recipe.data, batch_size=recipe.engine.evaluate.batch_size),
+        eval_loader(dataset.val, dataset, recipe.data),
         len(predictor.classes),
         recipe.engine.evaluate,
         predictor.runtime,
-        on_batch,
+        lambda done: on_image(done, len(dataset.val)),
     )
 
 

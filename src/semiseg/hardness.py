@@ -22,7 +22,7 @@ def confusion(
     pixels an image.
     """
     batch = first.shape[0]
-    cell = (first * num_classes + second).flatten(1).long()
+    cell = (first.long() * num_classes + second).flatten(1)
     weight = torch.ones((), device=cell.device) if valid is None else valid.flatten(1).float()
     # scatter_add_ and not bincount: bincount looks for the largest value first, which makes a GPU wait.
     counts = torch.zeros(batch, num_classes**2, device=cell.device)

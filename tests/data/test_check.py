@@ -24,10 +24,14 @@ def test_nothing_to_say_about_sound_data(folder):
     assert run(folder) == []
 
 
-@pytest.mark.parametrize("name", ["images/00.png", "masks/00.png", "images/07.png", "masks/07.png", "images/11.png"])
-def test_a_broken_file_is_named(folder, name):
-    (folder / name).write_bytes((folder / name).read_bytes()[:45])
-    assert refused(folder).startswith(f"{folder / name}: not a readable image")
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("labeled", "image"), ("labeled", "mask"), ("val", "image"), ("val", "mask"), ("unlabeled", "image")],
+)
+def test_a_broken_file_is_named(folder, part, kind):
+    path = getattr(getattr(layout.load(layout.Config(root=folder)), part)[-1], kind)
+    path.write_bytes(path.read_bytes()[:45])
+    assert refused(folder).startswith(f"{path}: not a readable image")
 
 
 def test_the_first_of_several_errors_and_their_number(folder):

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from semiseg.data import cityscapes, folder, layout_module, layouts, load, voc
-from semiseg.data.dataset import DataConfig, Dataset
+from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.read import read_mask
 from semiseg.errors import UserError
 from semiseg.types import IGNORE
@@ -134,6 +134,9 @@ def test_voc_takes_masks_from_the_list_unless_told_where_they_are(voc_root, writ
 def test_unlabelled_voc_images_need_no_mask(voc_root, write):
     write("unlabeled.txt", "2007_6\n2007_5\n")
     assert names(load(voc.Config(root=voc_root, unlabeled="unlabeled.txt")))[1] == ["2007_6", "2007_5"]
+    write("unlabeled.txt", "2007_6\n2007_2\n")
+    dataset = load(voc.Config(root=voc_root, unlabeled="unlabeled.txt"))
+    assert names(dataset) == [["2007_1"], ["2007_6", "2007_2"], ["2007_3", "2007_4"]]
 
 
 def test_voc_without_official_lists(write, tmp_path):
@@ -259,12 +262,12 @@ def test_validation_is_not_taken_from_listed_images(folder, write):
     assert not {"03"} & {sample.name for sample in dataset.labeled + dataset.val}
 
 
-def test_held_out_images_stay_when_others_are_added(folder, write):
-    config = layout_module("folder").Config(root=folder)
-    before = {sample.name for sample in load(config).val}
-    write("images/zz.png", IMAGE)
-    write("images/zy.png", IMAGE)
-    assert {sample.name for sample in load(config).val} == before
+def test_held_out_images_stay_when_others_are_added():
+    samples = [Sample(f"{n}", Path()) for n in range(103)]
+    for more in range(1, 104):
+        before, after = (set(folder.held_out(tuple(samples[:n]), 0.3)) for n in (more - 1 or 1, more))
+        assert len(before - after) <= 1
+    assert set(folder.held_out(tuple(reversed(samples)), 0.3)) == after
 
 
 def test_folder_settings(write, tmp_path):

@@ -147,6 +147,23 @@ def test_scan_finds_images_at_every_depth_and_nothing_else(tmp_path):
     assert list(scan(tmp_path)) == ["a/c", "a/d.e", "b"]
 
 
+def test_scan_follows_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jpg").touch()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
+    assert list(scan(tmp_path / "images")) == ["linked/a"]
+
+
+def test_a_name_comes_before_an_ending(tmp_path):
+    samples = [Sample(name, tmp_path / f"images/{name}.jpg") for name in ("a", "train/a", "images/a")]
+    catalog = Catalog(tmp_path, samples)
+    assert catalog.find("a") == [samples[0]]
+    assert catalog.find("train/a.jpg") == [samples[1]]
+    assert catalog.find("images/a") == [samples[2]]
+    assert catalog.find("images/images/a") == [samples[2]]
+
+
 def test_scan_refuses_two_images_of_one_name(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.png").touch()

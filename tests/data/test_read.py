@@ -142,6 +142,7 @@ def test_a_bomb_is_refused_where_warnings_are_not_errors(write, monkeypatch):
         ("wide.png", np.array([[0, 65535]], np.uint16), "holds 65535, neither"),
         ("many.png", np.arange(64, dtype=np.uint8)[None], "holds 2, 3, 4, 5, 6, 7, 8, 9 and 54 more"),
         ("negative.tif", np.array([[0, -1]], np.int32), "holds -1, neither"),
+        ("wider.tif", np.array([[0, 65536]], np.int32), "holds 65536, neither"),
     ],
 )
 def test_masks_without_meaning_are_refused(write, name, pixels, says):

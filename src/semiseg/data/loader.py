@@ -80,28 +80,23 @@ def eval_loader(
     dataset: Dataset,
     config: DataConfig,
     *,
-    batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[list[EvalItem]]:
-    """Yields `samples` in lists of `batch_size`, each sample exactly once over all ranks.
+) -> DataLoader[EvalItem]:
+    """Yields `samples` one by one, each exactly once over all ranks.
 
     Args:
         samples: labelled samples, usually `dataset.val`.
         dataset: gives the class table and the mask values.
         config: long side, workers.
-        batch_size: items in a list; the last one may be shorter.
         rank: of this process.
         world_size: number of processes.
 
     Raises:
         UserError: while iterating, an image or mask cannot be read.
     """
-    mine = range(rank, len(samples), world_size)
-    batches = _EvalBatches(
-        tuple(samples), dataset, config, [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    )
-    return _loader(batches, range(len(batches.indices)), config.workers, keep_workers=True)
+    items = _EvalItems(tuple(samples), dataset, config)
+    return _loader(items, range(rank, len(samples), world_size), config.workers, keep_workers=True)
 
 
 class _Loader(DataLoader[T], Generic[T]):
@@ -177,17 +172,16 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
 
 @dataclass(frozen=True)
-class _EvalBatches(torch.utils.data.Dataset[list[EvalItem]]):
-    """Batch number -> its items, or the UserError that prevents them."""
+class _EvalItems(torch.utils.data.Dataset[EvalItem]):
+    """Position in the list -> the item, or the UserError that prevents it."""
 
     samples: tuple[Sample, ...]
     dataset: Dataset
     config: DataConfig
-    indices: list[range]
 
-    def __getitem__(self, batch: int) -> list[EvalItem] | UserError:  # type: ignore[override]
+    def __getitem__(self, index: int) -> EvalItem | UserError:  # type: ignore[override]
         try:
-            return [self._load(index) for index in self.indices[batch]]
+            return self._load(index)
         except UserError as error:
             return error
 

@@ -48,9 +48,8 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, se
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} is not an empty folder: give one that is empty or does not exist yet")
     if not fewest <= labeled < num_train:
-        raise UserError(
-            f"labeled needs to be at least {fewest}, to show every class, and less than num_train {num_train}, got {labeled}"
-        )
+        span = f"at least {fewest}, to show every class, and less than num_train {num_train}"
+        raise UserError(f"labeled needs to be {span}, got {labeled}")
     for name, value, least in (("num_val", num_val, 1), ("size", size, 32), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} needs to be at least {least}, got {value}")

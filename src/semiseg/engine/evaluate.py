@@ -1,7 +1,6 @@
 """The whole validation set, each image once, at the size of its mask."""
 
 from collections.abc import Callable, Iterable
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -24,7 +23,6 @@ class Config(BaseModel):
     mode: Literal["whole", "sliding"] = "whole"
     window: int | None = Field(None, ge=16)  # px, side of the square windows of sliding
     stride: int | None = Field(None, ge=1)  # px between windows; None: two thirds of the window
-    batch_size: int = Field(1, ge=1)  # images read at a time; those of equal size go through the network together
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
@@ -45,32 +43,29 @@ class Config(BaseModel):
 
 def evaluate(
     network: Network,
-    batches: Iterable[list[EvalItem]],
+    items: Iterable[EvalItem],
     num_classes: int,
     config: Config,
     runtime: Runtime,
-    on_batch: Callable[[int], None] = lambda num_images: None,
+    on_image: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Scores of `network` over everything that the processes' loaders yield together.
 
     Args:
         network: evaluated in eval mode, in the runtime's precision.
-        batches: lists of images with their masks; neighbours of equal size go through the network together.
+        items: images with their masks. They go through the network one by one: batches of varying shape make CPU
+            libraries compile their kernels over and over, which costs more than it saves.
         num_classes: number of classes.
         config: whole image or sliding window.
         runtime: where to compute; confusion matrices are summed over its processes.
-        on_batch: told how many images were done, after each list.
+        on_image: told after each image how many are done.
     """
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
-    for items in batches:
-        for _, group in groupby(items, key=lambda item: item.image.shape):
-            same_size = list(group)
-            image = torch.stack([item.image for item in same_size]).to(runtime.device)
-            with runtime.autocast():
-                probability = config.probabilities(network, network.normalisation(image))
-            for item, of_item in zip(same_size, probability, strict=True):
-                mask = item.mask.to(runtime.device)
-                prediction = resize_probability(of_item[None], *mask.shape).argmax(1)[0]
-                matrix = add_confusion(matrix, prediction, mask)
-        on_batch(len(items))
+    for done, item in enumerate(items, 1):
+        image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device)
+        with runtime.autocast():
+            probability = config.probabilities(network, network.normalisation(image))
+        prediction = resize_probability(probability, *mask.shape).argmax(1)[0]
+        matrix = add_confusion(matrix, prediction, mask)
+        on_image(done)
     return scores(runtime.sum(matrix).cpu())

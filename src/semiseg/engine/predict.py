@@ -50,6 +50,15 @@ class Predictor:
             probability = self.evaluate.probabilities(self.network, self.network.normalisation(batch))
         return resize_probability(probability, height, width).argmax(1)[0].to(torch.uint8).cpu()
 
+    def write(self, file: Path, index: Path, overlaid: Path | None = None) -> None:
+        """Predicts an image file; writes its index mask and, where asked for, its overlay. Makes folders."""
+        image = read_image(file)
+        label = self.predict(image)
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index_image(label, self.classes).save(index)
+        if overlaid is not None:
+            overlay(image, label, self.classes).save(overlaid)
+
 
 def load_method(source: checkpoint.Checkpoint, method: SemiMethod) -> Network:
     """The predictor of `method` with the weights of a checkpoint."""
@@ -64,7 +73,7 @@ def predict_files(
 ) -> int:
     """Writes an index mask and an overlay for each image.
 
-    `<name>.png` has the class index as pixel value and the classes' colours as palette; `<name>_overlay.jpg` shows
+    `<name>.png` has the class index as pixel value and the classes' colours as palette; `<name>_overlay.png` shows
     them over the image. Folders below `images` are kept.
 
     Returns:
@@ -80,11 +89,7 @@ def predict_files(
             if path.exists():
                 raise UserError(f"{path}: exists already; name another folder with --out")
     for done, (file, target) in enumerate(zip(files, targets, strict=True), 1):
-        image = read_image(file)
-        label = predictor.predict(image)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        index_image(label, predictor.classes).save(_index_path(target))
-        overlay(image, label, predictor.classes).save(_overlay_path(target), quality=92)
+        predictor.write(file, _index_path(target), _overlay_path(target))
         on_image(done, len(files))
     return len(files)
 
@@ -133,4 +138,4 @@ def _index_path(target: Path) -> Path:
 
 
 def _overlay_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}_overlay.jpg")
+    return target.with_name(f"{target.name}_overlay.png")

@@ -89,7 +89,6 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, reporter: Reporter | None 
         dataset.val,
         dataset,
         recipe.data,
-        batch_size=cfg.evaluate.batch_size,
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
@@ -189,14 +188,7 @@ class _Log:
 
     def evaluated(self, total: int) -> Callable[[int], None]:
         """What tells the reporter how far an evaluation is."""
-        seen = 0
-
-        def on_batch(num_images: int) -> None:
-            nonlocal seen
-            seen += num_images
-            self.reporter.on_evaluation(min(seen * self.runtime.world_size, total), total)
-
-        return on_batch
+        return lambda done: self.reporter.on_evaluation(min(done * self.runtime.world_size, total), total)
 
     def scores(self, done: int, result: Scores) -> None:
         """Writes one validation record."""

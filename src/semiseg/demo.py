@@ -1,0 +1,115 @@
+"""`semiseg demo`: the whole way from image files to a comparison, in a few minutes on a CPU and without a download.
+
+Scenes are drawn and written to disk as ordinary image and mask files, a few of them with masks. Supervised training
+and iMAS then start from the same initial weights and take the same number of optimizer steps on the same labels.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from semiseg import api, config
+from semiseg.data.scenes import write_scenes
+from semiseg.report import sheet, table
+from semiseg.runs import Run
+
+NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 24, 100, 96
+METHODS: dict[str, dict[str, Any]] = {
+    "supervised": {"name": "supervised"},
+    "iMAS": {"name": "imas", "confidence": 0.9, "ema_decay": 0.98},
+}
+
+
+def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The demo's recipe as plain values; the demo writes it to each run's config.yaml."""
+    return {
+        "data": {
+            "layout": "folder",
+            "root": str(scenes),
+            "background": "ground",
+            "labeled": "splits/labeled.txt",
+            "unlabeled": "splits/unlabeled.txt",
+            "val": "splits/val.txt",
+            "crop": SIZE_PX,
+            "scale": [0.75, 1.5],
+            "workers": 1,
+        },
+        "model": {"encoder": "resnet18", "weights": None},
+        "method": method,
+        "optim": {"lr": 0.05, "head_lr_factor": 1.0},
+        "engine": {"steps": 300, "batch_size": 8, "seed": seed, "precision": "bf16", "eval_every": 100},
+    }
+
+
+def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
+    """Draws scenes, trains twice, prints a table and writes a picture; returns the runs.
+
+    Args:
+        out: folder to write into, by default the first of semiseg-demo, semiseg-demo-2, ... that does not exist.
+        seed: of scenes, initial weights, order and augmentation.
+        console: where to print.
+    """
+    out = out or _free(Path("semiseg-demo"))
+    scenes = out / "scenes"
+    write_scenes(scenes, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SIZE_PX, seed=seed, labeled=NUM_LABELED)
+    console.print(
+        f"{NUM_TRAIN} scenes drawn into {scenes}: {NUM_LABELED} with masks, {NUM_TRAIN - NUM_LABELED} without; "
+        f"{NUM_VAL} more for validation",
+        highlight=False,
+    )
+    runs = {}
+    for name, method in METHODS.items():
+        run = out / name.lower()
+        runs[name] = api.train(config.validate(recipe(scenes, method, seed), "demo"), run, console=console)
+    console.print(table.compare(runs, table.class_names(runs["iMAS"])))
+    picture = draw(out, runs)
+    console.print(f"pictures: {picture}\nyour own photographs: see README.md, or recipes/folder.yaml", highlight=False)
+    return runs
+
+
+def draw(out: Path, runs: dict[str, Run]) -> Path:
+    """The demo's picture: validation images with their predictions, the easiest and the hardest unlabelled images."""
+    scenes = out / "scenes"
+    names = [f"{index:04d}" for index in range(6)]
+    for run in runs.values():
+        predictor = api.load(run.path, "last")
+        for name in names:
+            predictor.write(scenes / "images/val" / f"{name}.png", run.path / "predictions" / f"{name}.png")
+    rows = [
+        [
+            scenes / "images/val" / f"{name}.png",
+            scenes / "masks/val" / f"{name}.png",
+            *(run.path / "predictions" / f"{name}.png" for run in runs.values()),
+        ]
+        for name in names
+    ]
+    hardness = mean_hardness(runs["iMAS"])
+    ranked = [scenes / "images" / f"{name}.png" for name in sorted(hardness, key=lambda name: hardness[name])]
+    return sheet.write(
+        out / "demo.png",
+        [
+            sheet.Block(("image", "truth", *runs), rows),
+            sheet.Block(("easiest unlabelled images, as iMAS saw them", "", "", ""), sheet.in_rows(ranked[:8], 4)),
+            sheet.Block(("hardest", "", "", ""), sheet.in_rows(ranked[-8:], 4)),
+        ],
+    )
+
+
+def mean_hardness(run: Run) -> dict[str, float]:
+    """Mean hardness of each unlabelled image over the second half of a run, by its name."""
+    last = max(step for step, _, _ in run.hardness())
+    seen: dict[str, list[float]] = defaultdict(list)
+    for step, name, hardness in run.hardness():
+        if step > last // 2:
+            seen[name].append(hardness)
+    return {name: sum(values) / len(values) for name, values in seen.items()}
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3`, ... that does not exist."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
