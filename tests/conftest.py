@@ -29,13 +29,14 @@ class _NoHostSync(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(tensor.is_meta for tensor in tensors):
-            waits = any(tag in func.tags for tag in self.waits) and func.overloadpacket not in self.may_wait
-            back = kwargs.get("device") == torch.device("cpu") or (
-                func is torch.ops.aten.copy_.default and not args[0].is_meta
-            )
-            assert not waits, f"{func} makes the host wait for the device"
-            assert not back, f"{func} copies from the device to the host"
+        source = any(tensor.is_meta for tensor in tensors)
+        if source and func.overloadpacket not in self.may_wait:
+            assert not any(tag in func.tags for tag in self.waits), f"{func} makes the host wait for the device"
+        if func is torch.ops.aten._to_copy.default and (device := kwargs.get("device")):
+            assert not (source and device.type == "cpu"), f"{func} copies from the device to the host"
+            assert source or device.type == "cpu" or kwargs.get("non_blocking"), f"{func} waits until it has copied"
+        if func is torch.ops.aten.copy_.default:
+            assert args[0].is_meta or not args[1].is_meta, f"{func} copies from the device to the host"
         return func(*args, **kwargs)
 
 

@@ -302,6 +302,7 @@ def test_the_host_never_waits(no_host_sync):
         lambda x: x.tolist(),
         lambda x: x.numpy(),
         lambda x: torch.equal(x, x),
+        lambda x: x + torch.ones(3).to(x.device),
     ],
 )
 def test_every_way_to_wait_would_be_noticed(no_host_sync, wait):

@@ -55,8 +55,9 @@ class Normalisation:
 
     def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalised fp32 images from uint8 ones."""
-        mean = torch.tensor(self.mean, device=image.device)[:, None, None]
-        std = torch.tensor(self.std, device=image.device)[:, None, None]
+        # Not torch.tensor(..., device=...): it waits until it has copied.
+        mean = torch.tensor(self.mean).to(image.device, non_blocking=True)[:, None, None]
+        std = torch.tensor(self.std).to(image.device, non_blocking=True)[:, None, None]
         return (image.float() / 255 - mean) / std
 
 

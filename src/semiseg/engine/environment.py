@@ -22,7 +22,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": machine(),
         "labels": {
@@ -51,7 +51,7 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of semiseg's own checkout, None for an installed package."""
     try:
         done = subprocess.run(

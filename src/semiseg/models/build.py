@@ -160,9 +160,14 @@ def _load_lite(encoder: nn.Module, name: str) -> None:
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`) and a classifier."""
+    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`) and a classifier.
+
+    Counters of batch norm may be missing, as in torchvision's files. More tensors in a part of the encoder than it has
+    (the blocks of a resnet34 for a resnet18) are an error; other parts, such as a classifier, are left out.
+    """
     theirs = _read_weights(path)
     own = encoder.state_dict()
+    needed = {key for key in own if not key.endswith(".num_batches_tracked")}
     for theirs_prefix in ("", "encoder.", "backbone.", "module."):
         for own_prefix in ("", "model."):
             candidate = {
@@ -170,12 +175,19 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
                 for key, value in theirs.items()
                 if key.startswith(theirs_prefix)
             }
-            if own.keys() <= candidate.keys():
-                _copy(encoder, {key: candidate[key] for key in own}, path)
+            if needed <= candidate.keys():
+                parts = tuple({own_prefix + key.removeprefix(own_prefix).split(".")[0] + "." for key in own})
+                surplus = sorted(key for key in candidate.keys() - own.keys() if key.startswith(parts))
+                if surplus:
+                    raise UserError(
+                        f"model.weights: {path} is of another architecture: it holds {len(surplus)} tensors that the "
+                        f"encoder has no place for, e.g. {surplus[0]}"
+                    )
+                _copy(encoder, {key: candidate[key] for key in own if key in candidate}, path)
                 return
-    missing = [key for key in own if key not in theirs]
+    missing = sorted(needed - theirs.keys())
     raise UserError(
-        f"model.weights: {path} is of another architecture: it lacks {len(missing)} of the encoder's {len(own)} "
+        f"model.weights: {path} is of another architecture: it lacks {len(missing)} of the encoder's {len(needed)} "
         f"tensors, e.g. {missing[0]}; it should be the state dict of the encoder that model.encoder names"
     )
 
@@ -199,7 +211,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     for key, value in encoder.state_dict().items():
-        if state[key].shape != value.shape:
+        if key in state and state[key].shape != value.shape:
             raise UserError(
                 f"model.weights: {path} is of another architecture: {key} has shape {tuple(state[key].shape)}, "
                 f"the encoder's has {tuple(value.shape)}"

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semiseg.augment import intensity
+from semiseg.augment.views import Views, make_batch
+from semiseg.rng import fold_in
+from semiseg.types import IGNORE, LoadedBatch, Normalisation, SemiBatch
+
+ONE = Views(strong=(intensity.Config(),))
+TWO = Views(strong=(intensity.Config(), intensity.Config()))
+IMAGENET = Normalisation()
+
+
+def loaded(labeled: int = 2, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
+    generator = fold_in(0, "loaded", size)
+    label = torch.randint(5, (labeled, size, size), dtype=torch.uint8, generator=generator)
+    label[:, 0] = IGNORE
+    return LoadedBatch(
+        torch.randint(256, (labeled, 3, size, size), dtype=torch.uint8, generator=generator),
+        label,
+        torch.randint(256, (unlabeled, 3, size, size), dtype=torch.uint8, generator=generator),
+        torch.rand(unlabeled, size, size, generator=generator) < 0.9,
+        torch.arange(labeled) + 40,
+        torch.arange(unlabeled) + 7,
+    )
+
+
+def batch(views: Views = ONE, seed: int = 0, step: int = 7, rank: int = 0, of: LoadedBatch | None = None) -> SemiBatch:
+    return make_batch(of or loaded(), views, IMAGENET, seed, step, rank)
+
+
+def test_everything_but_the_strong_views_is_what_was_loaded():
+    made, of = batch(), loaded()
+    assert torch.equal(made.image, IMAGENET(of.image))
+    assert torch.equal(made.weak, IMAGENET(of.weak))
+    assert made.label.dtype == torch.int64
+    assert torch.equal(made.label, of.label.long())
+    assert (made.label[:, 0] == IGNORE).all()
+    assert torch.equal(made.valid, of.valid)
+    assert torch.equal(made.index, of.index)
+
+
+def test_normalisation_by_hand():
+    image = torch.tensor([0, 255, 51], dtype=torch.uint8)[None, :, None, None]
+    normalised = Normalisation((0.5, 0.25, 0.2), (0.5, 0.25, 0.1))(image)
+    assert normalised.dtype == torch.float32
+    assert normalised.flatten().tolist() == pytest.approx([-1.0, 3.0, 0.0], abs=1e-6)
+    assert IMAGENET(image)[0, 0, 0, 0].item() == pytest.approx(-0.485 / 0.229, rel=1e-6)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000))
+def test_strong_views_are_aligned_with_the_weak_view(seed):
+    """A bright rectangle off the centre: far from its border nothing in the pool can tell its pixels apart."""
+    weak = torch.full((6, 3, 48, 40), 60, dtype=torch.uint8)
+    weak[..., 4:24, 2:22] = torch.tensor([200, 160, 180], dtype=torch.uint8)[:, None, None]
+    outside = torch.ones(48, 40, dtype=torch.bool)
+    outside[:31, :29] = False
+    of = LoadedBatch(
+        weak[:1], weak[:1, 0], weak, torch.ones(6, 48, 40, dtype=torch.bool), torch.arange(1), torch.arange(6)
+    )
+    (strong,) = batch(seed=seed, of=of).strong
+    inner, outer = strong[..., 11:17, 9:15].flatten(2), strong[..., outside]
+    torch.testing.assert_close(inner, inner[..., :1].expand_as(inner))
+    torch.testing.assert_close(outer, outer[..., :1].expand_as(outer))
+    told_apart = (inner[..., 0] - outer[..., 0]).abs().amax(1) > 0.01
+    assert told_apart.sum() >= 3  # solarize or two dark operations can merge them
+
+
+def test_every_image_and_every_view_draws_its_own_operations():
+    of = loaded(unlabeled=8, size=16)
+    first, second = batch(TWO, of=of).strong
+    assert torch.equal(batch(ONE, of=of).strong[0], first)  # a further view leaves the first as it is
+    assert not torch.equal(first, second)
+    drawn = intensity.sample(fold_in(0, "strong", 1, 7, 0), 8, intensity.Config())
+    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
+    assert len(set(map(tuple, drawn.op.tolist()))) > 1
+
+
+def test_each_view_has_its_own_pool():
+    neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), threshold=(0, 0))
+    of = loaded(unlabeled=8, size=16)
+    _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
+    drawn = intensity.sample(fold_in(0, "strong", 1, 7, 0), 8, neutral)
+    assert drawn.op.shape == (8, 1)
+    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
+
+
+def test_strong_views_depend_on_seed_step_and_rank_alone():
+    alone = batch().strong[0]
+    for step in range(7):
+        batch(step=step)
+    assert torch.equal(batch().strong[0], alone)
+    for other in (batch(seed=1), batch(step=8), batch(rank=1)):
+        assert not torch.equal(other.strong[0], alone)
+        assert torch.equal(other.weak, batch().weak)
+
+
+def test_the_loaded_images_are_left_as_they_are():
+    of = loaded()
+    before = of.weak.clone(), of.image.clone()
+    batch(TWO, of=of)
+    assert torch.equal(of.weak, before[0])
+    assert torch.equal(of.image, before[1])
+
+
+def test_supervised_training_has_no_strong_view():
+    made = batch(Views(unlabeled=False), of=loaded(unlabeled=0))
+    assert made.strong == ()
+    assert made.weak.shape == (0, 3, 12, 12)
+    assert made.image.shape == (2, 3, 12, 12)
+
+
+def test_the_host_never_waits(no_host_sync):
+    made = no_host_sync(make_batch, loaded(unlabeled=24), TWO, IMAGENET, 0, 7)
+    assert made.strong[1].is_meta
+    assert made.weak.is_meta

@@ -1,0 +1,251 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
+from semiseg.rng import fold_in
+from semiseg.types import IGNORE
+
+
+def of_probability(probability: list[list[float]]) -> tuple[Tensor, Tensor]:
+    """Logits of two classes for one image, and labels that have these probabilities."""
+    p = torch.tensor(probability, dtype=torch.float64)
+    logits = torch.stack([p.log(), (1 - p).log()])[None].float()
+    return logits, torch.zeros(1, *p.shape, dtype=torch.long)
+
+
+def random_case(seed: int, batch: int = 3, classes: int = 4, size: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = fold_in(seed, "losses")
+    logits = 3 * torch.randn(batch, classes, size, size, generator=generator)
+    label = torch.randint(classes, (batch, size, size), generator=generator)
+    confidence = torch.tensor([0.3, 0.7, 0.9])[torch.randint(3, label.shape, generator=generator)]
+    valid = torch.rand(label.shape, generator=generator) < 0.8
+    return logits, label, confidence, valid
+
+
+def slow_cross_entropy(logits: Tensor, label: int) -> float:
+    """-log softmax of one pixel, in double precision."""
+    values = logits.double().tolist()
+    return math.log(sum(math.exp(value) for value in values)) - values[label]
+
+
+def test_cross_entropy_by_hand():
+    logits, label = of_probability([[0.5, 0.25], [0.8, 0.1]])
+    label[0, 1, 1] = IGNORE
+    expected = -(math.log(0.5) + math.log(0.25) + math.log(0.8)) / 3
+    assert cross_entropy(logits, label).item() == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.integers(0, 10_000))
+def test_cross_entropy_equals_that_of_torch(seed):
+    logits, label, _, valid = random_case(seed)
+    label = torch.where(valid, label, IGNORE)
+    torch.testing.assert_close(cross_entropy(logits, label), F.cross_entropy(logits, label, ignore_index=IGNORE))
+
+
+def test_cross_entropy_is_a_mean_over_pixels_and_not_over_images():
+    """D19: one labelled pixel in the first image, three in the second; each counts a quarter."""
+    one, _ = of_probability([[0.5, 0.9, 0.9]])
+    two, _ = of_probability([[0.2, 0.3, 0.4]])
+    label = torch.tensor([[[0, IGNORE, IGNORE]], [[0, 0, 0]]])
+    expected = -sum(math.log(p) for p in (0.5, 0.2, 0.3, 0.4)) / 4
+    assert cross_entropy(torch.cat([one, two]), label).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_a_batch_without_labels_has_loss_zero_and_a_gradient_of_zero(loss):
+    logits = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    value = loss(logits, torch.full((2, 4, 4), IGNORE))
+    assert value.item() == 0
+    value.backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_logits_of_ignored_pixels_change_nothing(loss):
+    logits, label, _, valid = random_case(0)
+    label = torch.where(valid, label, IGNORE)
+    changed = torch.where(valid[:, None], logits, 100 * logits.flip(1))
+    assert torch.equal(loss(changed, label), loss(logits, label))
+
+
+HARDEST = [[0.9, 0.8, 0.6], [0.5, 0.3, 0.02]]  # the last one is IGNORE
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_kept", "kept"),
+    [
+        (0.7, 1, [0.6, 0.5, 0.3]),  # the threshold keeps enough
+        (0.7, 3, [0.6, 0.5, 0.3]),
+        (0.7, 4, [0.8, 0.6, 0.5, 0.3]),  # too few are hard: the four hardest
+        (0.1, 2, [0.5, 0.3]),
+        (0.1, 0, []),
+        (0.1, 5, [0.9, 0.8, 0.6, 0.5, 0.3]),  # every labelled pixel
+        (0.1, 6, [0.9, 0.8, 0.6, 0.5, 0.3]),  # more than there are: the ignored pixel is still not kept
+        (0.1, 100_000, [0.9, 0.8, 0.6, 0.5, 0.3]),
+        (1.0, 1, [0.9, 0.8, 0.6, 0.5, 0.3]),
+    ],
+)
+def test_ohem_by_hand(threshold, min_kept, kept):
+    logits, label = of_probability(HARDEST)
+    label[0, 1, 2] = IGNORE
+    expected = -sum(math.log(p) for p in kept) / max(len(kept), 1)
+    assert ohem_cross_entropy(logits, label, threshold, min_kept).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ohem_keeps_all_of_equally_hard_pixels():
+    logits, label = of_probability([[0.5, 0.5, 0.5, 0.9]])
+    assert ohem_cross_entropy(logits, label, 0.1, 1).item() == pytest.approx(-math.log(0.5), rel=1e-6)
+    logits.requires_grad_()
+    ohem_cross_entropy(logits, label, 0.1, 2).backward()
+    assert logits.grad.abs().sum(1)[0, 0].gt(0).tolist() == [True, True, True, False]
+
+
+def test_ohem_counts_a_pixel_exactly_at_the_threshold_as_hard():
+    probability = F.softmax(torch.zeros(4), 0)[0].item()
+    assert probability == 0.25
+    loss = ohem_cross_entropy(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long), probability, 0)
+    assert loss.item() == pytest.approx(math.log(4), rel=1e-6)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.05, 0.3, 0.7, 1.0]), st.integers(0, 80))
+def test_ohem_equals_a_slow_reference(seed, threshold, min_kept):
+    logits, label, _, valid = random_case(seed)
+    label = torch.where(valid, label, IGNORE)
+    losses = sorted(
+        (
+            slow_cross_entropy(logits[i, :, y, x], int(label[i, y, x]))
+            for i in range(3)
+            for y in range(5)
+            for x in range(5)
+            if label[i, y, x] != IGNORE
+        ),
+        reverse=True,
+    )
+    hard = sum(math.exp(-loss) <= threshold for loss in losses)
+    kept = losses[: max(hard, min_kept)]
+    expected = sum(kept) / max(len(kept), 1)
+    assert ohem_cross_entropy(logits, label, threshold, min_kept).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_confident_cross_entropy_by_hand():
+    """Divided by the valid pixels of each image and not by the confident ones."""
+    first, _ = of_probability([[0.5, 0.25], [0.8, 0.1]])
+    second, target = of_probability([[0.2, 0.3], [0.4, 0.6]])
+    confidence = torch.tensor([[[0.95, 0.94], [0.99, 0.2]], [[0.95, 1.0], [0.96, 0.97]]])
+    valid = torch.tensor([[[True, True], [True, True]], [[True, True], [False, False]]])
+    logits, target = torch.cat([first, second]), target.expand(2, -1, -1)
+    by_image = confident_cross_entropy(logits, target, confidence, 0.95, valid)
+    assert by_image.tolist() == pytest.approx(
+        [-(math.log(0.5) + math.log(0.8)) / 4, -(math.log(0.2) + math.log(0.3)) / 2], rel=1e-5
+    )
+    everywhere = confident_cross_entropy(logits, target, confidence, 0.95)
+    assert everywhere[1].item() == pytest.approx(-sum(math.log(p) for p in (0.2, 0.3, 0.4, 0.6)) / 4, rel=1e-5)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 0.95]), st.booleans())
+def test_confident_cross_entropy_equals_a_slow_reference(seed, threshold, masked):
+    """The inner sum of Eq. 11, pixel by pixel."""
+    logits, target, confidence, valid = random_case(seed)
+    expected = []
+    for i in range(3):
+        total, pixels = 0.0, 0
+        for y in range(5):
+            for x in range(5):
+                if masked and not valid[i, y, x]:
+                    continue
+                pixels += 1
+                if confidence[i, y, x] >= torch.tensor(threshold):
+                    total += slow_cross_entropy(logits[i, :, y, x], int(target[i, y, x]))
+        expected.append(total / max(pixels, 1))
+    by_image = confident_cross_entropy(logits, target, confidence, threshold, valid if masked else None)
+    assert by_image.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 0.95, 1.0])
+def test_a_pixel_exactly_at_the_threshold_is_confident(threshold):
+    logits, target = of_probability([[0.5]])
+    below = torch.nextafter(torch.tensor(threshold), torch.tensor(-1.0))
+    for confidence, expected in ((torch.tensor(threshold), -math.log(0.5)), (below, 0.0)):
+        loss = confident_cross_entropy(logits, target, confidence.expand(1, 1, 1), threshold)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_only_confident_valid_pixels_have_a_gradient():
+    logits, target, confidence, valid = random_case(1)
+    logits.requires_grad_()
+    confident_cross_entropy(logits, target, confidence, 0.7, valid).sum().backward()
+    assert torch.equal(logits.grad.abs().sum(1) > 0, (confidence > 0.6) & valid)
+
+
+def test_an_image_without_a_valid_pixel_has_loss_zero():
+    logits, target, confidence, valid = random_case(2)
+    valid[1] = False
+    logits.requires_grad_()
+    by_image = confident_cross_entropy(logits, target, confidence, 0.5, valid)
+    assert by_image[1].item() == 0
+    assert by_image[0] > 0
+    by_image.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_few_bits_are_reduced_in_fp32(dtype):
+    logits, label, confidence, valid = random_case(3)
+    low = logits.to(dtype)
+    for loss in (
+        lambda z: cross_entropy(z, label),
+        lambda z: ohem_cross_entropy(z, label, 0.7, 10),
+        lambda z: confident_cross_entropy(z, label, confidence, 0.5, valid),
+    ):
+        assert loss(low).dtype == torch.float32
+        assert torch.equal(loss(low), loss(low.float()))
+
+
+def test_the_host_never_waits(no_host_sync):
+    logits, label, confidence, valid = random_case(4)
+    assert no_host_sync(cross_entropy, logits, label).is_meta
+    assert no_host_sync(ohem_cross_entropy, logits, label, 0.7, 10).is_meta
+    for mask in (None, valid):
+        assert no_host_sync(confident_cross_entropy, logits, label, confidence, 0.5, mask).is_meta
+
+
+def test_the_labeled_loss_that_a_recipe_asks_for():
+    logits, label, _, valid = random_case(5)
+    label = torch.where(valid, label, IGNORE)
+    assert torch.equal(LabeledLoss()(logits, label), cross_entropy(logits, label))
+    settings = {"kind": "ohem", "threshold": 0.2, "min_kept": 7}
+    assert torch.equal(LabeledLoss(**settings)(logits, label), ohem_cross_entropy(logits, label, 0.2, 7))
+    default = LabeledLoss(kind="ohem", min_kept=1)
+    assert torch.equal(default(logits, label), ohem_cross_entropy(logits, label, 0.7, 1))
+    default = LabeledLoss(kind="ohem", threshold=0.1)
+    assert torch.equal(default(logits, label), ohem_cross_entropy(logits, label, 0.1, 100_000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"threshold": 0.7}, "ohem"),
+        ({"min_kept": 10}, "ohem"),
+        ({"kind": "cross_entropy", "threshold": 0.7}, "ohem"),
+        ({"kind": "focal"}, "kind"),
+        ({"kind": "ohem", "threshold": 0}, "threshold"),
+        ({"kind": "ohem", "threshold": 1.1}, "threshold"),
+        ({"kind": "ohem", "min_kept": 0}, "min_kept"),
+        ({"weight": 1}, "weight"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, place):
+    with pytest.raises(ValidationError, match=place):
+        LabeledLoss(**settings)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        LabeledLoss().kind = "ohem"
