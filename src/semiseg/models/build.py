@@ -1,6 +1,7 @@
 """Networks from segmentation_models_pytorch, with encoder weights from the places that people have them."""
 
 import importlib
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class Config(BaseModel):
     def _output_stride_is_used(self) -> "Config":
         if self.output_stride is not None and self.architecture.lower() not in _WITH_OUTPUT_STRIDE:
             raise ValueError(f"output_stride: {self.architecture} has none; remove it or use deeplabv3plus")
+        if self.architecture.lower().startswith("deeplab") and "encoder_output_stride" in self.options:
+            raise ValueError("options: encoder_output_stride has a name of its own here, output_stride")
         return self
 
 
@@ -63,7 +66,10 @@ class Network(nn.Module):
         """Logits at the size of the image."""
         height, width = image.shape[-2:]
         padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride))
-        return self.net(padded)[..., :height, :width]
+        logits = self.net(padded)
+        if logits.shape[-2:] != padded.shape[-2:]:  # some architectures answer at another scale, e.g. a shallow FPN
+            logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
 
 
 def build(config: Config, num_classes: int) -> Network:
@@ -80,7 +86,7 @@ def build(config: Config, num_classes: int) -> Network:
         raise UserError(f"model.architecture: there is no {config.architecture!r}; choose one of {', '.join(known)}")
     _check_encoder(config.encoder)
     downloads = config.weights == "imagenet"
-    options = dict(config.options)
+    options = _options(config, smp.MODEL_ARCHITECTURES_MAPPING[architecture])
     if architecture.startswith("deeplab"):
         options["encoder_output_stride"] = config.output_stride or 16
     elif config.output_stride is not None:
@@ -119,6 +125,16 @@ def _check_encoder(name: str) -> None:
     else:
         hint = "e.g. resnet50, resnet101, mobilenet_v2, or timm's as tu-<name>"
     raise UserError(f"model.encoder: there is no {name!r}; {hint}")
+
+
+def _options(config: Config, architecture: type[nn.Module]) -> dict[str, Any]:
+    """The options. Those that the architecture does not know it hands to timm's encoders, and drops for others."""
+    parameters = inspect.signature(architecture).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for name in config.options:
+        if name not in known and not config.encoder.startswith("tu-"):
+            raise UserError(f"model.options: {config.architecture} has no {name!r}; it has {', '.join(known)}")
+    return dict(config.options)
 
 
 def _normalisation(config: Config) -> Normalisation:
@@ -160,7 +176,7 @@ def _load_lite(encoder: nn.Module, name: str) -> None:
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`) and a classifier.
+    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`), beside a classifier.
 
     Counters of batch norm may be missing, as in torchvision's files. More tensors in a part of the encoder than it has
     (the blocks of a resnet34 for a resnet18) are an error; other parts, such as a classifier, are left out.
@@ -168,15 +184,16 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
     theirs = _read_weights(path)
     own = encoder.state_dict()
     needed = {key for key in own if not key.endswith(".num_batches_tracked")}
-    for theirs_prefix in ("", "encoder.", "backbone.", "module."):
-        for own_prefix in ("", "model."):
+    stem = "model." if all(key.startswith("model.") for key in own) else ""  # timm's encoders
+    parts = tuple({stem + key.removeprefix(stem).split(".")[0] + "." for key in own})
+    for theirs_prefix in ("", "encoder.", "backbone.", "module.", "model."):
+        for own_prefix in ("", stem):
             candidate = {
                 own_prefix + key.removeprefix(theirs_prefix): value
                 for key, value in theirs.items()
                 if key.startswith(theirs_prefix)
             }
             if needed <= candidate.keys():
-                parts = tuple({own_prefix + key.removeprefix(own_prefix).split(".")[0] + "." for key in own})
                 surplus = sorted(key for key in candidate.keys() - own.keys() if key.startswith(parts))
                 if surplus:
                     raise UserError(

