@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -87,3 +88,55 @@ def tiny() -> Callable[..., nn.Module]:
         return Network(nn.Sequential(OrderedDict(encoder=encoder, head=head)), Normalisation(), 1)
 
     return tiny
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes of 32 px in the plain layout: 6 labelled, 8 unlabelled, 4 for validation. Not to be changed."""
+    from semiseg.data.scenes import write_scenes
+
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(root, num_train=14, num_val=4, size=32, seed=0, labeled=6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
+    """recipe("imas", engine={"steps": 2}) -> plain values of a recipe for `scenes` that trains in a second."""
+
+    def recipe(method: str = "imas", **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        # fast, and a teacher that is easily sure: hardness varies and unlabelled images count from the first steps on
+        settings = {"imas": {"confidence": 0.3, "ema_decay": 0.5}}.get(method, {})
+        lists = {name: f"splits/{name}.txt" for name in ("labeled", "unlabeled", "val")}
+        values: dict[str, dict[str, Any]] = {
+            "data": {
+                "layout": "folder",
+                "root": str(scenes),
+                "background": "ground",
+                "crop": 32,
+                "workers": 0,
+                **lists,
+            },
+            "model": {
+                "architecture": "unet",
+                "encoder": "tu-test_efficientnet",
+                "weights": None,
+                "options": {"decoder_channels": [32, 24, 16, 8, 8]},
+            },
+            "method": {"name": method, **settings},
+            "optim": {"lr": 0.2, "head_lr_factor": 2},
+            "engine": {"steps": 4, "batch_size": 2, "log_every": 2, "eval_every": 2, "save_every": 2},
+        }
+        for section, changes in sections.items():
+            values[section] |= changes
+        return values
+
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def trained(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a complete run of iMAS, 4 steps. Not to be changed."""
+    from semiseg import api, config
+
+    return api.train(config.validate(recipe(), "recipe"), tmp_path_factory.mktemp("runs") / "trained").path

@@ -8,7 +8,7 @@ from rich.console import Console
 from semiseg import config, data
 from semiseg.data.check import check
 from semiseg.data.dataset import Dataset
-from semiseg.data.loader import eval_loader
+from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe
@@ -16,7 +16,7 @@ from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar
 from semiseg.engine.recipe import Recipe, build_method
-from semiseg.engine.runtime import Device
+from semiseg.engine.runtime import Device, Precision, Runtime
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
 from semiseg.metrics import Scores
@@ -41,15 +41,23 @@ def train(
     Raises:
         UserError: whatever is wrong with recipe, data or run directory, before the first step where it can be known.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = config.load(Path(recipe), list(overrides))
+    changes = list(overrides)
+    recipe = config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
     console = console or Console(quiet=True)
-    run = Run(Path(out))
+    run = Run(folder(Path(out)))
     dataset = data.load(recipe.data)
     _check(run, recipe, dataset, console)
     with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
         train_recipe(recipe, dataset, run, bar)
     return run
+
+
+def folder(path: Path) -> Path:
+    """`path`, once it is sure that no file stands in the way of a folder there."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place}: is a file; name a folder with --out")
+    return path
 
 
 def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
@@ -59,10 +67,23 @@ def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None
             raise UserError(
                 f"{run.path}: holds a run of another recipe ({'; '.join(changed)}); name another directory with --out"
             )
-        console.print(f"{run.path}: going on with this run", highlight=False)
+        newest = checkpoint.newest(run.checkpoints)
+        complete = newest is not None and newest.step >= recipe.engine.steps
+        says = "is complete, nothing is left to train" if complete else "going on with this run"
+        console.print(f"{run.path}: {says}", highlight=False, markup=False)
         return
+    Runtime(recipe.engine.device, recipe.engine.precision)
+    method = build_method(recipe, dataset.classes)
+    train_loader(  # refuses a method that needs unlabelled images if there are none
+        dataset,
+        recipe.data,
+        batch_size=recipe.engine.batch_size,
+        unlabeled=method.views.unlabeled,
+        seed=recipe.engine.seed,
+        start=0,
+        num_steps=recipe.engine.steps,
+    )
     warnings = check(dataset, recipe.data)
-    build_method(recipe, dataset.classes)  # an unknown encoder or a wrong weights file is known before anything is made
     run.start(config.dump(recipe), describe(dataset), [sample.name for sample in dataset.unlabeled])
     labels = run.environment()["labels"]
     protocol = f", the published partition {labels['published']}" if labels["published"] else ""
@@ -83,10 +104,7 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
         which: `best` or `last` checkpoint.
         device: where it computes.
     """
-    source = _checkpoint(Run(Path(run)).open(), which)
-    recipe = _bare(config.validate(source.recipe, str(source.path)))
-    method = build_method(recipe, source.classes)
-    return make_predictor(source, method, recipe.data.long_side, recipe.engine.evaluate, device)
+    return _load(Run(Path(run)).open(), which, device, "fp32")
 
 
 def evaluate(
@@ -98,16 +116,20 @@ def evaluate(
 ) -> Scores:
     """Scores of a run's checkpoint on its validation images, or on those that `overrides` name.
 
+    Computes in the precision of the run, so that the last checkpoint gets the scores that training logged last.
+
     Args:
         run: run directory.
         which: `best` or `last` checkpoint.
         device: where it computes.
-        overrides: settings on top of the run's recipe, e.g. `["data.val=splits/test.txt"]`.
+        overrides: settings on top of the run's recipe, e.g. `["data.val=splits/test.txt"]`; those of data,
+            engine.evaluate and engine.precision.
         on_image: told how many images of how many are done.
     """
-    opened = Run(Path(run)).open()
-    predictor = load(run, which, device)
-    recipe = config.load(opened.config, list(overrides))
+    opened, changes = Run(Path(run)).open(), list(overrides)
+    recipe = config.load(opened.config, changes)
+    _refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
+    predictor = _load(opened, which, device, recipe.engine.precision)
     dataset = data.load(recipe.data)
     if dataset.classes.names != predictor.classes.names:
         raise UserError(
@@ -133,7 +155,7 @@ def predict(
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Writes an index mask and an overlay for each image; returns how many images there were."""
-    return predict_files(load(run, which, device), Path(images), Path(out), on_image)
+    return predict_files(load(run, which, device), Path(images), folder(Path(out)), on_image)
 
 
 def partitions(
@@ -157,9 +179,12 @@ def partitions(
     Returns:
         the files written.
     """
-    dataset = data.load(config.load(Path(recipe), list(overrides)).data)
+    changes = list(overrides)
+    dataset = data.load(config.load(Path(recipe), changes).data)
+    _refuse_others(changes, ("data",), "partitions")
+    folder(Path(out))
     for size in sizes:
-        if size <= 0 or (size >= 1 and size != int(size)):
+        if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
     counts = [size if size < 1 else int(size) for size in sizes]
     shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values)
@@ -173,6 +198,20 @@ def partitions(
             highlight=False,
         )
     return written
+
+
+def _refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> None:
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not any(f"{key}.".startswith(f"{section}.") for section in used):
+            raise UserError(f"--set {override}: has no effect on {what}; only settings of {', '.join(used)} have")
+
+
+def _load(run: Run, which: str, device: Device, precision: Precision) -> Predictor:
+    source = _checkpoint(run, which)
+    recipe = _bare(config.validate(source.recipe, str(source.path)))
+    method = build_method(recipe, source.classes)
+    return make_predictor(source, method, recipe.data.long_side, recipe.engine.evaluate, device, precision)
 
 
 def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:

@@ -25,6 +25,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. engine.steps=100. Repeatable."),
 ]
+SetData = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. data.root=photos. Repeatable."),
+]
 Which = Annotated[str, typer.Option("--checkpoint", help="best (by validation mIoU) or last.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
@@ -55,7 +59,11 @@ def train(
     from semiseg.report import table
 
     console = Console()
-    run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
+    try:
+        run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
+    except KeyboardInterrupt as error:
+        _complain("interrupted; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from error
     console.print(table.compare({run.path.name: run}, table.class_names(run)))
     console.print(f"run directory: {run.path}", highlight=False, markup=False)
 
@@ -65,7 +73,7 @@ def evaluate(
     run: RunArgument,
     checkpoint: Which = "last",
     device: DeviceOption = "auto",
-    overrides: Set = None,
+    overrides: SetData = None,
 ) -> None:
     """Score a run on its validation images, per class."""
     from semiseg import api
@@ -118,7 +126,7 @@ def partitions(
         list[float], typer.Option("--size", help="Labelled images: a count, or a fraction below 1. Repeatable.")
     ],
     seed: Annotated[int, typer.Option(help="Another seed gives other partitions.")] = 0,
-    overrides: Set = None,
+    overrides: SetData = None,
 ) -> None:
     """Draw nested label partitions that cover every class, for your own comparison."""
     from semiseg import api
@@ -131,7 +139,9 @@ def _counting(verb: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that counts images."""
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(TextColumn(verb), MofNCompleteColumn(), TextColumn("images"), transient=True) as progress:
+    columns = (TextColumn(verb), MofNCompleteColumn(), TextColumn("images"))
+    console = Console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(verb)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -142,13 +152,19 @@ def _device(name: str) -> Any:
     return name
 
 
+def _complain(message: str) -> None:
+    print(f"semiseg: {message}", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     try:
         app()
     except UserError as error:
-        print(f"semiseg: {error}", file=sys.stderr)  # noqa: T201
+        _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("semiseg: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    except OSError as error:  # no permission, disk full, a file where a folder is needed
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}")
+        sys.exit(2)

@@ -1,11 +1,13 @@
 """Recipes: YAML in, a validated `Recipe` out, and back."""
 
 import difflib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from semiseg import data, methods
 from semiseg.engine import schedule
@@ -17,7 +19,7 @@ SECTIONS = ("data", "model", "method", "optim", "engine")
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe in a YAML file, with `a.b=c` settings on top (values are YAML too).
+    """The recipe in a YAML file, with `a.b=c` settings on top (values are YAML too; `a={...}` replaces a section).
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value does not fit.
@@ -31,9 +33,16 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe has the sections {', '.join(SECTIONS)}")
-    for override in overrides:
-        _override(values, override)
-    return validate(values, str(path))
+    return _overridden(values, overrides, str(path))
+
+
+def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
+    """`recipe` with `a.b=c` settings on top, as `load` has them.
+
+    Raises:
+        UserError: a key is unknown, or a value does not fit.
+    """
+    return _overridden(recipe.to_dict(), overrides, "recipe")
 
 
 def validate(values: dict[str, Any], where: str) -> Recipe:
@@ -87,10 +96,16 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: is not YAML{line}: {getattr(error, 'problem', None) or error}") from error
 
 
+def _overridden(values: dict[str, Any], overrides: list[str] | tuple[str, ...], where: str) -> Recipe:
+    for text in overrides:
+        _override(values, text)
+    return validate(values, where)
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts) or len(parts) < 2:
+    if not equals or not all(parts) or (len(parts) < 2 and parts[0] not in SECTIONS):
         raise UserError(f"--set {override}: write it as section.key=value, e.g. engine.steps=100")
     node = values
     for part in parts[:-1]:
@@ -106,24 +121,55 @@ def _section(config: type[Any], values: dict[str, Any], where: str) -> Any:
     try:
         return config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_error(error, config, where)) from error
+        raise UserError(_first_error(error, config, values, where)) from error
 
 
-def _first_error(error: ValidationError, config: type[BaseModel], where: str) -> str:
-    """One line for the first of the errors, and how many there are besides."""
-    errors = error.errors(include_url=False)
-    first = errors[0]
-    key = ".".join(str(part) for part in first["loc"])
-    place = f"{where}.{key}" if key else where
+def _first_error(error: ValidationError, config: type[BaseModel], values: dict[str, Any], where: str) -> str:
+    """One line for the first of the keys that are wrong, and how many there are besides."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = defaultdict(list)
+    for detail in error.errors(include_url=False):
+        found[_place(detail, values)].append(detail)
+    place, details = next(iter(found.items()))
+    first = details[0]
     if first["type"] == "extra_forbidden":
-        message = f"unknown key{_closest(key, list(config.model_fields))}"
-    elif first["type"] == "missing":
+        message = f"unknown key{_closest(place[-1], _known(config, place[:-1]))}"
+    elif first["type"] == "missing" and place[-1:] == (first["loc"][-1],):
         message = "is missing"
     else:
-        shown = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        message = first["msg"].removeprefix("Value error, ") + shown
-    more = f"; {len(errors) - 1} more" if len(errors) > 1 else ""
-    return f"{place}: {message}{more}".replace("\n", " ")
+        message = ", or ".join(dict.fromkeys(map(_message, details)))  # one for each type that the value may have
+        got = f"got {first['input']!r}"
+        if not isinstance(first["input"], dict) and got not in message:
+            message += f" ({got})"
+    more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{'.'.join((where, *place))}: {message}{more}".replace("\n", " ")
+
+
+def _message(detail: ErrorDetails) -> str:
+    if detail["type"] == "missing":
+        return "should have more values"
+    return detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+
+
+def _place(detail: ErrorDetails, values: Any) -> tuple[str, ...]:
+    """The keys that lead to an error; its own location also names the types that were tried for a value."""
+    place = []
+    for part in detail["loc"]:
+        in_list = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        if in_list or (isinstance(values, dict) and part in values):
+            values = values[part]
+        elif not (isinstance(values, dict) and detail["type"] == "missing"):
+            continue
+        place.append(str(part))
+    return tuple(place)
+
+
+def _known(config: type[BaseModel], place: tuple[str, ...]) -> list[str]:
+    """The keys of the settings at `place` below `config`."""
+    for part in place:
+        field = config.model_fields.get(part)
+        if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            config = field.annotation
+    return list(config.model_fields)
 
 
 def _closest(key: str, known: list[str] | tuple[str, ...]) -> str:

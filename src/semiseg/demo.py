@@ -12,6 +12,7 @@ from rich.console import Console
 
 from semiseg import api, config
 from semiseg.data.scenes import write_scenes
+from semiseg.errors import UserError
 from semiseg.report import sheet, table
 from semiseg.runs import Run
 
@@ -50,8 +51,13 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         out: folder to write into, by default the first of semiseg-demo, semiseg-demo-2, ... that does not exist.
         seed: of scenes, initial weights, order and augmentation.
         console: where to print.
+
+    Raises:
+        UserError: the folder holds something already.
     """
-    out = out or _free(Path("semiseg-demo"))
+    out = api.folder(out or _free(Path("semiseg-demo")))
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: exists already and is not empty; name another folder with --out")
     scenes = out / "scenes"
     write_scenes(scenes, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SIZE_PX, seed=seed, labeled=NUM_LABELED)
     console.print(

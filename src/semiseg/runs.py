@@ -80,14 +80,14 @@ class Run:
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, in the order of their steps."""
         with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
-            return [record for line in file if (record := json.loads(line))["kind"] == kind]
+            return [record for line in _whole(file) if (record := json.loads(line))["kind"] == kind]
 
     def hardness(self) -> Iterator[tuple[int, str, float]]:
         """(step, image name, hardness) over the course of training."""
         names = (self.path / "unlabeled.txt").read_text(encoding="utf-8").splitlines()
         with (self.path / "hardness.csv").open(encoding="utf-8") as file:
             next(file)
-            for line in file:
+            for line in _whole(file):
                 step, index, hardness = line.split(",")
                 yield int(step), names[int(index)], float(hardness)
 
@@ -95,10 +95,10 @@ class Run:
         """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""
         metrics, hardness = self.path / "metrics.jsonl", self.path / "hardness.csv"
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in _whole(lines) if json.loads(line)["step"] <= step]
         write_atomically(metrics, "".join(kept))
         header, *rows = hardness.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        kept = [row for row in _whole(rows) if int(row.split(",")[0]) <= step]
         write_atomically(hardness, "".join([header, *kept]))
 
     def last(self) -> dict[str, Any] | None:
@@ -113,8 +113,16 @@ class Run:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a whole file or nothing: aside, synced, then renamed."""
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """The lines but for a last one that is still being written, or was when the process died."""
+    return (line for line in lines if line.endswith("\n"))

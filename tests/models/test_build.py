@@ -142,7 +142,7 @@ def test_networks_know_how_their_input_is_normalised(settings, normalisation):
         ({"architecture": "hrnet"}, ("model.architecture", "'hrnet'", "deeplabv3plus, ", "unet")),
         ({"encoder": "resnet19"}, ("model.encoder", "'resnet19'", "resnet50")),
         ({"encoder": "tu-resnet19"}, ("model.encoder", "'tu-resnet19'", "timm")),
-        ({"architecture": "deeplabv3plus", "encoder": "vgg11"}, ("model", "vgg11", "dilated")),
+        ({"architecture": "pan", "output_stride": 8}, ("model", "pan", "resnet18", "output stride 16 or 32")),
         ({"options": {"decoder_chanels": 3}}, ("model.options", "decoder_chanels", "decoder_channels")),
         ({"options": {"classes": 3}}, ("model.options", "classes")),
         ({"weights": "no/such/file.pt"}, ("model.weights", "no/such/file.pt", "imagenet", "lite")),

@@ -5,6 +5,7 @@ A layout is a module with a `Config` (a `DataConfig`) and a `load(config) -> Dat
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from semiseg.data.dataset import DataConfig, Dataset
@@ -45,4 +46,7 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         UserError: a folder, a list or a mask is missing, or the lists overlap.
     """
+    if not config.root.exists():
+        below = "" if config.root.is_absolute() else f" below {Path.cwd()}"
+        raise UserError(f"data.root: there is no {config.root}{below}; set it, e.g. with --set data.root=PATH")
     return layout_module(config.layout).load(config)

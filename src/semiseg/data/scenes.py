@@ -94,10 +94,10 @@ def scene(seed: int, index: int, size: int) -> tuple[UInt8[np.ndarray, "h w 3"],
     for _ in range(rng.integers(0, 3 + int(12 * hard)) if hard > 0.25 else 0):  # clutter belongs to the ground
         canvas.paint(rng, str(rng.choice(_CLUTTER)), rng.random(2), rng.uniform(0.05, 0.11))
 
-    others = rng.integers(1, len(CLASSES), rng.integers(round(4 * hard), 2 + round(6 * hard)))
+    others = rng.integers(1, len(CLASSES), rng.integers(round(3 * hard), 2 + round(4 * hard)))
     places = np.empty((0, 2))
     for kind in (*others, 1 + index % (len(CLASSES) - 1)):
-        radius = (0.26 - 0.15 * hard) * rng.uniform(0.8, 1.2)
+        radius = (0.3 - 0.15 * hard) * rng.uniform(0.8, 1.2)
         # Of a few places the one farthest from the other shapes; of a single one in the hardest scenes, to overlap.
         tries = rng.uniform(0.7 * radius, 1 - 0.7 * radius, (1 + round(9 * (1 - hard)), 1, 2))
         gaps = np.linalg.norm(tries - places, axis=-1).min(axis=1, initial=2)
@@ -148,9 +148,9 @@ class _Canvas:
         outline, u, v = outlined(*centre.tolist())
         contrast = 0.75 - 0.5 * self.hard
         texture, usual = _HABITS.get(kind, (_plain, None))
-        first = _color_away(rng, self.ground, contrast, usual if rng.random() < _HABIT else None)
-        second = _color_away(rng, first, rng.uniform(0.15, 0.45))
-        if kind != "cloth" and rng.random() >= _HABIT:
+        first = _color_away(rng, self.ground, contrast, usual if rng.random() < _COLOR_HABIT else None)
+        second = _color_away(rng, first, rng.uniform(0.3, 0.6))
+        if kind != "cloth" and rng.random() >= _TEXTURE_HABIT:
             texture = _TEXTURES[rng.integers(len(_TEXTURES))]
         shade = texture(rng, u, v)[..., None]
         shading = 1 + 0.12 * (u * self.light[0] + v * self.light[1])
@@ -304,7 +304,7 @@ _TEXTURES: tuple[Callable[[np.random.Generator, Plane, Plane], Plane], ...] = (
     _dots,
 )
 
-_HABIT = 0.75  # probability of the usual colour, and that of the usual texture
+_COLOR_HABIT, _TEXTURE_HABIT = 0.3, 0.95  # probability of the usual colour, and that of the usual texture
 _HABITS: dict[str, tuple[Callable[[np.random.Generator, Plane, Plane], Plane], tuple[float, float, float]]] = {
     "disc": (_dots, (0.85, 0.25, 0.2)),
     "box": (_checks, (0.2, 0.4, 0.85)),

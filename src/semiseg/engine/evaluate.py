@@ -62,7 +62,7 @@ def evaluate(
     """
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
     for done, item in enumerate(items, 1):
-        image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device)
+        image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
         with runtime.autocast():
             probability = config.probabilities(network, network.normalisation(image))
         prediction = resize_probability(probability, *mask.shape).argmax(1)[0]

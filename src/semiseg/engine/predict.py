@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from semiseg.data.catalog import scan
-from semiseg.data.read import fit, read_image, resize_image
+from semiseg.data.read import fit, read_image, read_size, resize_image
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
-from semiseg.engine.runtime import Device, Runtime
+from semiseg.engine.runtime import Device, Precision, Runtime
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.models.build import Network
@@ -84,10 +84,15 @@ def predict_files(
     """
     base, files = _find(images)
     targets = [out / file.relative_to(base).with_suffix("") for file in files]
-    for target in targets:
+    written: dict[Path, Path] = {}
+    for file, target in zip(files, targets, strict=True):
+        read_size(file)  # a file that is no image is known now
         for path in (_index_path(target), _overlay_path(target)):
             if path.exists():
                 raise UserError(f"{path}: exists already; name another folder with --out")
+            if path in written:
+                raise UserError(f"{file}: its output would be that of {written[path]}, {path}; rename one of the two")
+            written[path] = file
     for done, (file, target) in enumerate(zip(files, targets, strict=True), 1):
         predictor.write(file, _index_path(target), _overlay_path(target))
         on_image(done, len(files))
@@ -125,11 +130,16 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 
 
 def make_predictor(
-    source: checkpoint.Checkpoint, method: SemiMethod, long_side: int | None, evaluate: EvaluateConfig, device: Device
+    source: checkpoint.Checkpoint,
+    method: SemiMethod,
+    long_side: int | None,
+    evaluate: EvaluateConfig,
+    device: Device,
+    precision: Precision = "fp32",
 ) -> Predictor:
     """A predictor from a checkpoint and the method that it belongs to."""
-    runtime = Runtime(device)
-    network = load_method(source, method).to(runtime.device)
+    runtime = Runtime(device, precision)
+    network = load_method(source, method).to(runtime.device).to(memory_format=torch.channels_last)  # as in training
     return Predictor(network, source.classes, long_side, evaluate, runtime, source.step)
 
 

@@ -30,7 +30,8 @@ class Runtime:
             raise UserError("engine.device: cuda is not available on this machine; use auto or cpu")
         if device == "mps" and not torch.backends.mps.is_available():
             raise UserError("engine.device: mps is not available on this machine; use auto or cpu")
-        AcceleratorState._reset_state()  # a process may run several recipes in turn, each with its own precision
+        # A process may run several recipes in turn, each with its own precision and device.
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
         on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
         if on_cpu and precision == "fp16":
             raise UserError("engine.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
@@ -39,6 +40,7 @@ class Runtime:
             self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed)
         except ValueError as error:
             raise UserError(f"engine.precision: {precision} does not work on this device ({error})") from error
+        self.precision = precision
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
@@ -51,8 +53,9 @@ class Runtime:
         return self.accelerator.prepare(method, optimizer)
 
     def autocast(self) -> Any:
-        """Context in which networks compute in the run's precision."""
-        return self.accelerator.autocast()
+        """Context in which networks compute in the run's precision, also while a later run has another one."""
+        low = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, low, enabled=self.precision != "fp32")
 
     def step(self, optimizer: Any, loss: Tensor) -> None:
         """Backward pass and optimizer step."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from semiseg.runs import Run
 from semiseg.types import LoadedBatch, Losses, Progress
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Who is told how training goes."""
 

@@ -27,6 +27,7 @@ from semiseg.augment.cutmix import (
     triggered,
 )
 from semiseg.augment.views import Views
+from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio, easiness
 from semiseg.losses import LabeledLoss, confident_cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
@@ -155,4 +156,11 @@ class Method(SemiMethod, config=Config):
 def _ignore_class(config: Config, classes: ClassTable) -> int | None:
     if config.ignore_class == "background":
         return classes.background
-    return None if config.ignore_class == "none" else config.ignore_class
+    if config.ignore_class == "none":
+        return None
+    if not 0 <= config.ignore_class < len(classes):
+        raise UserError(
+            f"method.ignore_class: there is no class {config.ignore_class}; the data have {len(classes)} classes, "
+            "counted from 0; name one, background, or none"
+        )
+    return config.ignore_class

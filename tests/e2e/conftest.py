@@ -1,0 +1,68 @@
+"""semiseg as its user calls it."""
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semiseg import cli as command_line
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind: exit code, standard output and standard error, without colours."""
+
+    code: int
+    out: str
+    err: str
+
+
+Semiseg = Callable[[str], Result]
+
+
+@pytest.fixture
+def semiseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Semiseg:
+    """semiseg("train recipe.yaml") -> its Result, run in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def semiseg(command: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["semiseg", *shlex.split(command)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            command_line.main()
+        except SystemExit as exited:
+            code = exited.code or 0
+        streams = capsys.readouterr()
+        return Result(code, *(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream) for stream in streams))
+
+    return semiseg
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., dict]) -> Path:
+    """An empty current directory with a recipe.yaml for the scenes of the session."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
+    return tmp_path
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Every file and folder below `folder`, and a digest of what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "/"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, str]]:
+    """contents(folder) -> {path: digest} of everything below it."""
+    return _contents

@@ -1,0 +1,396 @@
+"""Every command, as a user calls it, from the files that it reads to those that it writes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from semiseg import cli, config, methods
+from semiseg.data.partitions import partition_hash
+from semiseg.data.scenes import CLASSES
+from semiseg.report.table import percent
+from semiseg.runs import Run
+from semiseg.types import ClassTable
+
+COMMANDS = ("demo", "train", "evaluate", "predict", "methods", "partitions")
+
+
+def numbers(table: str) -> dict[str, str]:
+    """The first two columns of a printed table."""
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) >= 2}
+
+
+@pytest.fixture
+def vivid(trained, tmp_path: Path) -> Path:
+    """A copy of the trained run whose networks see several classes in every image."""
+    copy = shutil.copytree(trained, tmp_path / "vivid")
+    for file in copy.glob("checkpoints/*/model.safetensors"):
+        state = load_file(file)
+        for key in [key for key in state if "segmentation_head.0" in key]:
+            state[key] = state[key] * 300 if key.endswith("weight") else torch.zeros_like(state[key])
+        save_file(state, file)
+    return copy
+
+
+# help
+
+
+def test_help_names_every_command(semiseg):
+    result = semiseg("--help")
+    assert (result.code, result.err) == (0, "")
+    for command in COMMANDS:
+        assert re.search(rf"^│ {command} +[A-Z]\w+ .*\.", result.out, re.MULTILINE), command
+    assert "semiseg demo" in result.out  # where to start
+
+
+def test_no_command_shows_the_help(semiseg):
+    result = semiseg("")
+    assert "Usage: semiseg" in result.out + result.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_explains_every_parameter(semiseg, command):
+    result = semiseg(f"{command} --help")
+    assert (result.code, result.err) == (0, "")
+    assert f"Usage: semiseg {command}" in result.out
+    about = typer.main.get_command(cli.app).commands[command]
+    assert about.help.split("\n")[0] in " ".join(result.out.split())
+    for parameter in about.params:
+        assert parameter.help, f"{command} {parameter.name}"
+        assert parameter.help in result.out
+
+
+def test_help_does_not_wait_for_torch():
+    code = """
+import sys
+from semiseg import cli
+for command in ("", *sys.argv[1:]):
+    sys.argv = ["semiseg", *command.split(), "--help"]
+    try:
+        cli.main()
+    except SystemExit as exited:
+        assert not exited.code
+    heavy = {"torch", "torchvision", "numpy", "PIL", "segmentation_models_pytorch"} & set(sys.modules)
+    assert not heavy, (command, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_installed_as_a_command(here):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("semiseg"), "train", "nothing.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "semiseg: nothing.yaml: there is no such recipe; recipes/ has some to start from\n"
+    assert done.stdout == ""
+
+
+def test_methods_lists_all_with_a_sentence(semiseg):
+    result = semiseg("methods")
+    assert (result.code, result.err) == (0, "")
+    listed = dict(line.split(maxsplit=1) for line in result.out.splitlines()[1:])
+    assert set(listed) == set(methods.names())
+    assert all(len(sentence) > 20 for sentence in listed.values())
+
+
+# train
+
+
+def test_the_whole_way(semiseg, here, scenes):
+    """train, evaluate and predict, with the architecture of the paper and a usual encoder."""
+    done = semiseg(
+        "train recipe.yaml --out runs/first --set model.architecture=deeplabv3plus --set model.encoder=resnet18 "
+        "--set 'model.options={decoder_channels: 16}' --set engine.steps=2 --set engine.eval_every=1 "
+        "--set engine.precision=bf16"
+    )
+    assert (done.code, done.err) == (0, "")
+    assert "6 labelled, 8 unlabelled, 4 validation images" in done.out
+    assert "run directory: runs/first" in done.out
+    run = Run(Path("runs/first"))
+    assert [record["step"] for record in run.metrics("val")] == [1, 2]
+
+    done = semiseg("evaluate runs/first")
+    assert (done.code, done.err) == (0, "")
+    shown, last = numbers(done.out), run.last()
+    assert shown == {
+        "class": "IoU, %",
+        **{name: percent(iou) for name, iou in zip(CLASSES, last["iou"], strict=True)},
+        "mIoU": percent(last["miou"]),
+        "pixel accuracy": percent(last["accuracy"]),
+    }
+
+    done = semiseg(f"predict runs/first {scenes}/images/val --out masks")
+    assert (done.code, done.err) == (0, "")
+    assert "4 masks and overlays written to masks" in done.out
+    assert len(list(Path("masks").iterdir())) == 8
+
+
+def test_what_train_prints_and_where_it_writes(semiseg, here):
+    done = semiseg("train recipe.yaml --set engine.steps=2 --set engine.log_every=1")
+    assert (done.code, done.err) == (0, "")
+    run = Run(Path("runs/recipe"))  # runs/<name of the recipe>
+    table = numbers(done.out)
+    assert table["mIoU, last"] == percent(run.last()["miou"])
+    assert table["mIoU, best (step)"] == f"{percent(run.best()['miou'])} ({run.best()['step']})"
+    assert [table[name] for name in CLASSES] == [percent(iou) for iou in run.last()["iou"]]
+    progress = re.search(r"recipe: step 2 +mIoU ([\d.]+) .*loss .*easiness .*img/s", done.out)
+    assert progress[1] == percent(run.last()["miou"])
+
+
+def test_the_run_directory(trained, recipe, scenes):
+    assert {path.name for path in trained.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "hardness.csv",
+        "unlabeled.txt",
+        "checkpoints",
+    }
+    loaded = config.load(trained / "config.yaml")
+    assert loaded == config.validate(recipe(), "recipe")  # itself a valid recipe, of the same run
+    assert config.dump(loaded) == (trained / "config.yaml").read_text()
+
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["versions"]["torch"] == version("torch")
+    assert environment["versions"]["semiseg"] == version("semiseg")
+    assert re.fullmatch(r"([0-9a-f]{12}|.*-g[0-9a-f]{12}|.+)(-dirty)?", environment["commit"] or "none")
+    labels = (scenes / "splits" / "labeled.txt").read_text().split()
+    assert environment["labels"] == {
+        "labeled": 6,
+        "unlabeled": 8,
+        "val": 4,
+        "partition": partition_hash(labels),
+        "published": None,
+    }
+
+    run = Run(trained)
+    assert [record["step"] for record in run.metrics("train")] == [2, 4]
+    assert {"loss", "labeled", "unlabeled", "easiness", "lr", "images_per_second"} <= run.metrics("train")[0].keys()
+    assert [record["step"] for record in run.metrics("val")] == [2, 4]
+    assert all(len(record["iou"]) == len(CLASSES) for record in run.metrics("val"))
+
+
+def test_hardness_of_every_unlabelled_image_that_was_seen(trained, recipe, scenes):
+    engine, rows = recipe()["engine"], list(Run(trained).hardness())
+    assert len(rows) == engine["steps"] * engine["batch_size"]
+    assert [step for step, _, _ in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    pool = (scenes / "splits" / "unlabeled.txt").read_text().split()
+    assert sorted(name for _, name, _ in rows) == pool  # 4 steps of 2 are one round of 8
+    assert all((scenes / "images" / f"{name}.png").is_file() for _, name, _ in rows)
+    assert all(0 <= hardness <= 1 for _, _, hardness in rows)
+
+
+def test_a_run_is_trained_again_from_its_own_config(semiseg, here, trained, contents):
+    assert semiseg(f"train {trained}/config.yaml --out again").code == 0
+    again = contents(Path("again"))
+    for name, digest in contents(trained).items():
+        if name not in ("environment.json", "metrics.jsonl"):  # they hold command and times
+            assert again[name] == digest, name
+
+
+def test_settings_on_the_command_line(semiseg, here):
+    done = semiseg("train recipe.yaml --set engine.steps=1 --set 'method={name: supervised}' --set data.crop=[32,16]")
+    assert done.code == 0
+    values = yaml.safe_load(Path("runs/recipe/config.yaml").read_text())
+    assert values["engine"]["steps"] == 1
+    assert values["method"]["name"] == "supervised"
+    assert values["data"]["crop"] == [32, 16]
+    assert Path("runs/recipe/hardness.csv").read_text() == "step,index,hardness\n"
+
+
+def test_odd_data_gets_a_note(semiseg, here, scenes):
+    names = (scenes / "splits" / "labeled.txt").read_text().split()[:2]
+    (here / "two.txt").write_text("\n".join(names))
+    done = semiseg(f"train recipe.yaml --set data.labeled={here}/two.txt --set engine.steps=1")
+    assert done.code == 0
+    assert "note: No labelled mask shows" in done.out
+
+
+# going on with a run
+
+
+def test_a_complete_run_takes_no_step_twice(semiseg, trained, contents, here):
+    before = contents(trained)
+    done = semiseg(f"train {trained}/config.yaml --out {trained}")
+    assert (done.code, done.err) == (0, "")
+    assert "is complete" in done.out
+    assert contents(trained) == before
+    assert numbers(done.out)["mIoU, last"] == percent(Run(trained).last()["miou"])  # and the table is shown again
+
+
+def test_an_interrupted_run_goes_on(semiseg, here, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("semiseg.engine.train.evaluate", interrupt)
+        done = semiseg("train recipe.yaml")
+    assert done.code == 130
+    assert done.err == "semiseg: interrupted; the same command goes on from the last checkpoint\n"
+    assert "Traceback" not in done.out
+    done = semiseg("train recipe.yaml")
+    assert done.code == 0
+    assert "going on with this run" in done.out
+    assert [record["step"] for record in Run(Path("runs/recipe")).metrics("train")] == [2, 4]
+
+
+def test_a_run_of_another_recipe_is_left_alone(semiseg, trained, contents, here):
+    before = contents(trained)
+    done = semiseg(f"train {trained}/config.yaml --out {trained} --set engine.steps=9 --set method.confidence=0.5")
+    assert done.code == 2
+    assert "method.confidence: 0.3 -> 0.5; engine.steps: 4 -> 9" in done.err
+    assert contents(trained) == before
+
+
+# evaluate
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_evaluate_gives_the_figures_of_training(semiseg, trained, which):
+    result = semiseg(f"evaluate {trained} --checkpoint {which} --device cpu")
+    assert (result.code, result.err) == (0, "")
+    record = getattr(Run(trained), which)()
+    shown = numbers(result.out)
+    assert [shown[name] for name in CLASSES] == [percent(iou) for iou in record["iou"]]
+    assert shown["mIoU"] == percent(record["miou"])
+    assert shown["pixel accuracy"] == percent(record["accuracy"])
+
+
+def test_evaluate_elsewhere(semiseg, vivid, scenes, here):
+    whole = numbers(semiseg(f"evaluate {vivid}").out)
+    (here / "one.txt").write_text("val/0002\n")
+    one = numbers(semiseg(f"evaluate {vivid} --set data.val={here}/one.txt").out)
+    sliding = numbers(semiseg(f"evaluate {vivid} --set 'engine.evaluate={{mode: sliding, window: 16}}'").out)
+    assert whole.keys() == one.keys() == sliding.keys()
+    assert whole != one
+    assert whole != sliding
+
+
+# predict
+
+
+def photos(folder: Path) -> dict[str, tuple[int, int]]:
+    """Writes images of several kinds and sizes; returns their sizes by name."""
+    generator = np.random.default_rng(0)
+    sizes = {"a.png": (40, 33), "b/c.jpg": (17, 50), "b/d e.webp": (64, 64), "b/e/f.JPEG": (31, 32)}
+    for name, (width, height) in sizes.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return sizes
+
+
+def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
+    sizes = photos(here / "photos")
+    (here / "photos" / "notes.txt").write_text("not an image")
+    done = semiseg(f"predict {vivid} photos --out out --device cpu")
+    assert (done.code, done.err) == (0, "")
+    assert "4 masks and overlays written to out" in done.out
+    stems = {str(Path(name).with_suffix("")) for name in sizes}  # folders are kept
+    written = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
+    assert written == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+
+    table = ClassTable.of(CLASSES, background=0)
+    seen = set()
+    for name, size in sizes.items():
+        stem = Path("out") / Path(name).with_suffix("")
+        with Image.open(f"{stem}.png") as mask, Image.open(f"{stem}_overlay.png") as overlay:
+            assert (mask.mode, mask.size) == ("P", size)
+            assert (overlay.mode, overlay.size) == ("RGB", size)
+            index, shown = np.asarray(mask), np.asarray(overlay).astype(int)
+            colors = np.asarray(mask.convert("RGB"))
+        assert index.max() < len(CLASSES)
+        assert np.array_equal(colors, np.array(table.colors, dtype=np.uint8)[index])
+        with Image.open(Path("photos") / name) as photo:
+            original = np.asarray(photo.convert("RGB")).astype(int)
+        expected = np.where(index[..., None] == 0, original, (original + colors) / 2)  # the background stays
+        assert np.abs(shown - expected).max() <= 1
+        seen |= set(np.unique(index))
+    assert len(seen) > 2
+
+
+def test_predict_a_single_image(semiseg, vivid, scenes, here):
+    done = semiseg(f"predict {vivid} {scenes}/images/val/0001.png --out out")
+    assert done.code == 0
+    assert {path.name for path in Path("out").iterdir()} == {"0001.png", "0001_overlay.png"}
+
+
+def test_predict_takes_the_best_checkpoint_unless_told(semiseg, vivid, scenes, here):
+    best, last = (next(vivid.glob(f"checkpoints/{kind}-*/model.safetensors")) for kind in ("best", "step"))
+    assert best.read_bytes() != last.read_bytes()
+    last.write_bytes(b"broken")
+    assert semiseg(f"predict {vivid} {scenes}/images/val --out best").code == 0
+    assert semiseg(f"predict {vivid} {scenes}/images/val --out last --checkpoint last").code == 2
+
+
+def test_predict_never_overwrites(semiseg, trained, scenes, here, contents):
+    assert semiseg(f"predict {trained} {scenes}/images/val --out out").code == 0
+    before = contents(here)
+    done = semiseg(f"predict {trained} {scenes}/images --out out/val/..")
+    assert done.code == 0  # other names
+    again = semiseg(f"predict {trained} {scenes}/images/val --out out")
+    assert again.code == 2
+    assert "out/0000.png: exists already" in again.err
+    assert before.items() <= contents(here).items()
+
+
+# partitions
+
+
+def test_partitions_are_nested_and_cover_the_classes(semiseg, here, scenes):
+    done = semiseg("partitions recipe.yaml --out splits --size 5 --size 0.34 --size 6")
+    assert (done.code, done.err) == (0, "")
+    lists = {path.name: path.read_text().split() for path in Path("splits").iterdir()}
+    assert set(lists) == {"labeled_2.txt", "unlabeled_2.txt", "labeled_5.txt", "unlabeled_5.txt", "labeled_6.txt"}
+    two, five, six = (set(lists[f"labeled_{n}.txt"]) for n in (2, 5, 6))
+    assert (len(two), len(five), len(six)) == (2, 5, 6)
+    assert two < five < six == set((scenes / "splits" / "labeled.txt").read_text().split())
+    assert set(lists["unlabeled_2.txt"]) == six - two
+    shown = {
+        int(value)
+        for name in five
+        for value in np.unique(np.asarray(Image.open(scenes / "masks" / f"{name}.png")))  # noqa: SIM115
+    }
+    assert shown == set(range(len(CLASSES)))
+    for names in (two, five, six):
+        assert partition_hash(names) in done.out
+    assert "5 of 6 images, 6 of 6 classes" in done.out
+
+
+def test_partitions_depend_on_the_seed_alone(semiseg, here):
+    drawn = set()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2), ("e", 3)):
+        assert semiseg(f"partitions recipe.yaml --out {name} --size 2 --seed {seed}").code == 0
+        drawn.add(Path(name, "labeled_2.txt").read_text())
+    assert Path("a/labeled_2.txt").read_text() == Path("b/labeled_2.txt").read_text()
+    assert len(drawn) > 1
+
+
+def test_partitions_never_overwrite(semiseg, here, contents):
+    assert semiseg("partitions recipe.yaml --out splits --size 5").code == 0
+    before = contents(here)
+    done = semiseg("partitions recipe.yaml --out splits --size 2 --size 5 --seed 3")
+    assert done.code == 2
+    assert "splits/labeled_5.txt: exists already" in done.err
+    assert contents(here) == before
+
+
+def test_a_partition_can_be_trained_on(semiseg, here, scenes):
+    assert semiseg("partitions recipe.yaml --out splits --size 5").code == 0
+    done = semiseg(f"train recipe.yaml --set data.labeled={here}/splits/labeled_5.txt --set engine.steps=1")
+    assert done.code == 0
+    assert partition_hash(Path("splits/labeled_5.txt").read_text().split()) in done.out

@@ -1,0 +1,156 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from semiseg.errors import UserError
+from semiseg.runs import Run, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "runs" / "first")
+    run.start("seed: 0\n", {"torch": "2.14"}, ["a/1", "b ü"])
+    return run
+
+
+def train(step: int, loss: float = 1.0) -> dict:
+    return {"kind": "train", "step": step, "loss": loss}
+
+
+def val(step: int, miou: float) -> dict:
+    return {"kind": "val", "step": step, "miou": miou}
+
+
+def test_a_new_run(run):
+    assert run.exists()
+    assert run.open() is run
+    assert run.config.read_text() == "seed: 0\n"
+    assert run.environment() == {"torch": "2.14"}
+    assert run.metrics("train") == run.metrics("val") == list(run.hardness()) == []
+    assert run.last() is None
+    assert run.best() is None
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "config.yaml",
+        "environment.json",
+        "hardness.csv",
+        "metrics.jsonl",
+        "unlabeled.txt",
+    ]
+
+
+def test_creating_the_object_touches_nothing(tmp_path):
+    run = Run(tmp_path / "nowhere")
+    assert not run.exists()
+    assert not run.path.exists()
+
+
+def test_a_run_starts_in_an_empty_directory_but_overwrites_nothing(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    Run(tmp_path / "empty").start("", {}, [])
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(UserError, match=r"runs/first.*not empty.*--out"):
+        run.start("seed: 1\n", {}, [])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(UserError, match="not empty"):
+        Run(tmp_path / "photos").start("", {}, [])
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_what_is_no_run_cannot_be_opened(tmp_path):
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        Run(tmp_path).open()
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        Run(tmp_path / "nowhere").open()
+
+
+def test_metrics_come_back_by_kind_in_order(run):
+    records = [train(1, 0.1 + 0.2), val(1, 0.5), train(2), val(2, 0.75)]
+    for record in records:
+        run.log(record)
+    assert run.metrics("train") == [records[0], records[2]]
+    assert run.metrics("val") == [records[1], records[3]]
+    assert run.metrics("other") == []
+    assert run.last() == records[3]
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+
+
+def test_hardness_comes_back_with_the_names_of_the_images(run):
+    run.log_hardness([(1, 0, 0.123456), (1, 1, 1.0)])
+    run.log_hardness([(2, 1, 0.0)])
+    assert list(run.hardness()) == [(1, "a/1", 0.1235), (1, "b ü", 1.0), (2, "b ü", 0.0)]
+    assert (run.path / "hardness.csv").read_text().splitlines() == [
+        "step,index,hardness",
+        "1,0,0.1235",
+        "1,1,1.0000",
+        "2,1,0.0000",
+    ]
+
+
+def test_the_best_is_the_earlier_of_equals(run):
+    for record in (val(1, 0.5), val(2, 0.7), val(3, 0.7), val(4, 0.6)):
+        run.log(record)
+    assert run.best() == val(2, 0.7)
+    assert run.last() == val(4, 0.6)
+
+
+def test_rewinding_drops_what_was_logged_later(run):
+    for record in (train(1), val(2, 0.5), train(3), val(4, 0.9)):
+        run.log(record)
+    run.log_hardness([(1, 0, 0.5), (2, 1, 0.5), (3, 0, 0.5), (4, 1, 0.5)])
+    run.rewind(2)
+    assert run.metrics("train") == [train(1)]
+    assert run.best() == run.last() == val(2, 0.5)
+    assert [step for step, _, _ in run.hardness()] == [1, 2]
+    run.log(train(3, 7.0))  # as a resumed run does
+    run.log_hardness([(3, 1, 0.25)])
+    assert run.metrics("train") == [train(1), train(3, 7.0)]
+    assert list(run.hardness())[-1] == (3, "b ü", 0.25)
+    run.rewind(0)
+    assert run.metrics("train") == run.metrics("val") == list(run.hardness()) == []
+
+
+@pytest.mark.parametrize("torn", ['{"kind": "train", "st', '{"kind": "train", "step": 1}', "{"])
+def test_rewinding_drops_a_torn_line(run, torn):
+    run.log(train(1))
+    run.log_hardness([(1, 0, 0.5)])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    with (run.path / "hardness.csv").open("a") as file:
+        file.write("1,0,0.")
+    run.rewind(5)
+    assert run.metrics("train") == [train(1)]
+    assert list(run.hardness()) == [(1, "a/1", 0.5)]
+
+
+def test_a_torn_line_does_not_keep_a_dead_run_from_being_read(run):
+    run.log(val(1, 0.5))
+    run.log_hardness([(1, 0, 0.5)])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "val", "st')
+    with (run.path / "hardness.csv").open("a") as file:
+        file.write("2,1")
+    assert run.best() == run.last() == val(1, 0.5)
+    assert list(run.hardness()) == [(1, "a/1", 0.5)]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "first\n")
+    write_atomically(path, "second ü\n")
+    assert path.read_text(encoding="utf-8") == "second ü\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+    def no_space(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, "third\n")
+    assert path.read_text(encoding="utf-8") == "second ü\n"
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(tmp_path / "b.txt", "first\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
