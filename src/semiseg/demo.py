@@ -16,7 +16,8 @@ from semiseg.errors import UserError
 from semiseg.report import sheet, table
 from semiseg.runs import Run
 
-NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 24, 100, 96
+NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
+STEPS = 300
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
     "iMAS": {"name": "imas", "confidence": 0.9, "ema_decay": 0.98},
@@ -35,12 +36,16 @@ def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
             "val": "splits/val.txt",
             "crop": SIZE_PX,
             "scale": [0.75, 1.5],
-            "workers": 1,
+            "workers": 0,
         },
-        "model": {"encoder": "resnet18", "weights": None},
+        "model": {
+            "encoder": "tu-tf_efficientnet_lite0",
+            "weights": "lite",
+            "options": {"encoder_depth": 4, "decoder_channels": 64, "decoder_atrous_rates": [2, 4, 6]},  # small images
+        },
         "method": method,
-        "optim": {"lr": 0.05, "head_lr_factor": 1.0},
-        "engine": {"steps": 300, "batch_size": 8, "seed": seed, "precision": "bf16", "eval_every": 100},
+        "optim": {"lr": 0.02, "head_lr_factor": 5.0},
+        "engine": {"steps": STEPS, "batch_size": 8, "seed": seed, "precision": "bf16", "eval_every": STEPS // 4},
     }
 
 

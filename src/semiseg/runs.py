@@ -43,11 +43,11 @@ class Run:
         if self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, config)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
         (self.path / "metrics.jsonl").touch()
         (self.path / "hardness.csv").write_text("step,index,hardness\n", encoding="utf-8")
+        write_atomically(self.config, config)  # last: where it is, the run was started
 
     def exists(self) -> bool:
         """Whether a run was started here."""

@@ -98,7 +98,7 @@ def test_a_teacher_follows_after_the_step_and_not_before(make):
     losses.total.backward()
     optimizer.step()
     method.after_step(0)
-    assert any(not torch.equal(p, before[f"{k}"]) for k, p in method.named_parameters())
+    assert any(not torch.equal(p, before[key]) for key, p in method.named_parameters())
     predictor = method.predictor()
     assert isinstance(predictor, Network)
     assert any(module is predictor for module in method.modules())  # so that checkpoints carry it

@@ -304,7 +304,7 @@ _TEXTURES: tuple[Callable[[np.random.Generator, Plane, Plane], Plane], ...] = (
     _dots,
 )
 
-_COLOR_HABIT, _TEXTURE_HABIT = 0.3, 0.95  # probability of the usual colour, and that of the usual texture
+_COLOR_HABIT, _TEXTURE_HABIT = 0.6, 0.95  # probability of the usual colour, and that of the usual texture
 _HABITS: dict[str, tuple[Callable[[np.random.Generator, Plane, Plane], Plane], tuple[float, float, float]]] = {
     "disc": (_dots, (0.85, 0.25, 0.2)),
     "box": (_checks, (0.2, 0.4, 0.85)),

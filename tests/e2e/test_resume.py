@@ -1,0 +1,147 @@
+"""A run that was interrupted, wherever, and goes on equals one that was not, to the last bit."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from semiseg import api, config
+from semiseg.engine import checkpoint
+from semiseg.runs import Run
+
+TIMES = ("images_per_second", "waited")
+ENGINE = {"steps": 7, "log_every": 2, "eval_every": 3, "save_every": 2}
+DEEPLAB = {"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}}  # has dropout
+
+
+def left_behind(run: Run) -> dict[str, Any]:
+    """All that a run leaves behind, but for times."""
+    left: dict[str, Any] = {"hardness": (run.path / "hardness.csv").read_text()}
+    for kind in ("train", "val"):
+        left[kind] = [{key: value for key, value in record.items() if key not in TIMES} for record in run.metrics(kind)]
+    for path in sorted(run.checkpoints.iterdir()):
+        saved = checkpoint.read(path)
+        left[path.name] = (saved.step, saved.model_state(), {} if "best" in path.name else saved.optimizer_state())
+    return left
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
+    """Has the function `where` raise KeyboardInterrupt in place of its `call`-th call."""
+    module, _, name = where.rpartition(".")
+    calls = 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    target = Run if module == "semiseg.runs.Run" else importlib.import_module(module)
+    function = getattr(target, name)
+    monkeypatch.setattr(target, name, interrupted)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """uninterrupted("imas", "unet") -> what a run leaves behind that nothing disturbed; each is trained once."""
+    done: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def uninterrupted(method: str, architecture: str) -> dict[str, Any]:
+        if (method, architecture) not in done:
+            values = settings(recipe, method, architecture)
+            run = api.train(config.validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "whole")
+            done[method, architecture] = left_behind(run)
+        return done[method, architecture]
+
+    return uninterrupted
+
+
+def settings(recipe: Callable[..., dict], method: str, architecture: str, workers: int = 0) -> dict[str, Any]:
+    model = DEEPLAB if architecture == "deeplabv3plus" else {}
+    return recipe(method, engine=ENGINE, model=model, data={"workers": workers})
+
+
+def check(values: dict[str, Any], out: Path, expected: dict[str, Any], *interruptions: tuple[str, int]) -> None:
+    for where, call in interruptions:
+        with pytest.MonkeyPatch.context() as patched:
+            interrupt(patched, where, call)
+            with pytest.raises(KeyboardInterrupt):
+                api.train(config.validate(values, "recipe"), out)
+    assert_same(left_behind(api.train(config.validate(values, "recipe"), out)), expected)
+
+
+def test_the_uninterrupted_run(uninterrupted):
+    """What the others are compared with says something."""
+    left = uninterrupted("imas", "unet")
+    assert [record["step"] for record in left["train"]] == [2, 3, 4, 6, 7]
+    assert [record["step"] for record in left["val"]] == [3, 6, 7]
+    assert left["hardness"].count("\n") == 1 + 7 * 2
+    step, model, optimizer = left["step-00000007"]
+    assert step == 7
+    networks = {key.split(".")[0] for key in model}
+    assert networks == {"student", "teacher"}
+    assert any("running_var" in key for key in model)
+    assert len(optimizer) > 10
+    assert any(
+        not torch.equal(value, model[key.replace("student", "teacher")])
+        for key, value in model.items()
+        if key.startswith("student")
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("semiseg.engine.train.make_batch", 1),  # before anything was saved
+        ("semiseg.engine.train.make_batch", 6),  # in the middle of a step
+        ("semiseg.runs.Run.log_hardness", 4),  # between two files of the log
+        ("semiseg.engine.train.evaluate", 2),
+        ("semiseg.engine.checkpoint.save_file", 3),  # the first best checkpoint is half written
+        ("semiseg.engine.checkpoint.save_file", 4),  # a resumable one is
+        ("semiseg.engine.checkpoint.save_file", 5),  # its optimizer is missing
+        ("semiseg.engine.checkpoint.prune", 2),  # there is one too many
+    ],
+)
+def test_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path, where, call):
+    check(settings(recipe, "imas", "unet"), tmp_path / "run", uninterrupted("imas", "unet"), (where, call))
+
+
+@pytest.mark.parametrize("method", ["supervised", "imas"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_with_workers_and_dropout(recipe, uninterrupted, tmp_path, method, workers):
+    values = settings(recipe, method, "deeplabv3plus", workers)
+    at = ("semiseg.engine.train.make_batch", 6)
+    check(values, tmp_path / "run", uninterrupted(method, "deeplabv3plus"), at)  # of a run without workers
+
+
+def test_interrupted_again_and_again(recipe, uninterrupted, tmp_path):
+    at = "semiseg.engine.train.make_batch"
+    stops = ((at, 4), (at, 2), (at, 3), ("semiseg.engine.checkpoint.save_file", 1))
+    check(settings(recipe, "imas", "unet"), tmp_path / "run", uninterrupted("imas", "unet"), *stops)
+
+
+def test_resumed_in_low_precision(recipe, tmp_path):
+    values = recipe("imas", engine=ENGINE | {"precision": "bf16"}, model=DEEPLAB)
+    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    check(values, tmp_path / "run", whole, ("semiseg.engine.train.make_batch", 6))
