@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from semiseg import cli as command_line
+from semiseg import demo
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,23 @@ def _contents(folder: Path) -> dict[str, str]:
 def contents() -> Callable[[Path], dict[str, str]]:
     """contents(folder) -> {path: digest} of everything below it."""
     return _contents
+
+
+@pytest.fixture(scope="session")
+def small_demo(recipe: Callable[..., dict]) -> Callable[[pytest.MonkeyPatch], None]:
+    """small_demo(monkeypatch): few and small scenes, 4 steps, a small network; all else of the demo as it is."""
+    original = demo.recipe
+
+    def small(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        values = original(*args, **kwargs)
+        values["model"] = recipe()["model"]
+        values["engine"] |= {"steps": 4, "batch_size": 2, "eval_every": 2}
+        values["data"] |= {"crop": 32, "workers": 0}
+        return values
+
+    def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+        changes = {"NUM_TRAIN": 20, "NUM_LABELED": 6, "NUM_VAL": 6, "SIZE_PX": 32, "recipe": small}
+        for name, value in changes.items():
+            monkeypatch.setattr(demo, name, value)
+
+    return small_demo

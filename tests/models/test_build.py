@@ -96,6 +96,16 @@ def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_col
     assert seen[1].shape == IMAGE.shape  # a multiple stays as it is
 
 
+def test_logits_at_another_scale_are_brought_to_the_size_of_the_image():
+    class Half(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image[..., ::2, ::2] * 0 + torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+
+    logits = Network(Half(), Normalisation(), 8)(IMAGE[..., :13, :24])
+    torch.testing.assert_close(logits, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(1, 3, 13, 24))
+    assert make("fpn", options={"encoder_depth": 3}).eval()(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
+
+
 def test_an_image_and_its_padded_self_have_the_same_logits():
     network = make().eval()
     cut = IMAGE.clone()

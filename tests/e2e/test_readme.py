@@ -1,0 +1,131 @@
+"""The README's commands work as they stand there, made small."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from semiseg import api
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "engine.steps": 2, "engine.batch_size": 2, "engine.eval_every": 1, "engine.save_every": 2, "engine.log_every": 1,
+    "engine.device": "cpu", "engine.precision": "fp32", "data.crop": 32, "data.long_side": "null", "data.workers": 0,
+    "model": "{architecture: unet, encoder: tu-test_efficientnet, weights: null}",
+}  # fmt: skip
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The commands of the sh blocks, in order, continued lines joined, without prompt and comment."""
+    lines = "\n".join(blocks(text, "sh")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [shlex.join(line) for line in words if line]
+
+
+def small(command: str) -> str:
+    """The command with settings that make it quick; only of `train`."""
+    words = shlex.split(command)
+    if words[:2] != ["semiseg", "train"]:
+        return command
+    return shlex.join([*words, *(word for key, value in SMALL.items() for word in ("--set", f"{key}={value}"))])
+
+
+FAKE = """# A tool
+
+```sh
+make demo
+$ semiseg train recipes/folder.yaml --set data.root=photos   # your own
+semiseg predict runs/folder photos/images \\
+    --out masks
+
+# then
+make test
+```
+
+Prose with `semiseg nonsense`.
+
+```python
+import semiseg
+```
+
+```yaml
+semiseg: no command
+```
+
+```sh
+semiseg methods
+```
+"""
+
+
+def test_commands_are_found():
+    assert commands(FAKE) == [
+        "make demo",
+        "semiseg train recipes/folder.yaml --set data.root=photos",
+        "semiseg predict runs/folder photos/images --out masks",
+        "make test",
+        "semiseg methods",
+    ]
+    assert blocks(FAKE, "python") == ["import semiseg\n"]
+    assert commands("# no commands\n") == []
+
+
+def test_only_training_is_made_small():
+    assert small("semiseg evaluate runs/first") == "semiseg evaluate runs/first"
+    words = shlex.split(small("semiseg train a.yaml --out b"))
+    assert words[:5] == ["semiseg", "train", "a.yaml", "--out", "b"]
+    assert "engine.steps=2" in words
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+    """Where a reader stands: recipes as in the repository, and photographs of their own, a few of them with masks."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    shutil.copytree(scenes, folder / "photos", ignore=shutil.ignore_patterns("splits"))
+    return folder
+
+
+def test_make_targets_exist(readme):
+    targets = [command.split()[1] for command in commands(readme) if command.startswith("make ")]
+    assert {"demo", "test"} <= set(targets)  # the two that need nothing installed
+    for target in targets:
+        assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_commands_work(readme, place, semiseg, small_demo, monkeypatch):
+    monkeypatch.chdir(place)
+    small_demo(monkeypatch)
+    called = [command for command in commands(readme) if command.startswith("semiseg ")]
+    assert any(command.startswith("semiseg train ") for command in called), "README.md shows no command in ```sh blocks"
+    for command in called:
+        done = semiseg(small(command).removeprefix("semiseg "))
+        assert done.code == 0, f"{command}\n{done.err}"
+        assert done.err == ""
+
+
+def test_python_works(readme, place, monkeypatch):
+    (code,) = blocks(readme, "python")
+    monkeypatch.chdir(place)
+    train = api.train
+
+    def small_train(recipe, out, overrides=(), console=None):
+        return train(recipe, out, [*overrides, *(f"{key}={value}" for key, value in SMALL.items())], console)
+
+    monkeypatch.setattr(api, "train", small_train)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

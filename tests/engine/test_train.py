@@ -1,0 +1,239 @@
+"""The loop's book-keeping: what is logged, evaluated and saved, and when."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from semiseg import config, data
+from semiseg.engine import checkpoint, environment
+from semiseg.engine import train as engine
+from semiseg.engine.recipe import Recipe, build_method
+from semiseg.errors import UserError
+from semiseg.runs import Run
+
+
+class Listener(engine.Silent):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def on_train(self, record: dict[str, Any]) -> None:
+        self.told.append(("train", record))
+
+    def on_evaluation(self, done: int, total: int) -> None:
+        self.told.append(("evaluation", (done, total)))
+
+    def on_scores(self, record: dict[str, Any]) -> None:
+        self.told.append(("val", record))
+
+
+Start = Callable[..., tuple[Recipe, data.Dataset, Run]]
+
+
+@pytest.fixture
+def start(recipe, tmp_path: Path) -> Start:
+    """start("imas", engine={...}) -> recipe, dataset and a run directory that was just started."""
+
+    def start(method: str = "imas", name: str = "run", **sections: dict[str, Any]) -> tuple[Recipe, data.Dataset, Run]:
+        validated = config.validate(recipe(method, **sections), "recipe")
+        dataset, run = data.load(validated.data), Run(tmp_path / name)
+        run.start(config.dump(validated), {}, [sample.name for sample in dataset.unlabeled])
+        return validated, dataset, run
+
+    return start
+
+
+def steps(run: Run, kind: str) -> list[int]:
+    return [record["step"] for record in run.metrics(kind)]
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the checkpoints that are saved, in order."""
+    names: list[str] = []
+    save = checkpoint.save
+
+    def spy(*args: Any, **kwargs: Any) -> Path:
+        path = save(*args, **kwargs)
+        names.append(path.name)
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", spy)
+    return names
+
+
+def test_when_it_logs_evaluates_and_saves(start, saved):
+    prepared = start(engine={"steps": 11, "log_every": 4, "eval_every": 5, "save_every": 3, "keep_checkpoints": 2})
+    listener = Listener()
+    engine.train(*prepared, listener)
+    run = prepared[2]
+    assert steps(run, "train") == [3, 4, 5, 6, 8, 9, 10, 11]  # each fourth, and what evaluations and checkpoints need
+    assert steps(run, "val") == [5, 10, 11]  # the last step always
+    assert [name for name in saved if "step" in name] == [f"step-{n:08d}" for n in (3, 6, 9, 11)]
+    best = run.best()["step"]
+    assert saved.index("best-00000005") < saved.index("step-00000006")
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert kept == [f"best-{best:08d}", "step-00000009", "step-00000011"]
+
+    assert [record for kind, record in listener.told if kind == "train"] == run.metrics("train")
+    assert [record for kind, record in listener.told if kind == "val"] == run.metrics("val")
+    assert [count for kind, count in listener.told if kind == "evaluation"] == [(n, 4) for n in (1, 2, 3, 4)] * 3
+
+
+def test_a_tenth_of_the_run_unless_told(start, saved):
+    prepared = start("supervised", engine={"steps": 20, "eval_every": None, "save_every": None, "log_every": 50})
+    engine.train(*prepared)
+    assert steps(prepared[2], "val") == list(range(2, 21, 2))
+    assert [name for name in saved if "step" in name] == [f"step-{n:08d}" for n in range(2, 21, 2)]
+
+
+def test_a_record_is_the_mean_of_its_steps(start):
+    every, whole = (
+        start(name=name, engine={"log_every": n, "eval_every": 4, "save_every": 4}) for name, n in (("a", 1), ("b", 4))
+    )
+    engine.train(*every)
+    engine.train(*whole)
+    (record,) = whole[2].metrics("train")
+    each = every[2].metrics("train")
+    assert [r["step"] for r in each] == [1, 2, 3, 4]
+    for name in ("loss", "labeled", "unlabeled", "easiness"):
+        assert record[name] == pytest.approx(sum(r[name] for r in each) / 4, abs=2e-6)
+    assert list(every[2].hardness()) == list(whole[2].hardness())  # of every step, however often it is logged
+    assert [r["lr"] for r in each] == pytest.approx([0.2 * (1 - step / 4) ** 0.9 for step in range(4)])
+    assert record["images_per_step"] == 4
+    assert record["images_per_second"] > 0
+    assert 0 <= record["waited"] <= 1
+
+
+def test_hardness_is_one_minus_easiness(start):
+    prepared = start(engine={"log_every": 1})
+    engine.train(*prepared)
+    rows = list(prepared[2].hardness())
+    for record in prepared[2].metrics("train"):
+        hardness = [h for step, _, h in rows if step == record["step"]]
+        assert len(hardness) == 2
+        assert sum(hardness) / 2 == pytest.approx(1 - record["easiness"], abs=1e-4)
+
+
+def test_the_best_checkpoint_is_the_best(start, monkeypatch):
+    miou = iter([0.2, 0.5, 0.5, 0.4])
+    evaluate = engine.evaluate
+
+    def scripted(*args: Any, **kwargs: Any) -> Any:
+        return type(evaluate(*args, **kwargs))(miou=next(miou), iou=(0.0,) * 6, accuracy=0.0)
+
+    monkeypatch.setattr(engine, "evaluate", scripted)
+    prepared = start(engine={"eval_every": 1, "save_every": 4})
+    engine.train(*prepared)
+    run = prepared[2]
+    assert run.best()["step"] == 2  # the earlier of equals
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best-00000002", "step-00000004"]
+
+
+def test_a_checkpoint_knows_all_that_prediction_needs(start):
+    recipe, dataset, run = start(model={"mean": [0.4, 0.5, 0.6]})
+    engine.train(recipe, dataset, run)
+    saved = checkpoint.newest(run.checkpoints)
+    assert saved.recipe == recipe.to_dict()
+    assert saved.classes == dataset.classes
+    assert saved.normalisation.mean == (0.4, 0.5, 0.6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(start):
+    recipe, dataset, run = start(optim={"lr": 1e30}, engine={"log_every": 1, "eval_every": 4, "save_every": 4})
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) between steps \d and \d; lower optim.lr") as caught:
+        engine.train(recipe, dataset, run)
+    assert str(run.path) in str(caught.value)
+    assert checkpoint.newest(run.checkpoints) is None  # nothing that is no use is saved
+
+
+def test_a_method_without_unlabelled_images_loads_none(start, monkeypatch):
+    seen = []
+    make_batch = engine.make_batch
+    monkeypatch.setattr(engine, "make_batch", lambda loaded, *rest: seen.append(loaded) or make_batch(loaded, *rest))
+    prepared = start("supervised")
+    engine.train(*prepared)
+    assert {len(loaded.weak) for loaded in seen} == {0}
+    assert list(prepared[2].hardness()) == []
+    assert prepared[2].metrics("train")[0]["images_per_step"] == 2
+
+
+def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
+    """Same seed: same initial weights, same labelled batches in the same order."""
+    built, batches = [], []
+    make_batch = engine.make_batch
+
+    def spy_build(*args: Any) -> Any:
+        method = build_method(*args)
+        built.append({key: value.clone() for key, value in method.student.state_dict().items()})
+        return method
+
+    monkeypatch.setattr(engine, "build_method", spy_build)
+    monkeypatch.setattr(engine, "make_batch", lambda loaded, *rest: batches.append(loaded) or make_batch(loaded, *rest))
+    for method in ("supervised", "imas"):
+        engine.train(*start(method, name=method))
+    one, other = built
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert len(batches) == 8
+    for first, second in zip(batches[:4], batches[4:], strict=True):
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.label, second.label)
+
+
+def test_another_seed_is_another_run(start):
+    runs = [start(name=f"{seed}", engine={"seed": seed}) for seed in (0, 1)]
+    for prepared in runs:
+        engine.train(*prepared)
+    assert runs[0][2].metrics("train")[0]["loss"] != runs[1][2].metrics("train")[0]["loss"]
+    assert list(runs[0][2].hardness()) != list(runs[1][2].hardness())
+
+
+def test_low_precision_agrees_with_fp32(start):
+    """The first step starts from the same weights, so its hardness and losses differ by rounding alone."""
+    loose = {"confidence": 0.2}  # most pixels count, so that a few that round to the other side matter little
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        prepared = start(name=precision, method=loose, engine={"steps": 2, "log_every": 1, "precision": precision})
+        engine.train(*prepared)
+        runs[precision] = prepared[2]
+    full, low = runs["fp32"], runs["bf16"]
+    first, second = (run.metrics("train")[0] for run in (full, low))
+    assert first["labeled"] != second["labeled"]  # it does compute in bf16
+    assert second["labeled"] == pytest.approx(first["labeled"], rel=0.02)
+    for (_, name, one), (_, same, other) in zip(list(full.hardness())[:2], list(low.hardness())[:2], strict=True):
+        assert name == same
+        assert other == pytest.approx(one, abs=0.02)
+    stored = checkpoint.newest(low.checkpoints).model_state()
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_environment(start, monkeypatch):
+    _, dataset, _ = start()
+    monkeypatch.setattr("sys.argv", ["/usr/bin/semiseg", "train", "a b.yaml"])
+    described = environment.describe(dataset)
+    assert json.loads(json.dumps(described)) == described
+    assert described["command"] == ["semiseg", "train", "a b.yaml"]
+    assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
+    assert described["machine"]["threads"] == torch.get_num_threads()
+    assert described["labels"]["labeled"] == 6
+
+
+def test_a_published_partition_is_named(start, monkeypatch):
+    _, dataset, _ = start()
+    digest = environment.describe(dataset)["labels"]["partition"]
+    monkeypatch.setitem(environment.published_name.__globals__["_PUBLISHED"], digest, "Scenes 6")
+    assert environment.describe(dataset)["labels"]["published"] == "Scenes 6"
+
+
+def test_no_commit_is_known_of_an_installed_package(monkeypatch):
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr("subprocess.run", missing)
+    assert environment._commit() is None

@@ -1,0 +1,80 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from semiseg.report import table
+from semiseg.runs import Run
+
+
+def run(path: Path, *val: tuple[int, float, list[float | None]], train: tuple[tuple[int, int, float], ...] = ()) -> Run:
+    """A run directory with these (step, mIoU, IoU) and (step, images a step, images a second)."""
+    made = Run(path)
+    made.start("", {}, [])
+    for step, miou, iou in val:
+        made.log({"kind": "val", "step": step, "miou": miou, "iou": iou})
+    for step, images, speed in train:
+        made.log({"kind": "train", "step": step, "images_per_step": images, "images_per_second": speed})
+    return made
+
+
+def printed(shown: Table) -> list[list[str]]:
+    console = Console(width=120, color_system=None)
+    with console.capture() as capture:
+        console.print(shown)
+    lines = [line.replace("┃", "│") for line in capture.get().splitlines() if "│" in line or "┃" in line]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
+def test_compare(tmp_path):
+    first = run(tmp_path / "a", (10, 0.5, [0.25, 0.75]), (20, 0.4, [0.12345, None]), train=((20, 8, 16.0),))
+    second = run(tmp_path / "b", (10, 0.5, [0.5, 0.5]), (20, 0.6, [1.0, 0.2]), train=((5, 16, 8.0), (20, 16, 10.0)))
+    assert printed(table.compare({"one": first, "two": second}, ["sky", "tree"])) == [
+        ["", "one", "two"],
+        ["mIoU, last", "40.00", "60.00"],
+        ["mIoU, best (step)", "50.00 (10)", "60.00 (20)"],
+        ["sky", "12.35", "100.00"],
+        ["tree", "-", "20.00"],
+        ["training, s", "10", "34"],
+    ]
+
+
+def test_compare_before_the_first_evaluation(tmp_path):
+    rows = printed(table.compare({"one": run(tmp_path / "a")}, ["sky"]))
+    assert rows == [["", "one"], ["mIoU, last", "-"], ["mIoU, best (step)", "-"], ["sky", "-"], ["training, s", "0"]]
+
+
+def test_seconds_leave_evaluations_out(tmp_path):
+    assert table.seconds(run(tmp_path / "a", train=((2, 4, 8.0), (6, 4, 2.0)))) == 2 * 4 / 8 + 4 * 4 / 2
+
+
+def test_scores_table():
+    rows = printed(table.scores_table(0.5, 0.875, [0.5, math.nan, 1 / 3], ["sky", "tree", "car"]))
+    assert rows == [
+        ["class", "IoU, %"],
+        ["sky", "50.00"],
+        ["tree", "-"],
+        ["car", "33.33"],
+        ["mIoU", "50.00"],
+        ["pixel accuracy", "87.50"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "12.35"), (0, "0.00"), (1.0, "100.00"), (None, "-"), (math.nan, "-")]
+)
+def test_percent(value, text):
+    assert table.percent(value) == text
+
+
+def test_class_names(tmp_path, trained):
+    assert table.class_names(Run(trained)) == ["ground", "disc", "box", "star", "ring", "cloth"]
+    made = run(tmp_path / "a")
+    for name in ("best-00000001", "step-00000002"):
+        folder = made.checkpoints / name
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({"classes": {"names": [name]}}))
+    assert table.class_names(made) == ["step-00000002"]

@@ -1,0 +1,175 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semiseg import config
+from semiseg.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path, recipe):
+    """write(engine={...}) -> a recipe file."""
+
+    def write(**sections) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe(**sections)))
+        return path
+
+    return write
+
+
+# the recipes that come with semiseg
+
+
+def test_there_are_recipes():
+    assert {"recipes/folder.yaml", "recipes/voc.yaml", "recipes/official/voc.yaml"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_valid_and_survives_the_round_trip(name, tmp_path):
+    """Data need not be there: a recipe is read before its files are."""
+    loaded = config.load(ROOT / name)
+    again = tmp_path / "again.yaml"
+    again.write_text(config.dump(loaded))
+    assert config.load(again) == loaded
+    assert config.differences(loaded.to_dict(), config.load(again).to_dict()) == []
+    assert config.validate(loaded.to_dict(), "values") == loaded
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_head_of_a_recipe_says_how_to_use_it(name):
+    lines = (ROOT / name).read_text().splitlines()
+    head = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    assert any(line.split()[:4] == ["#", "semiseg", "train", name] for line in head)
+    assert "hardware:" in " ".join(head)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "official" in name])
+def test_official_recipes_differ_from_ours_in_switches_alone(name):
+    ours = config.load(ROOT / name.replace("official/", "")).to_dict()
+    changed = config.differences(ours, config.load(ROOT / name).to_dict())
+    assert {difference.split(".")[0] for difference in changed} <= {"data", "method", "engine"}
+    assert {"method.ignore_class", "method.boxes", "method.extra_weak_forward"} <= {
+        difference.split(":")[0] for difference in changed
+    }
+
+
+# overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("engine.steps=7", "engine", "steps", 7),
+        (" engine.steps = 7 ", "engine", "steps", 7),
+        ("optim.lr=1e-3", "optim", "lr", 0.001),
+        ("data.crop=[16,24]", "data", "crop", [16, 24]),
+        ("data.scale=[1, 1.5]", "data", "scale", [1.0, 1.5]),
+        ("data.long_side=null", "data", "long_side", None),
+        ("data.root=a=b", "data", "root", "a=b"),
+        ("data.root=~/photos", "data", "root", str(Path("~/photos").expanduser())),
+        ("data.values={255: 1}", "data", "values", {255: 1}),
+        ("method.ignore_padding=false", "method", "ignore_padding", False),
+        ("method.ignore_class=none", "method", "ignore_class", "none"),
+        ("method.ignore_class=2", "method", "ignore_class", 2),
+        ("method.labeled_loss.kind=ohem", "method", "labeled_loss",
+         {"kind": "ohem", "threshold": None, "min_kept": None}),
+        ("engine.evaluate={mode: sliding, window: 32}", "engine", "evaluate",
+         {"mode": "sliding", "window": 32, "stride": None}),
+    ],
+)  # fmt: skip
+def test_values_of_overrides_are_yaml(write, override, section, key, value):
+    loaded = config.load(write(), [override]).to_dict()
+    assert loaded[section][key] == value
+    assert [line.split(":")[0] for line in config.differences(config.load(write()).to_dict(), loaded)] in (
+        [f"{section}.{key}"],
+        [],  # what it was before
+    )
+
+
+def test_later_overrides_win(write):
+    assert config.load(write(), ["engine.steps=7", "engine.steps=8"]).engine.steps == 8
+
+
+def test_a_section_is_replaced_as_a_whole(write):
+    loaded = config.load(write(), ["method={name: supervised}"])
+    assert loaded.method_name == "supervised"
+    with pytest.raises(UserError, match=r"method.confidence: unknown key; known are labeled_loss, ema_decay"):
+        config.load(write(), ["method.name=supervised"])  # keys of the other method are no silent leftovers
+
+
+def test_override_of_a_recipe_in_memory(write):
+    loaded = config.load(write())
+    assert config.override(loaded, ["engine.steps=7"]) == config.load(write(), ["engine.steps=7"])
+    assert config.override(loaded, []) == loaded
+    with pytest.raises(UserError, match=r"^recipe: engine.stepz: unknown key; did you mean steps\?$"):
+        config.override(loaded, ["engine.stepz=7"])
+
+
+# messages
+
+
+def refused(values: dict, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        config.validate(values | changes, "here.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"engine": {"stepz": 1}}, "engine.stepz: unknown key; did you mean steps?"),
+        ({"engine": {"evaluate": {"windw": 1}}}, "engine.evaluate.windw: unknown key; did you mean window?"),
+        ({"method": {"strong": {"hueue": 1}}}, "method.strong.hueue: unknown key; did you mean hue?"),
+        ({"engine": {"steps": 0}}, "engine.steps: should be greater than or equal to 1 (got 0)"),
+        ({"engine": {"steps": 0, "seed": -1}}, "engine.steps: should be greater than or equal to 1 (got 0); 1 more"),
+        ({"data": {"scale": [2, 1]}}, "data.scale: the smaller scale comes first, e.g. (1.0, 2.0) (got [2, 1])"),
+        ({"data": {"scale": [0, 1]}}, "data.scale.0: should be greater than 0 (got 0)"),
+        ({"model": {"mean": [1, 2]}}, "model.mean: should have more values (got [1, 2])"),
+        ({"data": {"crop": "x"}}, "data.crop: should be a valid integer, unable to parse string as an integer, "
+         "or should be a valid tuple (got 'x')"),
+        ({"method": {"loss": "hard"}}, "method.loss: should be 'adaptive' or 'standard' (got 'hard')"),
+        ({"model": {"output_stride": 8}}, "model: output_stride: unet has none; remove it or use deeplabv3plus"),
+    ],
+)  # fmt: skip
+def test_one_line_that_names_the_key(recipe, sections, message):
+    assert refused(recipe(**sections)) == f"here.yaml: {message}"
+
+
+def test_what_is_missing_is_named(recipe):
+    values = recipe()
+    del values["engine"]["steps"], values["data"]["root"]
+    assert refused(values) == "here.yaml: data.root: is missing"
+    assert refused(values, data={}) == "here.yaml: data.layout: is missing; choose one of cityscapes, folder, voc"
+    values["data"]["root"] = "photos"
+    assert refused(values) == "here.yaml: engine.steps: is missing"
+    assert refused(recipe(), engine=None) == "here.yaml: engine.steps: is missing"
+
+
+def test_sections(recipe):
+    assert refused(recipe(), optimizer={}) == "here.yaml: optimizer: unknown section; did you mean optim?"
+    assert refused(recipe(), zzz={}).startswith("here.yaml: zzz: unknown section; known are data, model, method")
+    assert refused(recipe(), optim=[1]) == "here.yaml: optim: is a section with keys, not [1]"
+    optional = recipe()
+    del optional["optim"], optional["model"]
+    assert config.validate(optional, "here.yaml").model.architecture == "deeplabv3plus"
+
+
+# differences
+
+
+def test_differences(recipe):
+    old = config.validate(recipe(), "old").to_dict()
+    new = config.validate(recipe(engine={"seed": 3}, data={"crop": [16, 16]}), "new").to_dict()
+    assert config.differences(old, old) == []
+    assert config.differences(old, new) == ["data.crop: 32 -> [16, 16]", "engine.seed: 0 -> 3"]
+    other = config.validate(recipe("supervised"), "other").to_dict()
+    changed = config.differences(old, other)
+    assert "method.name: imas -> supervised" in changed
+    assert "method.confidence: 0.3 -> None" in changed
+    assert "method.ema_decay: 0.5 -> None" in changed
