@@ -394,9 +394,8 @@ def test_all_ignored(make):
     assert other.losses.hardness.tolist() == [1, 1, 1, 1]
     assert other["unlabeled"] == 0
     assert_same(one, other, "labeled", "confident")
-    nobody = make(all_ignored="hardest", ignore_class="none")
-    nobody.load_state_dict(hardest.state_dict())
-    assert_same(take(nobody, Progress(0, 10)), one, "labeled", "hardness")  # no class is ignored
+    with pytest.raises(UserError, match=r"method\.all_ignored: .*ignore_class"):
+        make(all_ignored="hardest", ignore_class="none")
 
 
 def test_ignore_padding(make):

@@ -28,6 +28,8 @@ class Config(BaseModel):
     def _nothing_ignored(self) -> "Config":
         if self.mode == "sliding" and self.window is None:
             raise ValueError("sliding needs a window, in px, e.g. the training crop")
+        if self.stride and self.window and self.stride > self.window:
+            raise ValueError(f"stride {self.stride} is larger than window {self.window}: pixels would be left out")
         if self.mode == "whole" and (self.window or self.stride):
             raise ValueError("window and stride belong to mode: sliding; remove them or choose it")
         return self

@@ -80,6 +80,8 @@ class Method(SemiMethod, config=Config):
         self.student = build_model()
         self.teacher = make_teacher(self.student)
         self.ignore_class = _ignore_class(config, classes)
+        if self.ignore_class is None and config.all_ignored == "hardest":
+            raise UserError("method.all_ignored: hardest needs a class to ignore; name one in method.ignore_class")
 
     def forward(self, batch: SemiBatch, at: Progress) -> Losses:
         """Algorithm 1, one student pass for everything that has a gradient.
