@@ -104,7 +104,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
     """recipe("imas", engine={"steps": 2}) -> plain values of a recipe for `scenes` that trains in a second."""
 
-    def recipe(method: str = "imas", **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def recipe(method: str = "imas", /, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
         # fast, and a teacher that is easily sure: hardness varies and unlabelled images count from the first steps on
         settings = {"imas": {"confidence": 0.3, "ema_decay": 0.5}}.get(method, {})
         lists = {name: f"splits/{name}.txt" for name in ("labeled", "unlabeled", "val")}

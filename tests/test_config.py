@@ -72,7 +72,7 @@ def test_official_recipes_differ_from_ours_in_switches_alone(name):
         ("data.long_side=null", "data", "long_side", None),
         ("data.root=a=b", "data", "root", "a=b"),
         ("data.root=~/photos", "data", "root", str(Path("~/photos").expanduser())),
-        ("data.values={255: 1}", "data", "values", {255: 1}),
+        ("data.values={255: 1}", "data", "values", {"255": 1}),  # keys of JSON are texts
         ("method.ignore_padding=false", "method", "ignore_padding", False),
         ("method.ignore_class=none", "method", "ignore_class", "none"),
         ("method.ignore_class=2", "method", "ignore_class", 2),

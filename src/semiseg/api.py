@@ -161,7 +161,7 @@ def predict(
 def partitions(
     recipe: Path | str,
     out: Path | str,
-    sizes: Iterable[float],
+    sizes: Iterable[int | float],
     seed: int = 0,
     overrides: Iterable[str] = (),
     console: Console | None = None,

@@ -22,7 +22,7 @@ def confusion(
     pixels an image.
     """
     batch = first.shape[0]
-    cell = (first.long() * num_classes + second).flatten(1)
+    cell = torch.add(second.long(), first.long(), alpha=num_classes).flatten(1)  # one pass, one allocation
     weight = torch.ones((), device=cell.device) if valid is None else valid.flatten(1).float()
     # scatter_add_ and not bincount: bincount looks for the largest value first, which makes a GPU wait.
     counts = torch.zeros(batch, num_classes**2, device=cell.device)
@@ -71,7 +71,8 @@ def confident_ratio(
     confident = prediction.confidence >= threshold
     if valid is None:
         return confident.float().mean((1, 2))
-    return (confident & valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+    # Counts as fp32 sums: exact below 2**24 pixels, and several times as fast on a CPU as summing booleans.
+    return (confident & valid).float().sum((1, 2)) / valid.float().sum((1, 2)).clamp(min=1)
 
 
 def easiness(

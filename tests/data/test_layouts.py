@@ -149,7 +149,7 @@ def test_voc_without_official_lists(write, tmp_path):
 
 
 def test_voc_errors(voc_root, write, tmp_path):
-    assert_refused(voc.Config(root=voc_root / "nowhere"), "data.root", "nowhere", "VOCdevkit/VOC2012/JPEGImages")
+    assert_refused(voc.Config(root=voc_root / "nowhere"), "data.root", "nowhere", "--set data.root=PATH")
     assert_refused(voc.Config(root=voc_root, masks="SegmentationClassAug"), "data.masks", "SBD", "10,582")
     assert_refused(voc.Config(root=voc_root, masks="Other"), "data.masks", "Other")
     write("labeled.txt", "2007_5\n")

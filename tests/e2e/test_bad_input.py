@@ -73,7 +73,7 @@ BAD = {
     # the recipe
     "missing recipe": Bad("train nothing.yaml", ("nothing.yaml", "no such recipe", "recipes/")),
     "recipe is a folder": Bad("train photos", ("photos", "cannot be read as a recipe")),
-    "recipe not YAML": Bad(TRAIN, ("recipe.yaml", "not YAML", "line 2"), text("recipe.yaml", "data:\n  a: [1\n")),
+    "recipe not YAML": Bad(TRAIN, ("recipe.yaml", "not YAML", "line 2"), text("recipe.yaml", "data:\n  a: b: c\n")),
     "recipe not text": Bad(TRAIN, ("recipe.yaml", "cannot be read as a recipe"), text("recipe.yaml", b"\xff\xfe\0")),
     "empty recipe": Bad(TRAIN, ("recipe.yaml", "data, model, method, optim, engine"), text("recipe.yaml", "")),
     "recipe of one value": Bad(TRAIN, ("recipe.yaml", "data, model, method, optim, engine"), text("recipe.yaml", "3")),

@@ -113,7 +113,8 @@ def test_the_uninterrupted_run(uninterrupted):
 @pytest.mark.parametrize(
     ("where", "call"),
     [
-        ("semiseg.engine.train.make_batch", 1),  # before anything was saved
+        ("semiseg.engine.train.make_batch", 1),  # before anything was logged
+        ("semiseg.engine.checkpoint.save_file", 1),  # before anything was saved
         ("semiseg.engine.train.make_batch", 6),  # in the middle of a step
         ("semiseg.runs.Run.log_hardness", 4),  # between two files of the log
         ("semiseg.engine.train.evaluate", 2),

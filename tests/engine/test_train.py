@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from semiseg import config, data
+from semiseg.data import partitions
 from semiseg.engine import checkpoint, environment
 from semiseg.engine import train as engine
 from semiseg.engine.recipe import Recipe, build_method
@@ -39,7 +40,9 @@ Start = Callable[..., tuple[Recipe, data.Dataset, Run]]
 def start(recipe, tmp_path: Path) -> Start:
     """start("imas", engine={...}) -> recipe, dataset and a run directory that was just started."""
 
-    def start(method: str = "imas", name: str = "run", **sections: dict[str, Any]) -> tuple[Recipe, data.Dataset, Run]:
+    def start(
+        method: str = "imas", /, name: str = "run", **sections: dict[str, Any]
+    ) -> tuple[Recipe, data.Dataset, Run]:
         validated = config.validate(recipe(method, **sections), "recipe")
         dataset, run = data.load(validated.data), Run(tmp_path / name)
         run.start(config.dump(validated), {}, [sample.name for sample in dataset.unlabeled])
@@ -227,7 +230,7 @@ def test_environment(start, monkeypatch):
 def test_a_published_partition_is_named(start, monkeypatch):
     _, dataset, _ = start()
     digest = environment.describe(dataset)["labels"]["partition"]
-    monkeypatch.setitem(environment.published_name.__globals__["_PUBLISHED"], digest, "Scenes 6")
+    monkeypatch.setitem(partitions._PUBLISHED, digest, "Scenes 6")
     assert environment.describe(dataset)["labels"]["published"] == "Scenes 6"
 
 
@@ -236,4 +239,4 @@ def test_no_commit_is_known_of_an_installed_package(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr("subprocess.run", missing)
-    assert environment._commit() is None
+    assert environment.commit() is None

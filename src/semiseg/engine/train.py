@@ -101,10 +101,10 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, reporter: Reporter | None 
     for step in range(start, cfg.steps):
         lr = recipe.optim.lr_at(step, cfg.steps)
         set_lr(wrapped_optimizer, lr)
-        seed_global(cfg.seed, "step", step, runtime.rank)  # dropout
         with log.waiting():
             loaded = next(batches).to(runtime.device)
         batch = make_batch(loaded, method.views, normalise, cfg.seed, step, runtime.rank)
+        seed_global(cfg.seed, "step", step, runtime.rank)  # dropout; after the loader, which draws when it starts
         losses = wrapped(batch, Progress(step, cfg.steps, cfg.seed, runtime.rank))
         runtime.step(wrapped_optimizer, losses.total)
         method.after_step(step)
