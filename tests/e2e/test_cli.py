@@ -167,7 +167,8 @@ def test_the_run_directory(trained, recipe, scenes):
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["versions"]["torch"] == version("torch")
     assert environment["versions"]["semiseg"] == version("semiseg")
-    assert re.fullmatch(r"([0-9a-f]{12}|.*-g[0-9a-f]{12}|.+)(-dirty)?", environment["commit"] or "none")
+    if environment["commit"] is not None:  # a checkout
+        assert re.fullmatch(r"(.+-g)?[0-9a-f]{12,40}(-dirty)?", environment["commit"])
     labels = (scenes / "splits" / "labeled.txt").read_text().split()
     assert environment["labels"] == {
         "labeled": 6,
