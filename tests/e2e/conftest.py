@@ -32,6 +32,7 @@ Semiseg = Callable[[str], Result]
 def semiseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Semiseg:
     """semiseg("train recipe.yaml") -> its Result, run in this process."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)  # no terminal
 
     def semiseg(command: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["semiseg", *shlex.split(command)])
