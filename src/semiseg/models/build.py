@@ -219,7 +219,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
     except Exception as error:
-        raise UserError(f"model.weights: {path} cannot be read as weights ({_first_line(error)})") from error
+        # torch's own message advises to switch the safe reading off, which is bad advice for a stranger's file
+        raise UserError(
+            f"model.weights: {path} cannot be read as weights ({type(error).__name__}); it should be a state dict that "
+            "torch.save or safetensors wrote, names and tensors only"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
