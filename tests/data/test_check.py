@@ -113,6 +113,13 @@ def test_oddities_are_returned(folder, write):
     assert "no unlabelled images" in pool
 
 
+def test_validation_masks_without_a_single_label(folder, write):
+    val = layout.load(layout.Config(root=folder)).val
+    for sample in val:
+        write(f"masks/{sample.name}.png", np.full((20, 24), 255, np.uint8))
+    assert "data.val: every validation mask" in refused(folder)
+
+
 @pytest.fixture
 def black_and_white(folder, write):
     write("classes.txt", "background\nroad\n")

@@ -35,10 +35,15 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
     """
     labeled_pair = partial(_size_and_values, num_classes=len(dataset.classes), values=dataset.values)
     labeled, broken = _inspect(labeled_pair, dataset.labeled)
-    _, broken_val = _inspect(labeled_pair, dataset.val)
+    val, broken_val = _inspect(labeled_pair, dataset.val)
     unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled)
     if errors := broken + broken_val + broken_unlabeled:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
+    if all(values == {IGNORE} for _, values in val):
+        raise UserError(
+            f"data.val: every validation mask, e.g. {dataset.val[0].mask}, is {IGNORE} (ignored) everywhere: "
+            "there is nothing to measure; name images whose masks show classes"
+        )
     _check_crop([size for size, _ in labeled] + unlabeled, config)
     present = frozenset[int]().union(*(values for _, values in labeled))
     if len(dataset.classes) == 2 and present == {0, IGNORE}:
