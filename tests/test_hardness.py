@@ -111,8 +111,8 @@ def test_golden_vectors(ignore_class, by_teacher, by_student, expected):
     matrix = confusion(GOLDEN_STUDENT.label, GOLDEN_TEACHER.label, 3)
     assert weighted_iou(matrix.mT, ignore_class).item() == pytest.approx(by_teacher, abs=1e-6)
     assert weighted_iou(matrix, ignore_class).item() == pytest.approx(by_student, abs=1e-6)
-    assert confident_ratio(GOLDEN_STUDENT, TAU).item() == 0.5
-    assert confident_ratio(GOLDEN_TEACHER, TAU).item() == 0.75
+    assert confident_ratio(GOLDEN_STUDENT.confidence, TAU).item() == 0.5
+    assert confident_ratio(GOLDEN_TEACHER.confidence, TAU).item() == 0.75
     easy = easiness(GOLDEN_STUDENT, GOLDEN_TEACHER, TAU, ignore_class=ignore_class)
     assert easy.item() == pytest.approx(expected, abs=1e-7)
     case = Case(GOLDEN_STUDENT, GOLDEN_TEACHER, torch.ones(1, 4, 4, dtype=torch.bool), ignore_class)

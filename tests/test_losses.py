@@ -10,7 +10,7 @@ from torch import Tensor
 
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, Whole
 
 
 def of_probability(probability: list[list[float]]) -> tuple[Tensor, Tensor]:
@@ -219,13 +219,28 @@ def test_the_host_never_waits(no_host_sync):
 def test_the_labeled_loss_that_a_recipe_asks_for():
     logits, label, _, valid = random_case(5)
     label = torch.where(valid, label, IGNORE)
-    assert torch.equal(LabeledLoss()(logits, label), cross_entropy(logits, label))
+    whole = Whole(len(label), (label != IGNORE).sum(), None, slice(0))
+    assert torch.equal(LabeledLoss()(logits, label, whole), cross_entropy(logits, label))
     settings = {"kind": "ohem", "threshold": 0.2, "min_kept": 7}
-    assert torch.equal(LabeledLoss(**settings)(logits, label), ohem_cross_entropy(logits, label, 0.2, 7))
+    assert torch.equal(LabeledLoss(**settings)(logits, label, whole), ohem_cross_entropy(logits, label, 0.2, 7))
     default = LabeledLoss(kind="ohem", min_kept=1)
-    assert torch.equal(default(logits, label), ohem_cross_entropy(logits, label, 0.7, 1))
+    assert torch.equal(default(logits, label, whole), ohem_cross_entropy(logits, label, 0.7, 1))
     default = LabeledLoss(kind="ohem", threshold=0.1)
-    assert torch.equal(default(logits, label), ohem_cross_entropy(logits, label, 0.1, 100_000))
+    assert torch.equal(default(logits, label, whole), ohem_cross_entropy(logits, label, 0.1, 100_000))
+
+
+def test_the_shares_of_the_parts_add_up():
+    """Cross-entropy to that of the whole, whatever the parts' numbers of labelled pixels; OHEM to the parts' mean."""
+    logits, label, _, valid = random_case(6)
+    label = torch.where(valid, label, IGNORE)
+    label[0, 1:] = IGNORE
+    whole = Whole(len(label), (label != IGNORE).sum(), None, slice(0))
+    parts = [(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
+    shares = [LabeledLoss()(*part, whole) for part in parts]
+    torch.testing.assert_close(sum(shares), cross_entropy(logits, label))
+    ohem = LabeledLoss(kind="ohem", threshold=0.1, min_kept=2 * len(parts))
+    mined = [ohem_cross_entropy(*part, 0.1, 2) for part in parts]
+    torch.testing.assert_close(sum(ohem(*part, whole) for part in parts), torch.stack(mined).mean())
 
 
 @pytest.mark.parametrize(

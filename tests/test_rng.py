@@ -93,9 +93,9 @@ def test_seed_global_seeds_what_dropout_draws_from():
 
 
 def test_progress_hands_out_the_generators_of_its_step():
-    at = Progress(7, 100, seed=3, rank=1)
-    assert draw(at.generator("cutmix")) == draw(fold_in(3, "cutmix", 7, 1))
-    others = [Progress(8, 100, 3, 1), Progress(7, 100, 4, 1), Progress(7, 100, 3, 0)]
+    at = Progress(7, 100, seed=3)
+    assert draw(at.generator("cutmix")) == draw(fold_in(3, "cutmix", 7))
+    others = [Progress(8, 100, 3), Progress(7, 100, 4)]
     assert all(draw(other.generator("cutmix")) != draw(at.generator("cutmix")) for other in others)
     assert draw(at.generator("other")) != draw(at.generator("cutmix"))
-    assert draw(Progress(7, 50, 3, 1).generator("cutmix")) == draw(at.generator("cutmix"))  # not of the run's length
+    assert draw(Progress(7, 50, 3).generator("cutmix")) == draw(at.generator("cutmix"))  # not of the run's length

@@ -34,6 +34,7 @@ def test_a_new_run(run):
     assert sorted(path.name for path in run.path.iterdir()) == [
         "config.yaml",
         "environment.json",
+        "events.jsonl",
         "hardness.csv",
         "metrics.jsonl",
         "unlabeled.txt",
@@ -145,12 +146,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
     def no_space(descriptor: int) -> None:
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written \(No space left on device\)"):
         write_atomically(path, "third\n")
     assert path.read_text(encoding="utf-8") == "second ü\n"
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"b\.txt: cannot be written"):
         write_atomically(tmp_path / "b.txt", "first\n")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

@@ -1,7 +1,8 @@
-"""What the command line does, for Python: train, evaluate, load, predict."""
+"""What the command line does, for Python: train, rehearse, evaluate, load, predict."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,9 @@ from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar
 from semiseg.engine.recipe import Recipe, build_method
-from semiseg.engine.runtime import Device, Precision, Runtime
+from semiseg.engine.rehearse import Rehearsal
+from semiseg.engine.rehearse import rehearse as rehearse_recipe
+from semiseg.engine.runtime import Device, Runtime
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
 from semiseg.metrics import Scores
@@ -41,15 +44,47 @@ def train(
     Raises:
         UserError: whatever is wrong with recipe, data or run directory, before the first step where it can be known.
     """
-    changes = list(overrides)
-    recipe = config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
-    console = console or Console(quiet=True)
-    run = Run(folder(Path(out)))
-    dataset = data.load(recipe.data)
-    _check(run, recipe, dataset, console)
+    recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
+    runtime = Runtime(recipe.engine.device, recipe.engine.precision)
+    console = console if console is not None and runtime.is_main else Console(quiet=True)
+    with runtime.main_first():
+        dataset = data.load(recipe.data)
+        if runtime.is_main:
+            _go_on(run, recipe, dataset, console) if run.exists() else _start(run, recipe, dataset, runtime, console)
     with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
-        train_recipe(recipe, dataset, run, bar)
+        train_recipe(recipe, dataset, run, bar, runtime)
     return run
+
+
+def rehearse(
+    recipe: Recipe | Path | str, overrides: Iterable[str] = (), console: Console | None = None
+) -> Rehearsal | None:
+    """Checks what `train` would check, takes real steps and evaluates an image; leaves nothing on disk.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        overrides: settings on top of the recipe.
+        console: where the labels are counted; nowhere if not given.
+
+    Returns:
+        What the run would need; None but on the first of several processes.
+
+    Raises:
+        UserError: as `train`.
+    """
+    recipe = _recipe(recipe, overrides)
+    runtime = Runtime(recipe.engine.device, recipe.engine.precision)
+    console = console if console is not None and runtime.is_main else Console(quiet=True)
+    with runtime.main_first():
+        dataset = data.load(recipe.data)
+        if runtime.is_main:
+            _tell(describe(dataset), _check(recipe, dataset, runtime), console)
+    return rehearse_recipe(recipe, dataset, runtime)
+
+
+def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
+    changes = list(overrides)
+    return config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
 
 
 def folder(path: Path) -> Path:
@@ -60,19 +95,39 @@ def folder(path: Path) -> Path:
     return path
 
 
-def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
-    """Everything that can be known to be wrong before the first step; then starts the run, unless it goes on."""
-    if run.exists():
-        if changed := config.differences(config.load(run.config).to_dict(), recipe.to_dict()):
-            raise UserError(
-                f"{run.path}: holds a run of another recipe ({'; '.join(changed)}); name another directory with --out"
-            )
-        newest = checkpoint.newest(run.checkpoints)
-        complete = newest is not None and newest.step >= recipe.engine.steps
-        says = "is complete, nothing is left to train" if complete else "going on with this run"
-        console.print(f"{run.path}: {says}", highlight=False, markup=False)
-        return
-    Runtime(recipe.engine.device, recipe.engine.precision)
+_FREE = ("data.root", "data.workers", "data.on_unreadable", "engine.device", "engine.keep_checkpoints")
+
+
+def _go_on(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
+    """Makes sure that the run is one of this recipe. Settings that leave the result as it is may have changed."""
+    changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
+    if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
+        raise UserError(
+            f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
+        )
+    if describe(dataset)["labels"] != run.environment()["labels"] or run.unlabeled() != _names(dataset):
+        raise UserError(
+            f"{run.path}: holds a run on other images than {recipe.data.root} has now; name another directory with "
+            "--out"
+        )
+    newest = checkpoint.newest(run.checkpoints)
+    if changed:
+        run.change(config.dump(recipe))
+        run.event("changed", newest.step if newest else 0, settings=changed)
+    complete = newest is not None and newest.step >= recipe.engine.steps
+    says = "is complete, nothing is left to train" if complete else "going on with this run"
+    console.print(f"{run.path}: {says}", highlight=False, markup=False)
+
+
+def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+    """Makes the run directory, once everything is right that can be known before the first step."""
+    warnings, environment = _check(recipe, dataset, runtime), describe(dataset)
+    run.start(config.dump(recipe), environment, _names(dataset))
+    _tell(environment, warnings, console)
+
+
+def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
+    recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
     train_loader(  # refuses a method that needs unlabelled images if there are none
         dataset,
@@ -83,9 +138,11 @@ def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None
         start=0,
         num_steps=recipe.engine.steps,
     )
-    warnings = check(dataset, recipe.data)
-    run.start(config.dump(recipe), describe(dataset), [sample.name for sample in dataset.unlabeled])
-    labels = run.environment()["labels"]
+    return check(dataset, recipe.data)
+
+
+def _tell(environment: dict[str, Any], warnings: list[str], console: Console) -> None:
+    labels = environment["labels"]
     protocol = f", the published partition {labels['published']}" if labels["published"] else ""
     console.print(
         f"{labels['labeled']} labelled, {labels['unlabeled']} unlabelled, {labels['val']} validation images; "
@@ -96,15 +153,21 @@ def _check(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None
         console.print(f"note: {warning}", highlight=False, style="yellow", markup=False)
 
 
+def _names(dataset: Dataset) -> list[str]:
+    return [sample.name for sample in dataset.unlabeled]
+
+
 def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predictor:
     """The trained network of a run, ready for images.
 
     Args:
-        run: run directory.
-        which: `best` or `last` checkpoint.
+        run: run directory, or the folder of one checkpoint, which is enough by itself.
+        which: `best` or `last` checkpoint of a run.
         device: where it computes.
     """
-    return _load(Run(Path(run)).open(), which, device, "fp32")
+    if (Path(run) / "state.json").is_file():
+        return make_predictor(checkpoint.read(Path(run)), device)
+    return make_predictor(_checkpoint(Run(Path(run)).open(), which), device)
 
 
 def evaluate(
@@ -129,20 +192,21 @@ def evaluate(
     opened, changes = Run(Path(run)).open(), list(overrides)
     recipe = config.load(opened.config, changes)
     _refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
-    predictor = _load(opened, which, device, recipe.engine.precision)
+    predictor = make_predictor(_checkpoint(opened, which), device, recipe.engine.precision)
     dataset = data.load(recipe.data)
     if dataset.classes.names != predictor.classes.names:
         raise UserError(
             f"data: has the classes {', '.join(dataset.classes.names)}; the run was trained for "
             f"{', '.join(predictor.classes.names)}"
         )
+    runtime = predictor.runtime
     return evaluate_network(
         predictor.network,
-        eval_loader(dataset.val, dataset, recipe.data),
+        eval_loader(dataset.val, dataset, recipe.data, rank=runtime.rank, world_size=runtime.world_size),
         len(predictor.classes),
         recipe.engine.evaluate,
-        predictor.runtime,
-        lambda done: on_image(done, len(dataset.val)),
+        runtime,
+        lambda done: on_image(min(done * runtime.world_size, len(dataset.val)), len(dataset.val)),
     )
 
 
@@ -207,13 +271,6 @@ def _refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> No
             raise UserError(f"--set {override}: has no effect on {what}; only settings of {', '.join(used)} have")
 
 
-def _load(run: Run, which: str, device: Device, precision: Precision) -> Predictor:
-    source = _checkpoint(run, which)
-    recipe = _bare(config.validate(source.recipe, str(source.path)))
-    method = build_method(recipe, source.classes)
-    return make_predictor(source, method, recipe.data.long_side, recipe.engine.evaluate, device, precision)
-
-
 def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:
     if which not in ("best", "last"):
         raise UserError(f"checkpoint: there is no {which!r}; use best or last")
@@ -221,9 +278,3 @@ def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:
     if found is None:
         raise UserError(f"{run.path}: has no {which} checkpoint yet; train it first, or use the other of best and last")
     return found
-
-
-def _bare(recipe: Recipe) -> Recipe:
-    """The recipe without pretrained weights: a checkpoint brings its own, so nothing is downloaded or looked for."""
-    model = recipe.model.model_copy(update={"weights": None})
-    return Recipe(recipe.data, model, recipe.method_name, recipe.method, recipe.optim, recipe.engine)

@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them, so that help comes at once."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from semiseg.errors import UserError
+from semiseg.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="semiseg",
@@ -53,17 +54,29 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file; recipes/ has some.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/<name of the recipe>.")] = None,
     overrides: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps and say what the run would need; write nothing.")
+    ] = False,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
     from semiseg import api
     from semiseg.report import table
 
     console = Console()
+    if dry_run:
+        if found := api.rehearse(recipe, overrides or [], console):
+            console.print(table.rehearsal(vars(found)))
+        return
     try:
         run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
+    except Interrupted as error:
+        _complain(str(error))
+        raise typer.Exit(128 + error.signum) from error
     except KeyboardInterrupt as error:
         _complain("interrupted; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from error
+    if not _is_first_process():
+        return
     console.print(table.compare({run.path.name: run}, table.class_names(run)))
     console.print(f"run directory: {run.path}", highlight=False, markup=False)
 
@@ -152,8 +165,13 @@ def _device(name: str) -> Any:
     return name
 
 
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun and accelerate launch
+
+
 def _complain(message: str) -> None:
-    print(f"semiseg: {message}", file=sys.stderr)  # noqa: T201
+    if _is_first_process() or message.startswith("process "):  # others say only what is their own
+        print(f"semiseg: {message}", file=sys.stderr)  # noqa: T201
 
 
 def main() -> None:

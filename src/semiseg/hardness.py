@@ -65,10 +65,10 @@ def _weighted_mean(value: Float[Tensor, "b c"], weight: Float[Tensor, "b c"]) ->
 
 
 def confident_ratio(
-    prediction: Prediction, threshold: float, valid: Bool[Tensor, "b h w"] | None = None
+    confidence: Float[Tensor, "b h w"], threshold: float, valid: Bool[Tensor, "b h w"] | None = None
 ) -> Float[Tensor, " b"]:
     """Share of an image's valid pixels that are predicted with at least `threshold` (rho in Eq. 5, 6)."""
-    confident = prediction.confidence >= threshold
+    confident = confidence >= threshold
     if valid is None:
         return confident.float().mean((1, 2))
     # Counts as fp32 sums: exact below 2**24 pixels, and several times as fast on a CPU as summing booleans.
@@ -101,6 +101,10 @@ def easiness(
     """
     matrix = confusion(student.label, teacher.label, student.num_classes, valid)
     all_ignored = torch.zeros((), device=matrix.device) if all_ignored_is_hard else None
-    by_student = weighted_iou(matrix, ignore_class, all_ignored) * confident_ratio(student, confidence, valid)
-    by_teacher = weighted_iou(matrix.mT, ignore_class, all_ignored) * confident_ratio(teacher, confidence, valid)
+    by_student = weighted_iou(matrix, ignore_class, all_ignored) * confident_ratio(
+        student.confidence, confidence, valid
+    )
+    by_teacher = weighted_iou(matrix.mT, ignore_class, all_ignored) * confident_ratio(
+        teacher.confidence, confidence, valid
+    )
     return (by_student + by_teacher) / 2

@@ -1,5 +1,6 @@
 """Losses on logits. All reduce in fp32 whatever the precision of the network, and none waits for the device."""
 
+import math
 from typing import Literal
 
 import torch
@@ -8,16 +9,19 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, Whole
 
 
-def cross_entropy(logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+def cross_entropy(
+    logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], labeled_px: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """Mean cross-entropy over the labelled pixels of the batch (Eq. 3, over pixels that are not IGNORE: D19).
 
-    A batch without a labelled pixel has loss 0.
+    A batch without a labelled pixel has loss 0. Of a part of a batch, which has `labeled_px` labelled pixels, it is
+    the part's share in that mean.
     """
     total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
+    return total / ((label != IGNORE).sum() if labeled_px is None else labeled_px).clamp(min=1)
 
 
 def ohem_cross_entropy(
@@ -80,8 +84,15 @@ class LabeledLoss(BaseModel):
             raise ValueError("threshold and min_kept belong to kind: ohem; remove them or choose it")
         return self
 
-    def __call__(self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+    def __call__(
+        self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], whole: Whole
+    ) -> Float[Tensor, ""]:
+        """The share of a batch in the loss of the whole that it is a part of.
+
+        OHEM mines each part by itself (the authors' code, each GPU), for its share of `min_kept`.
+        """
         if self.kind == "cross_entropy":
-            return cross_entropy(logits, label)
-        return ohem_cross_entropy(logits, label, self.threshold or 0.7, self.min_kept or 100_000)
+            return cross_entropy(logits, label, whole.labeled_px)
+        share = len(label) / whole.num_labeled
+        min_kept = math.ceil((self.min_kept or 100_000) * share)
+        return ohem_cross_entropy(logits, label, self.threshold or 0.7, min_kept) * share

@@ -13,7 +13,7 @@ from torch import nn
 
 from semiseg.augment.views import Views
 from semiseg.models.build import Network
-from semiseg.types import ClassTable, Losses, Progress, SemiBatch
+from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch, Whole
 
 
 class MethodConfig(BaseModel):
@@ -40,9 +40,32 @@ class SemiMethod(nn.Module):
     def __init__(self, config: Any, build_model: Callable[[], Network], classes: ClassTable) -> None:
         super().__init__()
 
-    def forward(self, batch: SemiBatch, at: Progress) -> Losses:
-        """One step's losses. Must not wait for the device."""
+    def observe(self, batch: SemiBatch) -> Any:
+        """What has to be known of all unlabelled images of a step before the first gradient, None for nothing.
+
+        A dataclass of tensors with one row for each unlabelled image of `batch`. The engine calls this for every part
+        of the whole batch, without gradient, and puts the rows of all parts together. Must not wait for the device.
+        """
+        return None
+
+    def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
+        """The share that `batch` has in one step's losses. Must not wait for the device.
+
+        Args:
+            batch: the step's batch, or a part of it.
+            at: the step.
+            whole: what the batch is a part of; None: it is whole.
+        """
         raise NotImplementedError
+
+    def alone(self, batch: SemiBatch) -> Whole:
+        """`batch` as a whole of its own."""
+        return Whole(
+            num_labeled=len(batch.image),
+            labeled_px=(batch.label != IGNORE).sum(),
+            observed=self.observe(batch),
+            rows=slice(0, len(batch.weak)),
+        )
 
     def after_step(self, step: int) -> None:
         """What follows the optimizer's step: EMA, memory banks (banks are buffers, so that checkpoints carry them)."""

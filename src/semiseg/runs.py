@@ -3,6 +3,7 @@
 config.yaml        the complete recipe; itself a valid recipe
 environment.json   versions, machine, command, commit, labels and partition hash
 metrics.jsonl      one line a record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
+events.jsonl       one line each: {"event": "started" | "resumed" | "stopped" | "skipped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness of every unlabelled image that was looked at (iMAS, Fig. 3c)
 unlabeled.txt      name of unlabelled image `index`, one a line, from 0
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
@@ -11,7 +12,9 @@ checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,13 @@ class Run:
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
         (self.path / "metrics.jsonl").touch()
+        (self.path / "events.jsonl").touch()
         (self.path / "hardness.csv").write_text("step,index,hardness\n", encoding="utf-8")
         write_atomically(self.config, config)  # last: where it is, the run was started
+
+    def change(self, config: str) -> None:
+        """Replaces the recipe by one that gives the same result: from another disk, with other workers."""
+        write_atomically(self.config, config)
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -69,22 +77,35 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record to the metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        _append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
 
     def log_hardness(self, rows: Iterable[tuple[int, int, float]]) -> None:
         """Appends (step, index, hardness) rows to the hardness history."""
-        with (self.path / "hardness.csv").open("a", encoding="utf-8") as file:
-            file.writelines(f"{step},{index},{hardness:.4f}\n" for step, index, hardness in rows)
+        lines = (f"{step},{index},{hardness:.4f}\n" for step, index, hardness in rows)
+        _append(self.path / "hardness.csv", "".join(lines))
+
+    def event(self, event: str, step: int, **details: Any) -> None:
+        """Appends to the diary what happened after `step` completed steps. It is never rewound."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _append(self.path / "events.jsonl", json.dumps({"event": event, "step": step, "time": now, **details}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The diary."""
+        with (self.path / "events.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in _whole(file)]
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, in the order of their steps."""
         with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
             return [record for line in _whole(file) if (record := json.loads(line))["kind"] == kind]
 
+    def unlabeled(self) -> list[str]:
+        """Names of the unlabelled images."""
+        return (self.path / "unlabeled.txt").read_text(encoding="utf-8").splitlines()
+
     def hardness(self) -> Iterator[tuple[int, str, float]]:
         """(step, image name, hardness) over the course of training."""
-        names = (self.path / "unlabeled.txt").read_text(encoding="utf-8").splitlines()
+        names = self.unlabeled()
         with (self.path / "hardness.csv").open(encoding="utf-8") as file:
             next(file)
             for line in _whole(file):
@@ -111,16 +132,34 @@ class Run:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: aside, synced, then renamed."""
+    """Writes a whole file or nothing: aside, synced, then renamed.
+
+    Raises:
+        UserError: it cannot be written; what was there before is as it was.
+    """
     aside = path.with_name(f".{path.name}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with _naming(path), aside.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _append(path: Path, text: str) -> None:
+    with _naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A failed write says which file it was: errors of an open file (disk full) do not."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _whole(lines: Iterable[str]) -> Iterator[str]:

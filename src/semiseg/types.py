@@ -1,6 +1,8 @@
 """The values that pass between the rooms of the house."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -71,14 +73,24 @@ class LoadedBatch:
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
     labeled_index: Int[Tensor, " b"]  # positions in the labelled list
     index: Int[Tensor, " u"]  # positions in the unlabelled pool
+    skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
         """The same batch on `device`."""
-        return LoadedBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "LoadedBatch":
         """The same batch in pinned memory (called by the DataLoader)."""
-        return LoadedBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+        return self._each(Tensor.pin_memory)
+
+    def split(self, size: int) -> list["LoadedBatch"]:
+        """Its micro-batches of `size` labelled images, and as many unlabelled ones, in order."""
+        starts = range(0, len(self.image), size)
+        return [self._each(lambda tensor, start=start: tensor[start : start + size]) for start in starts]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LoadedBatch":
+        changed: dict[str, Any] = {n: change(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,23 @@ class SemiBatch:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The whole batch of a step. A forward pass may see a part of it: a process has a share, in micro-batches.
+
+    Attributes:
+        num_labeled: labelled images in it.
+        labeled_px: labelled pixels in it.
+        observed: what the method's `observe` returned for it: every tensor has a row for each unlabelled image.
+        rows: those of the part's unlabelled images.
+    """
+
+    num_labeled: int
+    labeled_px: Int[Tensor, ""]
+    observed: Any
+    rows: slice
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Hard prediction of a network, with the probability it gives it."""
 
@@ -104,7 +133,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Losses:
-    """What one step of a method yields. Everything but `total` is detached and stays on the device."""
+    """What a method yields for one part of a step's batch. Everything but `total` is detached and stays on the device.
+
+    Losses and scalars are shares: summed over the parts they are those of the whole batch.
+    """
 
     total: Float[Tensor, ""]
     scalars: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # for the progress bar and the metrics file
@@ -118,8 +150,7 @@ class Progress:
     step: int
     num_steps: int
     seed: int = 0
-    rank: int = 0
 
     def generator(self, *where: int | str) -> torch.Generator:
-        """The generator of this step for the purpose `where`."""
-        return fold_in(self.seed, *where, self.step, self.rank)
+        """The generator of this step for the purpose `where`; draw for the whole batch, then take the part's rows."""
+        return fold_in(self.seed, *where, self.step)

@@ -156,7 +156,7 @@ def test_paste_by_hand():
     """Every image takes from what its partner was before (Eq. 9 happens at once, not one after the other)."""
     base = torch.tensor([[[1, 2], [3, 4]], [[5, 6], [7, 8]], [[9, 10], [11, 12]]])
     box = torch.tensor([[[True, False], [False, False]], [[True, True], [False, True]], [[False, True], [True, True]]])
-    pasted = paste(base, torch.tensor([1, 0, 2]), box)
+    pasted = paste(base, base[[1, 0, 2]], box)
     assert pasted.tolist() == [[[5, 2], [3, 4]], [[1, 2], [7, 4]], [[9, 10], [11, 12]]]
 
 
@@ -167,12 +167,12 @@ def test_images_targets_and_masks_stay_aligned(seed):
     confidence, valid = label / 7, label > 2
     image = torch.stack([label.float(), confidence, valid.float()], 1)  # every channel tells what belongs to it
     partner, box = random_partners(4, generator), sample_boxes(4, 9, 8, generator)
-    mixed = paste(image, partner, box)
+    mixed = paste(image, image[partner], box)
     assert mixed.shape == image.shape
     assert not torch.equal(mixed, image)
     for channel, own in enumerate((label, confidence, valid)):
-        assert paste(own, partner, box).dtype == own.dtype
-        assert torch.equal(mixed[:, channel], paste(own, partner, box).float())
+        assert paste(own, own[partner], box).dtype == own.dtype
+        assert torch.equal(mixed[:, channel], paste(own, own[partner], box).float())
     for i in range(4):
         assert torch.equal(mixed[i][:, box[i]], image[partner[i]][:, box[i]])
         assert torch.equal(mixed[i][:, ~box[i]], image[i][:, ~box[i]])
@@ -181,9 +181,9 @@ def test_images_targets_and_masks_stay_aligned(seed):
 def test_paste_of_oneself_or_of_nothing_changes_nothing():
     image = torch.randn(3, 3, 6, 6, generator=fold_in(0))
     boxes = sample_boxes(3, 6, 6, fold_in(1))
-    assert torch.equal(paste(image, torch.arange(3), boxes), image)
-    assert torch.equal(paste(image, torch.tensor([1, 2, 0]), torch.zeros_like(boxes)), image)
-    assert torch.equal(paste(image, torch.tensor([1, 2, 0]), torch.ones_like(boxes)), image[[1, 2, 0]])
+    assert torch.equal(paste(image, image, boxes), image)
+    assert torch.equal(paste(image, image[[1, 2, 0]], torch.zeros_like(boxes)), image)
+    assert torch.equal(paste(image, image[[1, 2, 0]], torch.ones_like(boxes)), image[[1, 2, 0]])
 
 
 # When.
@@ -217,6 +217,6 @@ def test_the_host_never_waits(no_host_sync):
     partner = no_host_sync(hard_easy_partners, easiness)
     box = sample_boxes(4, 8, 8, fold_in(0))
     assert partner.is_meta
-    assert no_host_sync(paste, image, partner, box).is_meta
-    assert no_host_sync(paste, image[:, 0], partner, box).is_meta
+    assert no_host_sync(paste, image, image[partner], box).is_meta
+    assert no_host_sync(paste, image[:, 0], image[partner, 0], box).is_meta
     assert no_host_sync(triggered, easiness.mean(), fold_in(0)).is_meta

@@ -27,8 +27,8 @@ def loaded(labeled: int = 2, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
     )
 
 
-def batch(views: Views = ONE, seed: int = 0, step: int = 7, rank: int = 0, of: LoadedBatch | None = None) -> SemiBatch:
-    return make_batch(of or loaded(), views, IMAGENET, seed, step, rank)
+def batch(views: Views = ONE, seed: int = 0, step: int = 7, of: LoadedBatch | None = None) -> SemiBatch:
+    return make_batch(of or loaded(), views, IMAGENET, seed, step)
 
 
 def test_everything_but_the_strong_views_is_what_was_loaded():
@@ -74,7 +74,7 @@ def test_every_image_and_every_view_draws_its_own_operations():
     first, second = batch(TWO, of=of).strong
     assert torch.equal(batch(ONE, of=of).strong[0], first)  # a further view leaves the first as it is
     assert not torch.equal(first, second)
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7, 0), 8, intensity.Config())
+    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, intensity.Config())
     assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
     assert len(set(map(tuple, drawn.op.tolist()))) > 1
 
@@ -83,19 +83,29 @@ def test_each_view_has_its_own_pool():
     neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), threshold=(0, 0))
     of = loaded(unlabeled=8, size=16)
     _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7, 0), 8, neutral)
+    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, neutral)
     assert drawn.op.shape == (8, 1)
     assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
 
 
-def test_strong_views_depend_on_seed_step_and_rank_alone():
+def test_strong_views_depend_on_seed_and_step_alone():
     alone = batch().strong[0]
     for step in range(7):
         batch(step=step)
     assert torch.equal(batch().strong[0], alone)
-    for other in (batch(seed=1), batch(step=8), batch(rank=1)):
+    for other in (batch(seed=1), batch(step=8)):
         assert not torch.equal(other.strong[0], alone)
         assert torch.equal(other.weak, batch().weak)
+
+
+def test_the_parts_of_a_batch_are_augmented_as_the_whole():
+    of = loaded(labeled=6, unlabeled=6, size=16)
+    whole = batch(TWO, of=of)
+    parts = [make_batch(part, TWO, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
+    for view in range(2):
+        assert torch.equal(torch.cat([part.strong[view] for part in parts]), whole.strong[view])
+    for name in ("image", "label", "weak", "valid", "index"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
 def test_the_loaded_images_are_left_as_they_are():

@@ -156,6 +156,7 @@ def test_the_run_directory(trained, recipe, scenes):
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "events.jsonl",
         "hardness.csv",
         "unlabeled.txt",
         "checkpoints",
@@ -199,7 +200,7 @@ def test_a_run_is_trained_again_from_its_own_config(semiseg, here, trained, cont
     assert semiseg(f"train {trained}/config.yaml --out again").code == 0
     again = contents(Path("again"))
     for name, digest in contents(trained).items():
-        if name not in ("environment.json", "metrics.jsonl"):  # they hold command and times
+        if name not in ("environment.json", "metrics.jsonl", "events.jsonl"):  # they hold command and times
             assert again[name] == digest, name
 
 

@@ -12,16 +12,18 @@ from semiseg import api, config
 from semiseg.engine import checkpoint
 from semiseg.runs import Run
 
-TIMES = ("images_per_second", "waited")
+MEASURED = ("images_per_second", "waited", "peak_memory_mb")
 ENGINE = {"steps": 7, "log_every": 2, "eval_every": 3, "save_every": 2}
 DEEPLAB = {"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}}  # has dropout
 
 
 def left_behind(run: Run) -> dict[str, Any]:
-    """All that a run leaves behind, but for times."""
+    """All that a run leaves behind, but for times and memory."""
     left: dict[str, Any] = {"hardness": (run.path / "hardness.csv").read_text()}
     for kind in ("train", "val"):
-        left[kind] = [{key: value for key, value in record.items() if key not in TIMES} for record in run.metrics(kind)]
+        left[kind] = [
+            {key: value for key, value in record.items() if key not in MEASURED} for record in run.metrics(kind)
+        ]
     for path in sorted(run.checkpoints.iterdir()):
         saved = checkpoint.read(path)
         left[path.name] = (saved.step, saved.model_state(), {} if "best" in path.name else saved.optimizer_state())
@@ -113,9 +115,9 @@ def test_the_uninterrupted_run(uninterrupted):
 @pytest.mark.parametrize(
     ("where", "call"),
     [
-        ("semiseg.engine.train.make_batch", 1),  # before anything was logged
+        ("semiseg.engine.step.make_batch", 1),  # before anything was logged
         ("semiseg.engine.checkpoint.save_file", 1),  # before anything was saved
-        ("semiseg.engine.train.make_batch", 6),  # in the middle of a step
+        ("semiseg.engine.step.make_batch", 6),  # in the middle of a step
         ("semiseg.runs.Run.log_hardness", 4),  # between two files of the log
         ("semiseg.engine.train.evaluate", 2),
         ("semiseg.engine.checkpoint.save_file", 3),  # the first best checkpoint is half written
@@ -132,12 +134,12 @@ def test_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path, where, ca
 @pytest.mark.parametrize("workers", [0, 1])
 def test_with_workers_and_dropout(recipe, uninterrupted, tmp_path, method, workers):
     values = settings(recipe, method, "deeplabv3plus", workers)
-    at = ("semiseg.engine.train.make_batch", 6)
+    at = ("semiseg.engine.step.make_batch", 6)
     check(values, tmp_path / "run", uninterrupted(method, "deeplabv3plus"), at)  # of a run without workers
 
 
 def test_interrupted_again_and_again(recipe, uninterrupted, tmp_path):
-    at = "semiseg.engine.train.make_batch"
+    at = "semiseg.engine.step.make_batch"
     stops = ((at, 4), (at, 2), (at, 3), ("semiseg.engine.checkpoint.save_file", 1))
     check(settings(recipe, "imas", "unet"), tmp_path / "run", uninterrupted("imas", "unet"), *stops)
 
@@ -145,4 +147,4 @@ def test_interrupted_again_and_again(recipe, uninterrupted, tmp_path):
 def test_resumed_in_low_precision(recipe, tmp_path):
     values = recipe("imas", engine=ENGINE | {"precision": "bf16"}, model=DEEPLAB)
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
-    check(values, tmp_path / "run", whole, ("semiseg.engine.train.make_batch", 6))
+    check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 6))

@@ -18,7 +18,8 @@ OPTIMIZER = {"0.momentum_buffer": torch.ones(2, 3)}
 
 
 def save(folder: Path, step: int = 3, **changes) -> Path:
-    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalisation": NORMALISATION, "model": MODEL}
+    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalisation": NORMALISATION}
+    values |= {"predictor": "student", "model": MODEL}
     return checkpoint.save(folder, step=step, **(values | {"optimizer": OPTIMIZER} | changes))
 
 
@@ -99,11 +100,34 @@ def test_half_a_checkpoint_is_never_taken(tmp_path, monkeypatch, call):
     assert torch.equal(checkpoint.newest(tmp_path).model_state()["bank"], MODEL["bank"])
 
 
-def test_the_same_step_again(tmp_path):
-    save(tmp_path, model={"weight": torch.zeros(1)})
-    save(tmp_path, model={"weight": torch.ones(1)})
-    assert names(tmp_path) == ["step-00000003"]
-    assert checkpoint.newest(tmp_path).model_state()["weight"] == 1
+def test_a_checkpoint_that_is_there_is_never_touched(tmp_path):
+    """Replacing it would leave a moment without any."""
+    path = save(tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    assert save(tmp_path) == path
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
+def test_rewind_drops_what_an_interruption_left(tmp_path):
+    for step in (3, 5):
+        save(tmp_path, step)
+        save(tmp_path, step, optimizer=None)
+    (tmp_path / ".step-00000004.tmp").mkdir()
+    (tmp_path / ".step-00000004.tmp" / "model.safetensors").touch()
+    checkpoint.rewind(tmp_path, 4)
+    assert names(tmp_path) == ["best-00000003", "step-00000003", "step-00000005"]
+
+
+def test_the_network_that_is_used_alone(tmp_path):
+    teacher, method = nn.Linear(2, 3), nn.ModuleDict({"student": nn.Linear(2, 3), "teacher": nn.Linear(2, 3)})
+    read = checkpoint.read(save(tmp_path, predictor="teacher", model=method.state_dict()))
+    read.load_predictor(teacher)
+    assert torch.equal(teacher.weight, method["teacher"].weight)
+    for other in (nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 3))):
+        with pytest.raises(UserError, match=r"step-00000003: its tensors are not those .*, e.g. \S+$"):
+            read.load_predictor(other)
+    with pytest.raises(UserError, match="its tensors are not those"):
+        read.load_model(nn.ModuleDict({"student": nn.Linear(2, 3)}))
 
 
 def broken(path: Path, **changes) -> str:
@@ -117,10 +141,12 @@ def broken(path: Path, **changes) -> str:
 
 def test_another_format(tmp_path):
     path = save(tmp_path)
-    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 1"
+    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 2"
 
 
-@pytest.mark.parametrize("missing", ["format", "step", "recipe", "classes", "normalisation"])
+@pytest.mark.parametrize(
+    "missing", ["format", "step", "recipe", "classes", "normalisation", "predictor", "scaler", "pending"]
+)
 def test_a_state_that_lacks_something(tmp_path, missing):
     path = save(tmp_path)
     message = broken(path, **{missing: None})

@@ -10,14 +10,15 @@ import torch
 
 from semiseg import config, data
 from semiseg.data import partitions
-from semiseg.engine import checkpoint, environment
+from semiseg.engine import checkpoint, environment, reporter
+from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
+from semiseg.engine.log import NotFiniteError
 from semiseg.engine.recipe import Recipe, build_method
-from semiseg.errors import UserError
 from semiseg.runs import Run
 
 
-class Listener(engine.Silent):
+class Listener(reporter.Silent):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -149,7 +150,7 @@ def test_a_checkpoint_knows_all_that_prediction_needs(start):
 
 def test_a_loss_that_is_not_finite_stops_the_run(start):
     recipe, dataset, run = start(optim={"lr": 1e30}, engine={"log_every": 1, "eval_every": 4, "save_every": 4})
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) between steps \d and \d; lower optim.lr") as caught:
+    with pytest.raises(NotFiniteError, match=r"the loss of step [234] is (nan|inf); .*; lower optim.lr") as caught:
         engine.train(recipe, dataset, run)
     assert str(run.path) in str(caught.value)
     assert checkpoint.newest(run.checkpoints) is None  # nothing that is no use is saved
@@ -157,8 +158,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(start):
 
 def test_a_method_without_unlabelled_images_loads_none(start, monkeypatch):
     seen = []
-    make_batch = engine.make_batch
-    monkeypatch.setattr(engine, "make_batch", lambda loaded, *rest: seen.append(loaded) or make_batch(loaded, *rest))
+    make_batch = stepping.make_batch
+    monkeypatch.setattr(stepping, "make_batch", lambda loaded, *rest: seen.append(loaded) or make_batch(loaded, *rest))
     prepared = start("supervised")
     engine.train(*prepared)
     assert {len(loaded.weak) for loaded in seen} == {0}
@@ -169,7 +170,7 @@ def test_a_method_without_unlabelled_images_loads_none(start, monkeypatch):
 def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
     """Same seed: same initial weights, same labelled batches in the same order."""
     built, batches = [], []
-    make_batch = engine.make_batch
+    make_batch = stepping.make_batch
 
     def spy_build(*args: Any) -> Any:
         method = build_method(*args)
@@ -177,7 +178,9 @@ def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
         return method
 
     monkeypatch.setattr(engine, "build_method", spy_build)
-    monkeypatch.setattr(engine, "make_batch", lambda loaded, *rest: batches.append(loaded) or make_batch(loaded, *rest))
+    monkeypatch.setattr(
+        stepping, "make_batch", lambda loaded, *rest: batches.append(loaded) or make_batch(loaded, *rest)
+    )
     for method in ("supervised", "imas"):
         engine.train(*start(method, name=method))
     one, other = built

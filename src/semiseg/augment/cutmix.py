@@ -57,14 +57,9 @@ def _inside(
     return (y >= top) & (y < bottom) & (x >= left) & (x < right)
 
 
-def paste(
-    base: Tensor,
-    partner: Int[Tensor, " b"],
-    box: Bool[Tensor, "b h w"],
-) -> Tensor:
-    """Each image with its partner's pixels inside its box (Eq. 9), for maps (b, h, w) and images (b, c, h, w) alike."""
-    inside = box if base.ndim == 3 else box[:, None]
-    return torch.where(inside, base[partner], base)
+def paste(base: Tensor, patch: Tensor, box: Bool[Tensor, "b h w"]) -> Tensor:
+    """`patch` inside the box of each image, `base` around it (Eq. 9), for maps (b, h, w) and images (b, c, h, w)."""
+    return torch.where(box if base.ndim == 3 else box[:, None], patch, base)
 
 
 def triggered(probability: Float[Tensor, ""] | float, generator: torch.Generator) -> Bool[Tensor, ""]:

@@ -70,6 +70,10 @@ class IntensityParams:
     op: Int[Tensor, "b num_ops"]  # index into OPS
     magnitude: Float[Tensor, "b num_ops"]  # factor, shift, bits, threshold or sigma; 0 for operations without any
 
+    def __getitem__(self, images: slice) -> "IntensityParams":
+        """What some of the images drew."""
+        return IntensityParams(self.op[images], self.magnitude[images])
+
 
 # Operations: (images that drew it, magnitude of each on the CPU) -> images. They may return their argument.
 

@@ -21,13 +21,33 @@ class Views:
 
 
 def make_batch(
-    loaded: LoadedBatch, views: Views, normalise: Normalisation, seed: int, step: int, rank: int = 0
+    loaded: LoadedBatch,
+    views: Views,
+    normalise: Normalisation,
+    seed: int,
+    step: int,
+    first: int = 0,
+    whole_size: int | None = None,
 ) -> SemiBatch:
-    """The batch of one step. Each strong view draws its operations from `fold_in(seed, "strong", view, step, rank)`."""
+    """The batch of one step, or a part of it.
+
+    Each strong view draws its operations for the whole batch, from `fold_in(seed, "strong", view, step)`, so that an
+    image is augmented alike whatever the number of parts.
+
+    Args:
+        loaded: what the loader made.
+        views: what the method asks for.
+        normalise: how its networks' input is normalised.
+        seed: of the run.
+        step: of the run.
+        first: position in the whole batch of the first image.
+        whole_size: unlabelled images in the whole batch; None: `loaded` is whole.
+    """
+    num_images = len(loaded.weak)
     strong = []
     for view, pool in enumerate(views.strong):
-        params = intensity.sample(fold_in(seed, "strong", view, step, rank), loaded.weak.shape[0], pool)
-        strong.append(normalise(intensity.apply(loaded.weak, params)))
+        params = intensity.sample(fold_in(seed, "strong", view, step), whole_size or num_images, pool)
+        strong.append(normalise(intensity.apply(loaded.weak, params[first : first + num_images])))
     return SemiBatch(
         image=normalise(loaded.image),
         label=loaded.label.long(),

@@ -10,7 +10,7 @@ import torch
 
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.read import fit, read_image, read_pair, read_size
-from semiseg.errors import UserError
+from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
         full: decode every unlabelled image; False reads their heads only. Labelled ones are always decoded.
 
     Returns:
-        What is odd but no error, one sentence each.
+        What is odd but no error, one sentence each: also images that cannot be read, with `on_unreadable: skip`.
 
     Raises:
         UserError: a file cannot be read, an image and its mask differ in size, a mask holds a value that is no class,
@@ -37,38 +37,49 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
     labeled, broken = _inspect(labeled_pair, dataset.labeled)
     val, broken_val = _inspect(labeled_pair, dataset.val)
     unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled)
-    if errors := broken + broken_val + broken_unlabeled:
+    skipped = [error for error in broken + broken_unlabeled if _is_skipped(error, config)]
+    if errors := [error for error in broken + broken_val + broken_unlabeled if error not in skipped]:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
-    if all(values == {IGNORE} for _, values in val):
+    if not labeled or (dataset.unlabeled and not unlabeled):
+        raise UserError(f"{skipped[0]}; nor can any other of its list be read")
+    if all(values == {IGNORE} for _, values in val.values()):
         raise UserError(
             f"data.val: every validation mask, e.g. {dataset.val[0].mask}, is {IGNORE} (ignored) everywhere: "
             "there is nothing to measure; name images whose masks show classes"
         )
-    _check_crop([size for size, _ in labeled] + unlabeled, config)
-    present = frozenset[int]().union(*(values for _, values in labeled))
+    _check_crop([size for size, _ in labeled.values()] + list(unlabeled.values()), config)
+    present = frozenset[int]().union(*(values for _, values in labeled.values()))
     if len(dataset.classes) == 2 and present == {0, IGNORE}:
         raise UserError(
             f"data.values: the labelled masks, e.g. {dataset.labeled[0].mask}, hold only 0 and {IGNORE}, which means "
             f"'ignored'; if {IGNORE} is class 1 ({dataset.classes.names[1]}), set data.values: {{{IGNORE}: 1}}"
         )
-    masks = [sample.mask for sample, (_, values) in zip(dataset.labeled, labeled, strict=True) if values == {IGNORE}]
-    return _oddities(dataset, present, masks)
+    masks = [sample.mask for sample, (_, values) in labeled.items() if values == {IGNORE}]
+    return _oddities(dataset, present, masks, skipped)
 
 
-def _oddities(dataset: Dataset, present: frozenset[int], ignored_masks: list[Path | None]) -> list[str]:
+def _is_skipped(error: UserError, config: DataConfig) -> bool:
+    return config.on_unreadable == "skip" and isinstance(error, UnreadableError)
+
+
+def _oddities(
+    dataset: Dataset, present: frozenset[int], ignored_masks: list[Path | None], skipped: list[UserError]
+) -> list[str]:
     absent = [name for index, name in enumerate(dataset.classes.names) if index not in present]
     found = []
     if absent:
         found.append(f"No labelled mask shows {', '.join(absent)}: what is never shown cannot be learnt.")
     if ignored_masks:
         found.append(f"{len(ignored_masks)} labelled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
+    if skipped:
+        found.append(f"{len(skipped)} images cannot be read and are skipped, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
         found.append("There are no unlabelled images: only supervised training is possible.")
     return found
 
 
-def _inspect(look: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[list[T], list[UserError]]:
-    """What `look` finds in each sample, and the errors it meets; in threads, since decoding releases the GIL."""
+def _inspect(look: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[dict[Sample, T], list[UserError]]:
+    """What `look` finds in each sample, but for the errors it meets; in threads, since decoding releases the GIL."""
 
     def attempt(sample: Sample) -> T | UserError:
         try:
@@ -77,8 +88,9 @@ def _inspect(look: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[li
             return error
 
     with ThreadPoolExecutor() as threads:
-        results = list(threads.map(attempt, samples))
-    return [r for r in results if not isinstance(r, UserError)], [r for r in results if isinstance(r, UserError)]
+        results = list(zip(samples, threads.map(attempt, samples), strict=True))
+    found = {sample: result for sample, result in results if not isinstance(result, UserError)}
+    return found, [result for _, result in results if isinstance(result, UserError)]
 
 
 def _size_and_values(sample: Sample, num_classes: int, values: dict[int, int] | None) -> tuple[Size, frozenset[int]]:

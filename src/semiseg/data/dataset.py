@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -52,6 +53,7 @@ class DataConfig(BaseModel):
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
     workers: int = Field(2, ge=0)  # loader processes; they change the speed, never the result
+    on_unreadable: Literal["error", "skip"] = "error"  # skip: another image takes a broken one's place in training
 
     @property
     def crop_size(self) -> tuple[int, int]:

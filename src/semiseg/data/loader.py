@@ -6,10 +6,12 @@ two ranks with batch b see the images of one rank with batch 2b. Unlike in the a
 round, however long the other list is (D35), and the two lists have orders of their own (D36).
 """
 
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -19,11 +21,16 @@ from torch.utils.data import DataLoader
 from semiseg.data import weak
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.read import fit, read_image, read_pair, resize_image, resize_mask
-from semiseg.errors import UserError
+from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
 
 T = TypeVar("T", covariant=True)
+S = TypeVar("S")
+OnRestart = Callable[[int, str], None]
+
+_MAX_DEATHS = 3  # of workers before a batch comes: something is wrong that new workers do not mend
+_MAX_SKIPS = 100  # images in a row: then it is the disk and not the image
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def train_loader(
     num_steps: int,
     rank: int = 0,
     world_size: int = 1,
+    on_restart: OnRestart = lambda key, reason: None,
 ) -> DataLoader[LoadedBatch]:
     """Yields the batches of steps `start` to `num_steps` - 1, one whole batch a worker task.
 
@@ -63,16 +71,18 @@ def train_loader(
         num_steps: one after the last step.
         rank: of this process.
         world_size: number of processes.
+        on_restart: told the step and the reason when worker processes died and new ones take their places.
 
     Raises:
-        UserError: there are no unlabelled images; while iterating, an image or mask cannot be read.
+        UserError: there are no unlabelled images; while iterating, an image or mask cannot be read (with
+            `on_unreadable: skip`, a hundred in a row), or workers die again and again.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabelled images, and the method needs some; add images or a list"
         )
     batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size)
-    return _loader(batches, range(start, num_steps), config.workers, keep_workers=False)
+    return _loader(batches, range(start, num_steps), config.workers, False, on_restart)
 
 
 def eval_loader(
@@ -82,6 +92,7 @@ def eval_loader(
     *,
     rank: int = 0,
     world_size: int = 1,
+    on_restart: OnRestart = lambda key, reason: None,
 ) -> DataLoader[EvalItem]:
     """Yields `samples` one by one, each exactly once over all ranks.
 
@@ -91,31 +102,81 @@ def eval_loader(
         config: long side, workers.
         rank: of this process.
         world_size: number of processes.
+        on_restart: told the position and the reason when worker processes died and new ones take their places.
 
     Raises:
-        UserError: while iterating, an image or mask cannot be read.
+        UserError: while iterating, an image or mask cannot be read (none is ever skipped), or workers die again and
+            again.
     """
     items = _EvalItems(tuple(samples), dataset, config)
-    return _loader(items, range(rank, len(samples), world_size), config.workers, keep_workers=True)
+    return _loader(items, range(rank, len(samples), world_size), config.workers, True, on_restart)
 
 
 class _Loader(DataLoader[T], Generic[T]):
-    """A DataLoader whose workers hand a UserError over as it is: torch would wrap it in a page of traceback."""
+    """A DataLoader that replaces worker processes that die, and whose workers hand a UserError over as it is."""
+
+    def __init__(self, items: torch.utils.data.Dataset[T], keys: range, on_restart: OnRestart, **options: Any) -> None:
+        super().__init__(items, batch_size=None, sampler=keys, worker_init_fn=_init_worker, **options)
+        self.keys, self.on_restart, self.options = keys, on_restart, options
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        for item in super().__iter__():
+        done, deaths = 0, 0  # items yielded, and restarts since the last one
+        batches = self._workers_of(self)
+        while done < len(self.keys):
+            try:
+                item = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker (pid" not in str(error):
+                    raise
+                self._iterator = None
+                deaths += 1
+                if deaths == _MAX_DEATHS:
+                    raise UserError(
+                        f"data.workers: loader processes died {deaths} times in a row ({_first_line(error)}); "
+                        f"if memory is short, use fewer than {self.num_workers}, or 0"
+                    ) from error
+                self.on_restart(self.keys[done], _first_line(error))
+                rest = DataLoader(
+                    self.dataset, batch_size=None, sampler=self.keys[done:], worker_init_fn=_init_worker, **self.options
+                )
+                batches = self._workers_of(rest)
+                continue
             if isinstance(item, UserError):
                 self._iterator = None  # stops kept workers now: left to the garbage collector, they time out first
-                raise UserError(str(item))
+                raise item
             yield item
+            done, deaths = done + 1, 0
+
+    def _workers_of(self, loader: DataLoader[T]) -> Iterator[T]:
+        """Starts workers. A dead one is found when its item is asked for.
+
+        torch would also raise from a SIGCHLD handler, wherever the training process is at that moment.
+        """
+        if threading.current_thread() is not threading.main_thread() or not loader.num_workers:
+            return DataLoader.__iter__(loader)
+        before = signal.getsignal(signal.SIGCHLD)
+        try:
+            return DataLoader.__iter__(loader)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
 
 
-def _loader(batches: torch.utils.data.Dataset[T], keys: range, workers: int, keep_workers: bool) -> DataLoader[T]:
+def _init_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the training process decides
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _loader(
+    items: torch.utils.data.Dataset[T], keys: range, workers: int, keep_workers: bool, on_restart: OnRestart
+) -> DataLoader[T]:
     # torch sets each worker to one thread, so that workers and the training process do not fight for cores
     return _Loader(
-        batches,
-        batch_size=None,
-        sampler=keys,
+        items,
+        keys,
+        on_restart,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=keep_workers and workers > 0,
@@ -143,8 +204,9 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
             return error
 
     def _load(self, turns: range) -> LoadedBatch:
-        labeled = [self._labeled(turn) for turn in turns]
-        pool = [self._unlabeled(turn) for turn in turns] if self.unlabeled else []
+        skipped: list[str] = []
+        labeled = [self._labeled(turn, skipped) for turn in turns]
+        pool = [self._unlabeled(turn, skipped) for turn in turns] if self.unlabeled else []
         crop = self.config.crop_size
         return LoadedBatch(
             image=torch.stack([image for image, _, _ in labeled]),
@@ -153,22 +215,43 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
             valid=torch.stack([valid for _, valid, _ in pool]) if pool else torch.empty(0, *crop, dtype=torch.bool),
             labeled_index=torch.tensor([index for _, _, index in labeled], dtype=torch.int64),
             index=torch.tensor([index for _, _, index in pool], dtype=torch.int64),
+            skipped=tuple(skipped),
         )
 
-    def _labeled(self, turn: int) -> tuple[Tensor, Tensor, int]:
-        index = _position(self.seed, "labeled order", len(self.dataset.labeled), turn)
-        image, mask = read_pair(self.dataset.labeled[index], len(self.dataset.classes), self.dataset.values)
+    def _labeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+        def read(sample: Sample) -> tuple[Tensor, Tensor]:
+            return read_pair(sample, len(self.dataset.classes), self.dataset.values)
+
+        index, (image, mask) = self._read("labeled", self.dataset.labeled, turn, read, skipped)
         size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
         params = weak.sample(fold_in(self.seed, "weak labeled", turn), size, self.config)
         label = weak.apply_mask(resize_mask(mask, size), params)
         return weak.apply_image(resize_image(image, size), params), label, index
 
-    def _unlabeled(self, turn: int) -> tuple[Tensor, Tensor, int]:
-        index = _position(self.seed, "unlabeled order", len(self.dataset.unlabeled), turn)
-        image = read_image(self.dataset.unlabeled[index].image)
+    def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+        def read(sample: Sample) -> Tensor:
+            return read_image(sample.image)
+
+        index, image = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
         size = fit(image.shape[1], image.shape[2], self.config.long_side)
         params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), size, self.config)
         return weak.apply_image(resize_image(image, size), params), weak.valid(params), index
+
+    def _read(
+        self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], S], skipped: list[str]
+    ) -> tuple[int, S]:
+        """Position and content of the sample whose turn it is, or of the next readable one after it in its lap."""
+        lap, place = divmod(turn, len(samples))
+        order = _order(self.seed, f"{stream} order", len(samples), lap)
+        for attempt in range(min(len(samples), _MAX_SKIPS)):
+            index = int(order[(place + attempt) % len(samples)])
+            try:
+                return index, read(samples[index])
+            except UnreadableError as error:
+                if self.config.on_unreadable == "error":
+                    raise
+                skipped.append(str(error))
+        raise UserError(f"data.{stream}: {len(skipped)} images in a row cannot be read; the last: {skipped[-1]}")
 
 
 @dataclass(frozen=True)
@@ -189,11 +272,6 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
         image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
         size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
-
-
-def _position(seed: int, stream: str, size: int, turn: int) -> int:
-    """Which of `size` samples has the `turn`-th turn of a stream."""
-    return int(_order(seed, stream, size, turn // size)[turn % size])
 
 
 @lru_cache(maxsize=8)

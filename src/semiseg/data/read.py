@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from semiseg.data.dataset import Sample
-from semiseg.errors import UserError
+from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
 _BAD = 254  # marks mask values without meaning in the lookup table; a class table therefore ends at 253
@@ -105,7 +105,7 @@ def read_size(path: Path) -> tuple[int, int]:
         try:
             exif = Image.Image.getexif(image)  # PNG's own would decode the pixels in search of one
         except Exception as error:
-            raise UserError(_unreadable(path)) from error
+            raise UnreadableError(_unreadable(path)) from error
     turned = exif.get(ExifTags.Base.Orientation, 1) >= 5  # orientations 5 to 8 swap the sides
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -136,11 +136,11 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UnreadableError(f"{path}: no such file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(_too_large(path)) from error
     except Exception as error:  # decoders raise whatever a broken file provokes
-        raise UserError(_unreadable(path)) from error
+        raise UnreadableError(_unreadable(path)) from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow only warns up to twice its limit
         image.close()
@@ -154,7 +154,7 @@ def _decode(path: Path) -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:
-            raise UserError(_unreadable(path)) from error
+            raise UnreadableError(_unreadable(path)) from error
     return image
 
 

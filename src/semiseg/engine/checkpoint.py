@@ -4,7 +4,7 @@ A checkpoint is a folder, written aside, synced and renamed, so that it is whole
 
     model.safetensors       the method: student, teacher, buffers
     optimizer.safetensors   momentum (not in `best-*`, which cannot be resumed from)
-    state.json              format, step, recipe, class table, normalisation, scaler
+    state.json              format, step, recipe, class table, normalisation, predictor, scaler, pending
 """
 
 import json
@@ -17,28 +17,65 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from semiseg.errors import UserError
 from semiseg.types import ClassTable, Normalisation
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, as read: enough to use the network without the recipe file."""
+    """A checkpoint on disk, as read: enough to use the network without the recipe file.
+
+    Attributes:
+        path: its folder.
+        step: completed steps.
+        recipe: the run's, as plain values.
+        classes: what the network's outputs mean.
+        normalisation: of the network's input.
+        predictor: which of the method's networks is evaluated and used: the head of its tensors' names.
+        scaler: state of the fp16 gradient scaler.
+        pending: scalars of the steps since the last training record, by name; empty where a record was due.
+    """
 
     path: Path
-    step: int  # completed steps
+    step: int
     recipe: dict[str, Any]
     classes: ClassTable
     normalisation: Normalisation
+    predictor: str
     scaler: dict[str, Any]
+    pending: dict[str, list[float]]
 
     def model_state(self) -> dict[str, Tensor]:
         """State dict of the method."""
         return _read_tensors(self.path / "model.safetensors")
+
+    def load_model(self, method: nn.Module) -> None:
+        """Puts the weights of all the method's networks into `method`.
+
+        Raises:
+            UserError: they are of another method or network.
+        """
+        self._load(method, self.model_state())
+
+    def load_predictor(self, network: nn.Module) -> None:
+        """Puts the weights of the network that is used into `network`, without the rest of the method.
+
+        Raises:
+            UserError: they are of another network.
+        """
+        head = f"{self.predictor}."
+        state = {key.removeprefix(head): value for key, value in self.model_state().items() if key.startswith(head)}
+        self._load(network, state)
+
+    def _load(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        own = {key: value.shape for key, value in module.state_dict().items()}
+        if wrong := sorted(own.items() ^ {key: value.shape for key, value in state.items()}.items()):
+            raise UserError(f"{self.path}: its tensors are not those of its recipe's network, e.g. {wrong[0][0]}")
+        module.load_state_dict(state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Tensors of the optimizer, by `<parameter number>.<name>`."""
@@ -52,41 +89,71 @@ def save(
     recipe: dict[str, Any],
     classes: ClassTable,
     normalisation: Normalisation,
+    predictor: str,
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor] | None = None,
     scaler: dict[str, Any] | None = None,
+    pending: dict[str, list[float]] | None = None,
 ) -> Path:
-    """Writes `folder/step-<step>`, or `folder/best-<step>` where no optimizer is given. Returns its path."""
-    name = f"{'best' if optimizer is None else 'step'}-{step:08d}"
+    """Writes `folder/step-<step>`, or `folder/best-<step>` where no optimizer is given. Returns its path.
+
+    One that is there already stays: steps are a function of the recipe, so it holds the same.
+
+    Raises:
+        UserError: it cannot be written; nothing of it is left, and other checkpoints are as they were.
+    """
+    final = path_of(folder, "best" if optimizer is None else "step", step)
+    if final.exists():
+        return final
     state = {
         "format": FORMAT,
         "step": step,
         "recipe": recipe,
         "classes": asdict(classes),
         "normalisation": asdict(normalisation),
+        "predictor": predictor,
         "scaler": scaler or {},
+        "pending": pending or {},
     }
-    aside, final = folder / f".{name}.tmp", folder / name
+    aside = folder / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in model.items()}, aside / "model.safetensors")
-    if optimizer is not None:
-        save_file({key: value.contiguous() for key, value in optimizer.items()}, aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    for file in aside.iterdir():
-        _sync(file)
-    if final.exists():  # the same step of the same run, written before an interruption
-        shutil.rmtree(final)
-    aside.rename(final)
-    _sync(folder)
+    try:
+        aside.mkdir(parents=True)
+        _write_tensors(aside / "model.safetensors", model)
+        if optimizer is not None:
+            _write_tensors(aside / "optimizer.safetensors", optimizer)
+        (aside / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        for written in (*aside.iterdir(), aside):
+            _sync(written)
+        aside.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = newest(folder)
+        last = f"the last one, {kept.path.name}, is whole" if kept else "there is none yet"
+        raise UserError(f"{final}: the checkpoint cannot be written ({_reason(error)}); {last}") from error
     return final
+
+
+def path_of(folder: Path, kind: str, step: int) -> Path:
+    """Where the checkpoint of a kind (`step` or `best`) and step is, or would be."""
+    return folder / f"{kind}-{step:08d}"
 
 
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` resumable checkpoints and all but the newest best one."""
     for pattern, kept in (("step-*", keep), ("best-*", 1)):
         for old in sorted(folder.glob(pattern))[:-kept]:
-            shutil.rmtree(old)
+            _delete(old)
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Deletes what an interruption left: half-written checkpoints, and best ones beyond `step` completed steps."""
+    for aside in folder.glob(".*.tmp"):
+        shutil.rmtree(aside)
+    for best in folder.glob("best-*"):
+        if best > path_of(folder, "best", step):
+            _delete(best)
 
 
 def newest(folder: Path, kind: str = "step") -> Checkpoint | None:
@@ -107,7 +174,7 @@ def read(path: Path) -> Checkpoint:
             raise UserError(f"{path}: is a checkpoint of format {state['format']}; this semiseg reads format {FORMAT}")
         return Checkpoint(
             path=path,
-            step=state["step"],
+            step=int(state["step"]),
             recipe=state["recipe"],
             classes=ClassTable(
                 names=tuple(state["classes"]["names"]),
@@ -115,9 +182,13 @@ def read(path: Path) -> Checkpoint:
                 background=state["classes"]["background"],
             ),
             normalisation=Normalisation(**{key: tuple(value) for key, value in state["normalisation"].items()}),
-            scaler=state["scaler"],
+            predictor=str(state["predictor"]),
+            scaler=dict(state["scaler"]),
+            pending=dict(state["pending"]),
         )
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is not a readable checkpoint ({type(error).__name__}: {error})") from error
 
 
@@ -140,11 +211,27 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+
+
+def _reason(error: Exception) -> str:
+    """Of a failed write: OSError has it as text, safetensors inside its message."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _delete(checkpoint: Path) -> None:
+    """As a whole: under its name there is never half of it."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from semiseg.data.catalog import scan
@@ -16,9 +17,10 @@ from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
 from semiseg.engine.runtime import Device, Precision, Runtime
 from semiseg.errors import UserError
-from semiseg.method import SemiMethod
+from semiseg.models import build
 from semiseg.models.build import Network
 from semiseg.models.predict import resize_probability
+from semiseg.rng import seeded
 from semiseg.types import ClassTable
 
 
@@ -58,14 +60,6 @@ class Predictor:
         index_image(label, self.classes).save(index)
         if overlaid is not None:
             overlay(image, label, self.classes).save(overlaid)
-
-
-def load_method(source: checkpoint.Checkpoint, method: SemiMethod) -> Network:
-    """The predictor of `method` with the weights of a checkpoint."""
-    method.load_state_dict(source.model_state())
-    network = method.predictor()
-    network.normalisation = source.normalisation
-    return network.eval()
 
 
 def predict_files(
@@ -129,17 +123,29 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def make_predictor(
-    source: checkpoint.Checkpoint,
-    method: SemiMethod,
-    long_side: int | None,
-    evaluate: EvaluateConfig,
-    device: Device,
-    precision: Precision = "fp32",
-) -> Predictor:
-    """A predictor from a checkpoint and the method that it belongs to."""
+def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
+    """A predictor from a checkpoint alone.
+
+    Of its recipe only the model section, the long side and the way to evaluate count; no module that it names, such as
+    its method, is imported.
+
+    Raises:
+        UserError: the checkpoint does not hold what its recipe says.
+    """
     runtime = Runtime(device, precision)
-    network = load_method(source, method).to(runtime.device).to(memory_format=torch.channels_last)  # as in training
+    try:
+        model = build.Config.model_validate(source.recipe["model"] | {"weights": None})
+        long_side = TypeAdapter(int | None).validate_python(source.recipe["data"]["long_side"])
+        evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error
+    with seeded(0, "predictor"):  # of no consequence: every weight is replaced
+        network = build.build(model, len(source.classes))
+    source.load_predictor(network)
+    network.normalisation = source.normalisation
+    network = (
+        network.eval().requires_grad_(False).to(runtime.device).to(memory_format=torch.channels_last)
+    )  # as in training
     return Predictor(network, source.classes, long_side, evaluate, runtime, source.step)
 
 

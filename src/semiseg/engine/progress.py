@@ -59,5 +59,15 @@ class ProgressBar:
         if not self.console.is_terminal:
             self.console.print(f"{self.title}: step {record['step']}  {self.miou}  {self.status}", highlight=False)
 
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Prints what went wrong and was dealt with."""
+        if event["event"] == "skipped":
+            self._note(f"{len(event['files'])} images cannot be read and were skipped, e.g. {event['files'][0]}")
+        elif event["event"] == "loader restarted":
+            self._note(f"step {event['step']}: loader processes died and were started anew ({event['reason']})")
+
+    def _note(self, text: str) -> None:
+        self.console.print(f"note: {text}", highlight=False, style="yellow", markup=False)
+
     def _update(self, completed: int | None = None) -> None:
         self.bar.update(self.task, completed=completed, status=f"{self.status}  {self.miou}")

@@ -10,6 +10,7 @@ from semiseg.data.dataset import DataConfig
 from semiseg.engine import schedule
 from semiseg.engine.evaluate import Config as EvaluateConfig
 from semiseg.engine.runtime import Device, Precision
+from semiseg.errors import UserError
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models import build
 from semiseg.rng import seeded
@@ -23,6 +24,7 @@ class EngineConfig(BaseModel):
 
     steps: int = Field(ge=1)  # optimizer steps
     batch_size: int = Field(16, ge=2)  # labelled images a step over all processes, and as many unlabelled ones
+    micro_batch_size: int | None = Field(None, ge=1)  # of them in one forward pass of a process; None: its whole share
     seed: int = Field(0, ge=0)
     precision: Precision = "fp32"
     device: Device = "auto"
@@ -31,6 +33,25 @@ class EngineConfig(BaseModel):
     save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     keep_checkpoints: int = Field(1, ge=1)  # newest ones kept, beside the best
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def part_size(self, world_size: int) -> int:
+        """Labelled images in one forward pass of one of `world_size` processes.
+
+        Raises:
+            UserError: the batch cannot be dealt out evenly.
+        """
+        share, rest = divmod(self.batch_size, world_size)
+        if rest:
+            raise UserError(
+                f"engine.batch_size: {self.batch_size} is no multiple of the {world_size} processes; use a multiple, "
+                "or another number of processes"
+            )
+        if share % (self.micro_batch_size or share):
+            raise UserError(
+                f"engine.micro_batch_size: {self.micro_batch_size} does not divide the {share} images that a process "
+                f"has a step (engine.batch_size {self.batch_size} over {world_size} processes); use a divisor of it"
+            )
+        return self.micro_batch_size or share
 
     @property
     def evaluation_interval(self) -> int:

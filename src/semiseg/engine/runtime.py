@@ -1,11 +1,18 @@
 """Device, precision and processes, through Accelerate. Nothing outside the engine knows that they exist."""
 
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
+import timm.layers
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
@@ -36,8 +43,9 @@ class Runtime:
         if on_cpu and precision == "fp16":
             raise UserError("engine.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
         mixed = "no" if precision == "fp32" else precision
+        wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         try:
-            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed)
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[wrapping])
         except ValueError as error:
             raise UserError(f"engine.precision: {precision} does not work on this device ({error})") from error
         self.precision = precision
@@ -45,11 +53,20 @@ class Runtime:
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
+        self.name = f"process {self.rank} of {self.world_size}: " if self.rank else ""  # at the head of its messages
+
+    def describe(self) -> dict[str, Any]:
+        """Values for the run's diary."""
+        return {"processes": self.world_size, "device": str(self.device), "precision": self.precision}
 
     def prepare(self, method: SemiMethod, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """The method wrapped for gradients across processes and for autocast, and the optimizer for its scaler."""
+        """The method wrapped for gradients across processes and for autocast, and the optimizer for its scaler.
+
+        On several GPUs batch norm becomes SyncBN, in place (timm's converter keeps the activations that its encoders
+        fuse into their norm layers; torch's own drops them).
+        """
         if self.world_size > 1 and self.device.type == "cuda":
-            method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+            timm.layers.convert_sync_batchnorm(method)  # type: ignore[attr-defined, no-untyped-call]
         return self.accelerator.prepare(method, optimizer)
 
     def autocast(self) -> Any:
@@ -57,27 +74,76 @@ class Runtime:
         low = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, low, enabled=self.precision != "fp32")
 
-    def step(self, optimizer: Any, loss: Tensor) -> None:
-        """Backward pass and optimizer step."""
-        self.accelerator.backward(loss)
+    def reducing(self, wrapped: Any, last: bool) -> AbstractContextManager[None]:
+        """Context of one of a step's backward passes: gradients are reduced over the processes in the last one."""
+        return nullcontext() if last else self.accelerator.no_sync(wrapped)
+
+    def backward(self, share: Tensor) -> None:
+        """Adds the gradients of a share of the loss. Reducing takes means over the processes, shares add up."""
+        self.accelerator.backward(share * self.world_size)
+
+    def step(self, optimizer: Any) -> None:
+        """Optimizer step. In fp16 a step whose gradients overflow is left out, and the loss scaled down."""
         optimizer.step()
         optimizer.zero_grad()
 
+    def average_batch_statistics(self, method: SemiMethod) -> None:
+        """Makes the running statistics of batch norm their mean over the processes, where SyncBN does not exist."""
+        if self.world_size == 1 or self.device.type == "cuda":
+            return
+        norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
+        running = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+        if running:
+            mean = self.sum(torch.cat([value.flatten() for value in running])) / self.world_size
+            for value, part in zip(running, mean.split([value.numel() for value in running]), strict=True):
+                value.copy_(part.view_as(value))
+
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after another along the first axis."""
-        return self.accelerator.gather(tensor)
+        return self.accelerator.gather(tensor) if self.world_size > 1 else tensor
+
+    def gather_lists(self, items: list[Any]) -> list[Any]:
+        """The items of all processes in one list. This waits for them."""
+        return gather_object(items) if self.world_size > 1 else items
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        return self.accelerator.reduce(tensor, reduction="sum")
+        return self.accelerator.reduce(tensor, reduction="sum") if self.world_size > 1 else tensor
 
-    def mean(self, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes, as Python numbers: this waits for the device."""
-        if not scalars:
-            return {}
-        stacked = torch.stack([value.float() for value in scalars.values()])
-        values = (self.sum(stacked) / self.world_size).tolist()
-        return dict(zip(scalars, values, strict=True))
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process goes through this before the others enter it.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        with self.together(), self.accelerator.main_process_first():
+            yield
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that needs all processes: if one is gone, the others say so and leave.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and any(word in str(error) for word in ("gloo", "NCCL", "onnection")):
+                raise UserError(
+                    "lost another process of this run; the same command goes on from the last checkpoint"
+                ) from error
+            raise
+
+    def peak_memory_mb(self) -> float:
+        """Most memory that was in use: on a GPU allocated since the last call, else resident since the start, MB."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return peak / 1e6
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
     def scaler_state(self) -> dict[str, Any]:
         """State of the fp16 gradient scaler; empty in other precisions."""

@@ -1,243 +1,220 @@
 """The training loop, in the order in which things happen."""
 
-import time
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
-from semiseg.augment.views import make_batch
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import evaluate
+from semiseg.engine.log import Log, NotFiniteError
 from semiseg.engine.recipe import Recipe, build_method
+from semiseg.engine.reporter import Reporter, Silent
 from semiseg.engine.runtime import Runtime
-from semiseg.engine.schedule import build_optimizer, set_lr
-from semiseg.errors import UserError
-from semiseg.method import SemiMethod
-from semiseg.metrics import Scores
-from semiseg.rng import seed_global
+from semiseg.engine.signals import StopRequest
+from semiseg.engine.step import Stepper
+from semiseg.errors import Interrupted, UserError
 from semiseg.runs import Run
-from semiseg.types import LoadedBatch, Losses, Progress
 
 
-@runtime_checkable
-class Reporter(Protocol):
-    """Who is told how training goes."""
-
-    def on_train(self, record: dict[str, Any]) -> None:
-        """A training record was logged."""
-
-    def on_evaluation(self, done: int, total: int) -> None:
-        """`done` of `total` validation images were evaluated."""
-
-    def on_scores(self, record: dict[str, Any]) -> None:
-        """A validation record was logged."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def on_train(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_evaluation(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def on_scores(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-
-def train(recipe: Recipe, dataset: Dataset, run: Run, reporter: Reporter | None = None) -> None:
+def train(
+    recipe: Recipe, dataset: Dataset, run: Run, reporter: Reporter | None = None, runtime: Runtime | None = None
+) -> None:
     """Trains to the end of the recipe, from the run's newest checkpoint if it has one.
 
     Every random decision is a function of seed and step, so a resumed run takes the same steps as an uninterrupted
-    one. The run directory must have been started.
+    one, and logs the same. The run directory must have been started.
+
+    Args:
+        recipe: the run.
+        dataset: what its data section describes.
+        run: its directory.
+        reporter: who is told how it goes.
+        runtime: where to compute; what the recipe says if not given.
 
     Raises:
-        UserError: the loss is no longer finite, or an image cannot be read.
+        UserError: an image cannot be read, or nothing can be written; steps taken so far are saved if possible.
+        NotFiniteError: the loss is no number any more; earlier checkpoints are kept.
+        Interrupted: Ctrl-C or SIGTERM; steps taken so far are saved.
     """
-    cfg = recipe.engine
-    reporter = reporter or Silent()
-    runtime = Runtime(cfg.device, cfg.precision)
-    method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(recipe.optim, method)
-    start = _resume(run, method, optimizer, runtime)
-    if start >= cfg.steps:
-        return
-    per_process, rest = divmod(cfg.batch_size, runtime.world_size)
-    if rest:
-        raise UserError(f"engine.batch_size: {cfg.batch_size} is no multiple of the {runtime.world_size} processes")
+    with StopRequest().listening() as request:
+        _Training(recipe, dataset, run, reporter or Silent(), runtime, request).run_to_the_end()
 
-    batches = iter(
-        train_loader(
-            dataset,
+
+class _Training:
+    """A run under way."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        run: Run,
+        reporter: Reporter,
+        runtime: Runtime | None,
+        request: StopRequest,
+    ) -> None:
+        self.recipe, self.dataset, self.run, self.request = recipe, dataset, run, request
+        cfg = recipe.engine
+        self.runtime = runtime or Runtime(cfg.device, cfg.precision)
+        method = build_method(recipe, dataset.classes)
+        self.method = method.to(self.runtime.device).to(memory_format=torch.channels_last)
+        self.stepper = Stepper(recipe, self.method, self.runtime)
+        self.reporter = reporter if self.runtime.is_main else Silent()
+        self.done, self.evaluated, pending = self._resume()  # completed steps, and those at the last evaluation
+        images_per_step = cfg.batch_size * (2 if method.views.unlabeled else 1)
+        self.log = Log(run, self.runtime, dataset, self.reporter, images_per_step, self.done, pending)
+        self.lr = recipe.optim.lr_at(max(self.done - 1, 0), cfg.steps)
+        self.between_steps = True
+
+    def run_to_the_end(self) -> None:
+        recipe, cfg, runtime = self.recipe, self.recipe.engine, self.runtime
+        batches = iter(
+            train_loader(
+                self.dataset,
+                recipe.data,
+                batch_size=cfg.batch_size // runtime.world_size,
+                unlabeled=self.method.views.unlabeled,
+                seed=cfg.seed,
+                start=self.done,
+                num_steps=cfg.steps,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                on_restart=lambda step, reason: self.log.event("loader restarted", step, reason=reason),
+            )
+        )
+        self.val = eval_loader(
+            self.dataset.val,
+            self.dataset,
             recipe.data,
-            batch_size=per_process,
-            unlabeled=method.views.unlabeled,
-            seed=cfg.seed,
-            start=start,
-            num_steps=cfg.steps,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            on_restart=lambda _, reason: self.log.event("loader restarted", self.done, reason=reason),
         )
-    )
-    val = eval_loader(
-        dataset.val,
-        dataset,
-        recipe.data,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-    )
-    method.train()
-    wrapped, wrapped_optimizer = runtime.prepare(method, optimizer)
-    normalise = method.predictor().normalisation
-    log = _Log(run, runtime, reporter, cfg.batch_size * (2 if method.views.unlabeled else 1), start)
+        self.stepper.start()
+        if self.evaluated < cfg.steps:
+            self.log.event("resumed" if self.done else "started", self.done, **runtime.describe())
+        with self._nothing_lost():
+            if self.done:
+                self._what_is_due()  # an interruption may have come between a step and what follows it
+            for step in range(self.done, cfg.steps):
+                with self.log.waiting():
+                    loaded = next(batches).to(runtime.device)
+                self.between_steps = False
+                self.lr = recipe.optim.lr_at(step, cfg.steps)
+                losses = self.stepper.take(step, loaded)
+                stop = self.log.step(step + 1, losses, loaded, self.request.signum != 0)
+                self.done, self.between_steps = step + 1, True
+                if stop:
+                    raise self._interrupted()
+                self._what_is_due()
 
-    for step in range(start, cfg.steps):
-        lr = recipe.optim.lr_at(step, cfg.steps)
-        set_lr(wrapped_optimizer, lr)
-        with log.waiting():
-            loaded = next(batches).to(runtime.device)
-        batch = make_batch(loaded, method.views, normalise, cfg.seed, step, runtime.rank)
-        seed_global(cfg.seed, "step", step, runtime.rank)  # dropout; after the loader, which draws when it starts
-        losses = wrapped(batch, Progress(step, cfg.steps, cfg.seed, runtime.rank))
-        runtime.step(wrapped_optimizer, losses.total)
-        method.after_step(step)
-        done = step + 1
-        log.step(done, losses, loaded)
+    def _what_is_due(self) -> None:
+        """What follows a step: a record, an evaluation, a checkpoint. Done twice, it is done once."""
+        cfg, done = self.recipe.engine, self.done
         last = done == cfg.steps
-        if last or done % cfg.log_every == 0:
-            log.flush(done, lr)
-        if last or done % cfg.evaluation_interval == 0:
-            log.flush(done, lr)
-            result = evaluate(
-                method.predictor(), val, len(dataset.classes), cfg.evaluate, runtime, log.evaluated(len(dataset.val))
-            )
-            log.scores(done, result)
-            if runtime.is_main and run.best() == run.last():
-                _save(run, recipe, dataset, method, done)
-        if last or done % cfg.checkpoint_interval == 0:
-            log.flush(done, lr)
-            if runtime.is_main:
-                _save(run, recipe, dataset, method, done, optimizer, runtime)
-                checkpoint.prune(run.checkpoints, cfg.keep_checkpoints)
+        evaluates = last or done % cfg.evaluation_interval == 0
+        saves = last or done % cfg.checkpoint_interval == 0
+        if evaluates or saves or done % cfg.log_every == 0:
+            self.log.flush(done, self.lr)
+        if evaluates and self.evaluated < done:
+            network, num_classes = self.method.predictor(), len(self.dataset.classes)
+            self.log.scores(done, evaluate(network, self.val, num_classes, cfg.evaluate, self.runtime, self._on_image))
+            self.evaluated = done
+        if evaluates and self.runtime.is_main and (best := self.run.best()) and best["step"] == done:
+            self._save(resumable=False)
+        if saves and self.runtime.is_main:
+            self._save()
+            checkpoint.prune(self.run.checkpoints, cfg.keep_checkpoints)
 
+    def _on_image(self, images: int) -> None:
+        total = len(self.dataset.val)
+        self.reporter.on_evaluation(min(images * self.runtime.world_size, total), total)
+        if self.request.signum:
+            raise self._interrupted()
 
-@dataclass
-class _Log:
-    """Collects what steps yield, on the device, and writes it at intervals: the only place that waits for it."""
-
-    run: Run
-    runtime: Runtime
-    reporter: Reporter
-    images_per_step: int
-    flushed: int  # completed steps at the last flush
-    since: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    losses: list[dict[str, Tensor]] = field(default_factory=list)
-    hardness: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    def _interrupted(self) -> Interrupted:
+        signum = self.request.signum or signal.SIGTERM  # another process was asked
+        saved = f"after step {self.done}, which is saved" if self.done else "before its first step"
+        name = signal.Signals(signum).name
+        return Interrupted(f"{self.run.path}: stopped by {name} {saved}; the same command goes on", signum)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Times the wait for the loader."""
-        entered = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - entered
+    def _nothing_lost(self) -> Iterator[None]:
+        """Saves the steps taken if something ends the run between two of them."""
+        try:
+            with self.runtime.together():
+                yield
+        except NotFiniteError:
+            raise
+        except (Exception, Interrupted) as error:
+            saved = self._save_what_is_done(error)
+            if isinstance(error, UserError):
+                raise UserError(f"{self.runtime.name}{error}{saved}") from error
+            raise
 
-    def step(self, done: int, losses: Losses, loaded: LoadedBatch) -> None:
-        """Keeps one step's results."""
-        self.losses.append({"loss": losses.total.detach(), **losses.scalars})
-        if losses.hardness is not None:
-            self.hardness.append((done, loaded.index, losses.hardness))
+    def _save_what_is_done(self, error: BaseException) -> str:
+        """Says so, if there was something to save."""
+        if not self.between_steps or not self.runtime.is_main or self.done == 0:
+            return ""
+        try:
+            self.run.rewind(self.log.hardness_written)  # a line may be half written
+            self.log.park()
+            self._save()
+            checkpoint.prune(self.run.checkpoints, self.recipe.engine.keep_checkpoints)
+            self.log.event("stopped", self.done, reason=str(error))
+        except UserError as second:
+            return f"; step {self.done} cannot be saved: {second}"
+        return f"; step {self.done} is saved, the same command goes on"
 
-    def flush(self, done: int, lr: float) -> None:
-        """Writes one training record, the mean over the steps since the last one, and their hardness."""
-        if done == self.flushed:
-            return
-        mean = {name: torch.stack([step[name] for step in self.losses]).mean() for name in self.losses[0]}
-        values = self.runtime.mean(mean)
-        rows = self._hardness_rows()
-        if values["loss"] != values["loss"] or abs(values["loss"]) == float("inf"):
+    def _resume(self) -> tuple[int, int, dict[str, list[float]]]:
+        """Loads the newest checkpoint, if any. Returns steps done, steps evaluated, and what has no record yet."""
+        runtime, newest = self.runtime, checkpoint.newest(self.run.checkpoints)
+        done = 0
+        if newest is not None:
+            done = newest.step
+            newest.load_model(self.method)
+            checkpoint.load_optimizer_tensors(self.stepper.optimizer, newest.optimizer_state())
+            runtime.load_scaler_state(newest.scaler)
+        if runtime.gather_lists([done]) != [done] * runtime.world_size:
             raise UserError(
-                f"{self.run.path}: the loss is {values['loss']} between steps {self.flushed} and {done}; "
-                "lower optim.lr, or use engine.precision: bf16 or fp32"
+                f"{self.run.path}: not every process sees the checkpoint of step {done}; the run directory must be on "
+                "a file system that all machines share"
             )
-        now = time.perf_counter()
-        record = {"kind": "train", "step": done, **{name: round(value, 6) for name, value in values.items()}, "lr": lr}
-        record["images_per_step"] = self.images_per_step
-        record["images_per_second"] = round(self.images_per_step * (done - self.flushed) / (now - self.since), 2)
-        record["waited"] = round(self.waited / (now - self.since), 4)
-        if self.runtime.is_main:
-            self.run.log(record)
-            self.run.log_hardness(rows)
-            self.reporter.on_train(record)
-        self.losses.clear()
-        self.hardness.clear()
-        self.flushed, self.since, self.waited = done, now, 0.0
-
-    def _hardness_rows(self) -> list[tuple[int, int, float]]:
-        rows = []
-        for done, index, hardness in self.hardness:
-            everywhere = zip(self.runtime.gather(index).tolist(), self.runtime.gather(hardness).tolist(), strict=True)
-            rows += [(done, i, h) for i, h in everywhere]
-        return rows
-
-    def evaluated(self, total: int) -> Callable[[int], None]:
-        """What tells the reporter how far an evaluation is."""
-        return lambda done: self.reporter.on_evaluation(min(done * self.runtime.world_size, total), total)
-
-    def scores(self, done: int, result: Scores) -> None:
-        """Writes one validation record."""
-        record = {
-            "kind": "val",
-            "step": done,
-            "miou": result.miou,
-            "accuracy": result.accuracy,
-            "iou": [None if value != value else value for value in result.iou],
-        }
-        if self.runtime.is_main:
-            self.run.log(record)
-            self.reporter.on_scores(record)
-        self.since = time.perf_counter()  # an evaluation is not training time
-
-
-def _resume(run: Run, method: SemiMethod, optimizer: torch.optim.Optimizer, runtime: Runtime) -> int:
-    """Loads the newest checkpoint of the run, if any; returns the number of steps that are done."""
-    newest = checkpoint.newest(run.checkpoints)
-    if newest is None:
+        evaluated = 0
         if runtime.is_main:
-            run.rewind(0)
-        return 0
-    method.load_state_dict(newest.model_state())
-    checkpoint.load_optimizer_tensors(optimizer, newest.optimizer_state())
-    runtime.load_scaler_state(newest.scaler)
-    if runtime.is_main:
-        run.rewind(newest.step)
-    return newest.step
+            self.run.rewind(done)
+            checkpoint.rewind(self.run.checkpoints, done)
+            evaluated = record["step"] if (record := self.run.last()) else 0
+        return done, runtime.gather_lists([evaluated])[0], newest.pending if newest else {}
 
+    def _save(self, resumable: bool = True) -> None:
+        """A checkpoint to go on from, or one to use: the best.
 
-def _save(
-    run: Run,
-    recipe: Recipe,
-    dataset: Dataset,
-    method: SemiMethod,
-    done: int,
-    optimizer: torch.optim.Optimizer | None = None,
-    runtime: Runtime | None = None,
-) -> None:
-    """A resumable checkpoint, or the best one where no optimizer is given."""
-    checkpoint.save(
-        run.checkpoints,
-        step=done,
-        recipe=recipe.to_dict(),
-        classes=dataset.classes,
-        normalisation=method.predictor().normalisation,
-        model=method.state_dict(),
-        optimizer=None if optimizer is None else checkpoint.optimizer_tensors(optimizer),
-        scaler=None if runtime is None else runtime.scaler_state(),
-    )
+        Raises:
+            NotFiniteError: a weight is no number any more.
+        """
+        floats = [value for value in self.method.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in floats]).all():
+            raise NotFiniteError(
+                f"{self.run.path}: weights are no finite numbers any more after step {self.done}; lower optim.lr, or "
+                "use engine.precision: bf16 or fp32; earlier checkpoints are kept"
+            )
+        checkpoint.save(
+            self.run.checkpoints,
+            step=self.done,
+            recipe=self.recipe.to_dict(),
+            classes=self.dataset.classes,
+            normalisation=self.method.predictor().normalisation,
+            predictor=self._name_of_predictor(),
+            model=self.method.state_dict(),
+            optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer) if resumable else None,
+            scaler=self.runtime.scaler_state(),
+            pending=self.log.pending(),
+        )
+
+    def _name_of_predictor(self) -> str:
+        predictor = self.method.predictor()
+        return next(name for name, module in self.method.named_modules() if module is predictor)

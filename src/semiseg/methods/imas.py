@@ -9,10 +9,11 @@ counts nowhere; one step has the same shape whether or not CutMix fires, see `Me
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
-from semiseg.types import ClassTable, Losses, Prediction, Progress, SemiBatch
+from semiseg.types import ClassTable, Losses, Progress, SemiBatch, Whole
 
 Adaptive = Literal["adaptive", "standard"]
 
@@ -70,6 +71,31 @@ class Config(MethodConfig):
         return self
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What is known of unlabelled images before the first gradient: the teacher's view, and how easy they are."""
+
+    weak: Float[Tensor, "u 3 h w"]
+    label: Int[Tensor, "u h w"]  # pseudo-label
+    sure: Float[Tensor, "u h w"]  # its probability
+    valid: Bool[Tensor, "u h w"]
+    easy: Float[Tensor, " u"]  # 1 - gamma, Eq. 7
+
+    def __getitem__(self, images: slice | Int[Tensor, " n"]) -> "Observed":
+        """Some of the images."""
+        return Observed(*(value[images] for value in vars(self).values()))
+
+    def pasted(self, patch: "Observed", box: Bool[Tensor, "u h w"]) -> "Observed":
+        """With the image, the pseudo-labels and the padding of `patch` inside the boxes (Eq. 9)."""
+        return replace(
+            self,
+            weak=paste(self.weak, patch.weak, box),
+            label=paste(self.label, patch.label, box),
+            sure=paste(self.sure, patch.sure, box),
+            valid=paste(self.valid, patch.valid, box),
+        )
+
+
 class Method(SemiMethod, config=Config):
     """Algorithm 1."""
 
@@ -83,13 +109,8 @@ class Method(SemiMethod, config=Config):
         if self.ignore_class is None and config.all_ignored == "hardest":
             raise UserError("method.all_ignored: hardest needs a class to ignore; name one in method.ignore_class")
 
-    def forward(self, batch: SemiBatch, at: Progress) -> Losses:
-        """Algorithm 1, one student pass for everything that has a gradient.
-
-        When CutMix does not fire, the second unlabelled view repeats the first. Half of twice the intensity term is
-        the intensity term alone with weight 1, as in the authors' code (D7), and the shapes of a step never change, so
-        nothing has to wait for the device to know whether it fired.
-        """
+    def observe(self, batch: SemiBatch) -> Observed:
+        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabelled image."""
         cfg = self.config
         valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)
         teacher = predict(self.teacher, batch.weak)  # Eq. 6
@@ -97,53 +118,61 @@ class Method(SemiMethod, config=Config):
         easy = easiness(  # 1 - Eq. 7
             student, teacher, cfg.confidence, valid, self.ignore_class, cfg.all_ignored == "hardest"
         )
+        return Observed(batch.weak, teacher.label, teacher.confidence, valid, easy)
 
-        first = blend(batch.weak, batch.strong[0], easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
-        fires, partner, box = self._draw_cutmix(easy, valid, at)
-        box = box & fires
-        second = torch.where(fires, paste(batch.weak, partner, box), first)  # Eq. 9
-        second_target = Prediction(
-            paste(teacher.label, partner, box), paste(teacher.confidence, partner, box), teacher.num_classes
-        )
-        second_valid = paste(valid, partner, box)
+    def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
+        """Algorithm 1, one student pass for everything that has a gradient.
 
-        views = [batch.image, first, second] + ([batch.weak] if cfg.extra_weak_forward else [])
-        sizes = [view.shape[0] for view in views]
-        logits = self.student(torch.cat(views)).split(sizes)
+        When CutMix does not fire, the second unlabelled view repeats the first. Half of twice the intensity term is
+        the intensity term alone with weight 1, as in the authors' code (D7), and the shapes of a step never change, so
+        nothing has to wait for the device to know whether it fired.
+        """
+        cfg = self.config
+        whole = whole or self.alone(batch)
+        everyone: Observed = whole.observed
+        own = everyone[whole.rows]
+        share = len(own.easy) / len(everyone.easy)
 
-        labeled = cfg.labeled_loss(logits[0], batch.label)  # Eq. 3
-        on_first = confident_cross_entropy(logits[1], teacher.label, teacher.confidence, cfg.confidence, valid)
-        on_second = confident_cross_entropy(
-            logits[2], second_target.label, second_target.confidence, cfg.confidence, second_valid
-        )
+        first = blend(own.weak, batch.strong[0], own.easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
+        fires, partner, box = self._draw_cutmix(everyone, at)  # Eq. 10
+        box = box[whole.rows].to(own.weak.device, non_blocking=True) & fires
+        mixed = own.pasted(everyone[partner[whole.rows]], box)  # Eq. 9
+        second = torch.where(fires, mixed.weak, first)
+
+        views = [batch.image, first, second] + ([own.weak] if cfg.extra_weak_forward else [])
+        logits = self.student(torch.cat(views)).split([len(view) for view in views])
+
+        labeled = cfg.labeled_loss(logits[0], batch.label, whole)  # Eq. 3
+        on_first = confident_cross_entropy(logits[1], own.label, own.sure, cfg.confidence, own.valid)
+        on_second = confident_cross_entropy(logits[2], mixed.label, mixed.sure, cfg.confidence, mixed.valid)
         if cfg.when_unmixed == "half":
             on_second = on_second * fires
-        weight = easy if cfg.loss == "adaptive" else torch.ones_like(easy)
-        unlabeled = (weight * (on_first + on_second) / 2).mean()  # Eq. 11
+        weight = own.easy if cfg.loss == "adaptive" else torch.ones_like(own.easy)
+        unlabeled = (weight * (on_first + on_second) / 2).mean() * share  # Eq. 11
         return Losses(
             total=labeled + cfg.unlabeled_weight * unlabeled,  # Eq. 1
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),
-                "easiness": easy.mean(),
-                "confident": confident_ratio(teacher, cfg.confidence, valid).mean(),
-                "mixed": fires.float(),
+                "easiness": own.easy.mean() * share,
+                "confident": confident_ratio(own.sure, cfg.confidence, own.valid).mean() * share,
+                "mixed": fires * share,
             },
-            hardness=1 - easy,
+            hardness=1 - own.easy,
         )
 
     def _draw_cutmix(
-        self, easy: Float[Tensor, " u"], valid: Bool[Tensor, "u h w"], at: Progress
-    ) -> tuple[Bool[Tensor, ""], Tensor, Bool[Tensor, "u h w"]]:
-        """Whether CutMix fires, each image's partner, and its box, on the device."""
-        cfg, device = self.config, easy.device
+        self, everyone: Observed, at: Progress
+    ) -> tuple[Bool[Tensor, ""], Int[Tensor, " u"], Bool[Tensor, "u h w"]]:
+        """Of the whole batch: whether CutMix fires, each image's partner, and its box (on the CPU)."""
+        cfg, device = self.config, everyone.easy.device
         generator = at.generator("cutmix")
         sample = sample_boxes if cfg.boxes == "each" else sample_boxes_official
-        box = sample(*valid.shape, generator=generator).to(device, non_blocking=True)
+        box = sample(*everyone.valid.shape, generator=generator)
         if cfg.cutmix == "adaptive":
-            return triggered(easy.mean(), generator), hard_easy_partners(easy), box
+            return triggered(everyone.easy.mean(), generator), hard_easy_partners(everyone.easy), box
         probability = 0.5 if cfg.cutmix_probability is None else cfg.cutmix_probability
-        partner = random_partners(valid.shape[0], generator).to(device, non_blocking=True)
+        partner = random_partners(len(box), generator).to(device, non_blocking=True)
         return triggered(probability, generator).to(device, non_blocking=True), partner, box
 
     def after_step(self, step: int) -> None:

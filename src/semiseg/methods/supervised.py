@@ -13,7 +13,7 @@ from semiseg.losses import LabeledLoss
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
-from semiseg.types import ClassTable, Losses, Progress, SemiBatch
+from semiseg.types import ClassTable, Losses, Progress, SemiBatch, Whole
 
 
 class Config(MethodConfig):
@@ -36,9 +36,9 @@ class Method(SemiMethod, config=Config):
         self.student = build_model()
         self.teacher = make_teacher(self.student) if config.ema_decay is not None else None
 
-    def forward(self, batch: SemiBatch, at: Progress) -> Losses:
+    def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
         """Eq. 3."""
-        loss = self.config.labeled_loss(self.student(batch.image), batch.label)
+        loss = self.config.labeled_loss(self.student(batch.image), batch.label, whole or self.alone(batch))
         return Losses(total=loss, scalars={"labeled": loss.detach()})
 
     def after_step(self, step: int) -> None:

@@ -112,7 +112,28 @@ def build(config: Config, num_classes: int) -> Network:
         _load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
         _load_encoder(net.encoder, Path(config.weights))
-    return Network(net, normalisation, net.encoder.output_stride)
+    network = Network(net, normalisation, net.encoder.output_stride)
+    _freeze_unused(network)
+    return network
+
+
+def _freeze_unused(network: Network) -> None:
+    """Parameters that the output does not depend on (stages behind `encoder_depth`) take no part in training.
+
+    Several processes would wait for their gradients.
+    """
+    parameters = list(network.parameters())
+    network.eval()  # draws nothing, and batch norm stays as it is
+    try:
+        logits = network(torch.zeros(1, 3, 64, 64))
+    except (RuntimeError, AssertionError, ValueError):  # made for images of one size
+        return
+    finally:
+        network.train()
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
+    ):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _check_encoder(name: str) -> None:

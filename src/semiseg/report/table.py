@@ -53,6 +53,18 @@ def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], clas
     return table
 
 
+def rehearsal(found: dict[str, float]) -> Table:
+    """What a run would need, each of its processes."""
+    table = Table("", "expected", title="dry run: real steps, nothing written")
+    table.add_row("memory, training step", f"{found['train_mb']:.0f} MB")
+    table.add_row("memory, with an evaluation", f"{found['evaluate_mb']:.0f} MB")
+    table.add_row("a step", f"{found['step_s']:.2f} s")
+    table.add_row("an evaluation", f"{found['evaluation_s']:.0f} s")
+    table.add_row("the whole run", f"{found['hours']:.2f} h")
+    table.add_row("room on disk", f"{found['disk_mb']:.0f} MB")
+    return table
+
+
 def percent(value: Any) -> str:
     """A share in per cent with two decimals; a dash for a class that occurs nowhere."""
     return "-" if value is None or value != value else f"{100 * value:.2f}"

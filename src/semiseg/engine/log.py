@@ -1,0 +1,190 @@
+"""What the steps of a run yield, from the device to the run directory."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.data.dataset import Dataset
+from semiseg.engine.reporter import Reporter
+from semiseg.engine.runtime import Runtime
+from semiseg.errors import UserError
+from semiseg.metrics import Scores
+from semiseg.runs import Run
+from semiseg.types import LoadedBatch, Losses
+
+
+class NotFiniteError(UserError):
+    """A loss or a weight is no number any more: there is nothing to save."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step yielded, over all processes, on the device."""
+
+    done: int  # completed steps
+    scalars: Tensor  # the loss, what the method names, and how many processes were asked to stop
+    index: Tensor | None = (
+        None  # of its images: labelled of the first process, unlabelled of it, labelled of the second
+    )
+    hardness: Tensor | None = None
+
+
+class Log:
+    """Collects what steps yield, on the device, and writes it at intervals.
+
+    Each step is looked at before the next but one begins: what it yielded is known by then, so nobody waits.
+
+    Args:
+        run: where to write; only the first process does.
+        runtime: of the run.
+        dataset: names the images of a bad batch.
+        reporter: who is told; on other processes than the first, nobody.
+        images_per_step: labelled and unlabelled, over all processes.
+        done: completed steps.
+        pending: scalars of the last of them that are in no record yet, from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        runtime: Runtime,
+        dataset: Dataset,
+        reporter: Reporter,
+        images_per_step: int,
+        done: int,
+        pending: dict[str, list[float]],
+    ) -> None:
+        self.run, self.runtime, self.dataset, self.reporter = run, runtime, dataset, reporter
+        self.images_per_step = images_per_step
+        self.names = list(pending)
+        rows = torch.tensor(list(pending.values()), device=runtime.device).T if pending else torch.empty(0, 0)
+        self.steps = [_Step(done - len(rows) + n, row) for n, row in enumerate(rows.unbind(), 1)]
+        self.written = done - len(self.steps)  # steps of which there is a record
+        self.hardness_written = done
+        self.skipped: list[str] = []
+        self._restart_clock(done)
+
+    def _restart_clock(self, done: int) -> None:
+        self.clock, self.clock_step, self.waited = time.perf_counter(), done, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times the wait for the loader."""
+        entered = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - entered
+
+    def step(self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool) -> bool:
+        """Keeps what a step yielded; returns whether any process was asked to stop.
+
+        Raises:
+            NotFiniteError: the loss of a step is no number.
+        """
+        self.names = ["loss", *losses.scalars, "stop"]
+        scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), losses.total.new_tensor(float(stop))])
+        index = self.runtime.gather(torch.cat([loaded.labeled_index, loaded.index]))
+        hardness = None if losses.hardness is None else self.runtime.gather(losses.hardness)
+        self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, hardness))
+        self.skipped += loaded.skipped
+        known = self.steps[-1:] if self.runtime.device.type == "cpu" else self.steps[-2:-1]
+        return any(self._look(step) for step in known)
+
+    def _look(self, step: _Step) -> bool:
+        loss, *_, stop = step.scalars.tolist()
+        if not math.isfinite(loss):
+            raise NotFiniteError(self._bad_batch(step, loss))
+        return stop > 0
+
+    def _bad_batch(self, step: _Step, loss: float) -> str:
+        assert step.index is not None, "only finite steps are pending in a checkpoint"
+        labeled, unlabeled = [], []
+        for share in step.index.view(self.runtime.world_size, -1).tolist():
+            num_labeled = len(share) if step.hardness is None else len(share) // 2
+            labeled += [self.dataset.labeled[index].name for index in share[:num_labeled]]
+            unlabeled += [self.dataset.unlabeled[index].name for index in share[num_labeled:]]
+        if self.runtime.is_main:
+            self.run.event("not finite", step.done, loss=str(loss), labeled=labeled, unlabeled=unlabeled)
+        images = f"labelled {', '.join(labeled)}" + (f"; unlabelled {', '.join(unlabeled)}" if unlabeled else "")
+        return (
+            f"{self.run.path}: the loss of step {step.done} is {loss}; its images are {images}; "
+            "lower optim.lr, or use engine.precision: bf16 or fp32; earlier checkpoints are kept"
+        )
+
+    def flush(self, done: int, lr: float) -> None:
+        """Writes one training record, the mean over the steps since the last one, and their hardness.
+
+        Raises:
+            NotFiniteError: the loss of a step is no number.
+        """
+        if done == self.written:
+            return
+        self._look(self.steps[-1])
+        self.park()
+        now = time.perf_counter()
+        means = dict(zip(self.names, torch.stack([step.scalars for step in self.steps]).mean(0).tolist(), strict=True))
+        means.pop("stop")
+        seconds, images = now - self.clock, self.images_per_step * (done - self.clock_step)
+        record = {"kind": "train", "step": done, **{name: round(value, 6) for name, value in means.items()}, "lr": lr}
+        record["images_per_step"] = self.images_per_step
+        record["images_per_second"] = round(images / seconds, 2)
+        record["waited"] = round(self.waited / seconds, 4)
+        record["peak_memory_mb"] = round(self.runtime.peak_memory_mb())
+        skipped = self.runtime.gather_lists(self.skipped)
+        if skipped:
+            record["skipped"] = len(skipped)
+        if self.runtime.is_main:
+            self.run.log(record)
+        self.written = done
+        self.steps.clear()
+        self.skipped.clear()
+        self._restart_clock(done)
+        self.reporter.on_train(record)
+        if skipped:
+            self.event("skipped", done, files=sorted(set(skipped)))
+
+    def park(self) -> None:
+        """Writes the hardness of the steps that have no record yet."""
+        fresh = [step for step in self.steps if step.done > self.hardness_written]
+        if fresh and fresh[0].hardness is not None and self.runtime.is_main:
+            self.run.log_hardness([row for step in fresh for row in self._hardness_rows(step)])
+        self.hardness_written = max([self.hardness_written, *(step.done for step in fresh)])
+
+    def _hardness_rows(self, step: _Step) -> list[tuple[int, int, float]]:
+        assert step.index is not None
+        assert step.hardness is not None
+        shares = step.index.view(self.runtime.world_size, 2, -1)[:, 1]  # the unlabelled ones
+        pairs = zip(shares.flatten().tolist(), step.hardness.tolist(), strict=True)
+        return [(step.done, index, hardness) for index, hardness in pairs]
+
+    def pending(self) -> dict[str, list[float]]:
+        """Scalars of the steps that have no record yet, for a checkpoint between two records."""
+        if not self.steps:
+            return {}
+        columns = torch.stack([step.scalars for step in self.steps]).T.tolist()
+        return dict(zip(self.names, columns, strict=True))
+
+    def event(self, event: str, done: int, **details: Any) -> None:
+        """Writes to the run's diary, and tells the reporter."""
+        if self.runtime.is_main:
+            self.run.event(event, done, **details)
+        self.reporter.on_event({"event": event, "step": done, **details})
+
+    def scores(self, done: int, result: Scores) -> None:
+        """Writes one validation record."""
+        record = {
+            "kind": "val",
+            "step": done,
+            "miou": result.miou,
+            "accuracy": result.accuracy,
+            "iou": [None if value != value else value for value in result.iou],
+        }
+        if self.runtime.is_main:
+            self.run.log(record)
+        self.reporter.on_scores(record)
+        self._restart_clock(done)  # an evaluation is not training time

@@ -1,0 +1,99 @@
+"""What a run would need, from a few real steps of it: memory, hours, disk."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from semiseg.data.dataset import Dataset, Sample
+from semiseg.data.loader import eval_loader, train_loader
+from semiseg.data.read import fit, read_size
+from semiseg.engine import checkpoint
+from semiseg.engine.evaluate import evaluate
+from semiseg.engine.recipe import Recipe, build_method
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.step import Stepper
+
+_STEPS = 3  # the first of them warms up and is not timed
+_ROW_BYTES = 20  # of the hardness history, an unlabelled image and step
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would need, of each of its processes.
+
+    Attributes:
+        train_mb: most memory of a step, MB; on a CPU resident memory of the process, without loader processes.
+        evaluate_mb: the same after the largest validation image was evaluated too.
+        step_s: seconds a step takes.
+        evaluation_s: seconds an evaluation takes, from the largest image and the pixels of all.
+        hours: for all steps, evaluations and nothing else.
+        disk_mb: most room on disk: checkpoints, with the one that is being written, and the hardness history.
+        loss: of the last step.
+    """
+
+    train_mb: float
+    evaluate_mb: float
+    step_s: float
+    evaluation_s: float
+    hours: float
+    disk_mb: float
+    loss: float
+
+
+def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | None:
+    """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process."""
+    cfg = recipe.engine
+    method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
+    stepper = Stepper(recipe, method, runtime)
+    stepper.start()
+    batches = train_loader(
+        dataset,
+        recipe.data,
+        batch_size=cfg.batch_size // runtime.world_size,
+        unlabeled=method.views.unlabeled,
+        seed=cfg.seed,
+        start=0,
+        num_steps=_STEPS,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
+    with runtime.together():
+        for step, loaded in enumerate(batches):
+            begin = time.perf_counter()
+            losses = stepper.take(step, loaded.to(runtime.device))
+            loss = runtime.sum(losses.total).item()  # waits for the device
+            step_s = time.perf_counter() - begin
+    train_mb = runtime.peak_memory_mb()
+
+    pixels = {sample: _pixels(sample, recipe.data.long_side) for sample in dataset.val}
+    largest = max(dataset.val, key=lambda sample: pixels[sample])
+    items = eval_loader([largest] * runtime.world_size, dataset, recipe.data.model_copy(update={"workers": 0}),
+                        rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
+    begin = time.perf_counter()
+    evaluate(method.predictor(), items, len(dataset.classes), cfg.evaluate, runtime)
+    evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
+
+    evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
+    model_mb = _megabytes(method.state_dict())
+    resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer))
+    hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0
+    found = Rehearsal(
+        train_mb=train_mb,
+        evaluate_mb=runtime.peak_memory_mb(),
+        step_s=step_s,
+        evaluation_s=evaluation_s,
+        hours=(cfg.steps * step_s + evaluations * evaluation_s) / 3600,
+        disk_mb=(cfg.keep_checkpoints + 1) * resumable_mb + 2 * model_mb + hardness_mb,
+        loss=loss,
+    )
+    return found if runtime.is_main else None
+
+
+def _pixels(sample: Sample, long_side: int | None) -> int:
+    height, width = fit(*read_size(sample.image), long_side)
+    return height * width
+
+
+def _megabytes(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6

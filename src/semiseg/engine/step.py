@@ -1,0 +1,109 @@
+"""One optimizer step, whatever the number of processes and micro-batches that share its batch."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.augment.views import make_batch
+from semiseg.engine.recipe import Recipe
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.schedule import build_optimizer, set_lr
+from semiseg.method import SemiMethod
+from semiseg.rng import seed_global
+from semiseg.types import IGNORE, LoadedBatch, Losses, Progress, SemiBatch, Whole
+
+
+class Stepper:
+    """Takes the steps of a recipe.
+
+    The batch of a step is whole only over all processes, and a process may go through its share in micro-batches.
+    What a method observes of the unlabelled images is put together before the first gradient, random draws are those
+    of the whole batch, and losses are shares of its loss, so the parts together take the step that one pass over the
+    whole batch would take. Only batch statistics are those of a part (of a micro-batch over all GPUs, with SyncBN).
+
+    Args:
+        recipe: the run.
+        method: on its device; its weights are trained in place.
+        runtime: where to compute.
+    """
+
+    def __init__(self, recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
+        self.recipe, self.method, self.runtime = recipe, method, runtime
+        self.optimizer = build_optimizer(recipe.optim, method)
+        self.part_size = recipe.engine.part_size(runtime.world_size)
+        self.wrapped: Any = None  # once training starts: weights may still be loaded until then
+        self.wrapped_optimizer: Any = None
+
+    def start(self) -> None:
+        """Wraps method and optimizer for several processes and low precision. Load weights before."""
+        self.method.train()
+        self.wrapped, self.wrapped_optimizer = self.runtime.prepare(self.method, self.optimizer)
+
+    def take(self, step: int, loaded: LoadedBatch) -> Losses:
+        """Takes step `step` on this process's share of its batch, already on the device; returns its share."""
+        engine, runtime = self.recipe.engine, self.runtime
+        set_lr(self.wrapped_optimizer, self.recipe.optim.lr_at(step, engine.steps))
+        parts = self._parts(step, loaded)
+        at = Progress(step, engine.steps, engine.seed)
+        shares = []
+        for number, (batch, whole) in enumerate(zip(parts, self._wholes(parts), strict=True)):
+            seed_global(engine.seed, "step", step, runtime.rank * len(parts) + number)  # dropout
+            with runtime.reducing(self.wrapped, number == len(parts) - 1):
+                share = self.wrapped(batch, at, whole)
+                runtime.backward(share.total)
+            shares.append(share)
+        runtime.step(self.wrapped_optimizer)
+        runtime.average_batch_statistics(self.method)
+        self.method.after_step(step)
+        return _sum(shares)
+
+    def _parts(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:
+        """The share's micro-batches, strongly augmented as the images of the whole batch that they are."""
+        views, seed, world_size = self.method.views, self.recipe.engine.seed, self.runtime.world_size
+        normalise = self.method.predictor().normalisation
+        first, whole_size = self.runtime.rank * len(loaded.weak), world_size * len(loaded.weak)
+        parts = []
+        for part in loaded.split(self.part_size):
+            parts.append(make_batch(part, views, normalise, seed, step, first, whole_size))
+            first += len(part.weak)
+        return parts
+
+    def _wholes(self, parts: list[SemiBatch]) -> list[Whole]:
+        """What each part is a part of."""
+        runtime = self.runtime
+        with torch.no_grad(), runtime.autocast():
+            observed = [self.method.observe(batch) for batch in parts]
+        labeled_px = runtime.sum(torch.stack([(batch.label != IGNORE).sum() for batch in parts]).sum())
+        everyone = _join(observed, runtime)
+        num_labeled = runtime.world_size * sum(len(batch.image) for batch in parts)
+        first = runtime.rank * sum(len(batch.weak) for batch in parts)
+        wholes = []
+        for batch in parts:
+            wholes.append(Whole(num_labeled, labeled_px, everyone, slice(first, first + len(batch.weak))))
+            first += len(batch.weak)
+        return wholes
+
+
+def _join(observed: list[Any], runtime: Runtime) -> Any:
+    """The rows of all parts, in this process's order, then in the order of the processes."""
+    if observed[0] is None:
+        return None
+    kind = type(observed[0])
+    columns = {field.name: [getattr(part, field.name) for part in observed] for field in fields(kind)}
+    return kind(**{name: runtime.gather(_cat(tensors)) for name, tensors in columns.items()})
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _sum(shares: list[Losses]) -> Losses:
+    """The losses of a process: the sum of its parts' shares, and the hardness of all its images."""
+    hardness = [share.hardness for share in shares if share.hardness is not None]
+    return Losses(
+        total=torch.stack([share.total.detach() for share in shares]).sum(),
+        scalars={name: torch.stack([share.scalars[name] for share in shares]).sum() for name in shares[0].scalars},
+        hardness=_cat(hardness) if hardness else None,
+    )
