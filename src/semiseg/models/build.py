@@ -122,7 +122,7 @@ def _freeze_unused(network: Network) -> None:
 
     Several processes would wait for their gradients.
     """
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()  # draws nothing, and batch norm stays as it is
     try:
         logits = network(torch.zeros(1, 3, 64, 64))
@@ -130,9 +130,8 @@ def _freeze_unused(network: Network) -> None:
         return
     finally:
         network.train()
-    for parameter, gradient in zip(
-        parameters, torch.autograd.grad(logits.sum(), parameters, allow_unused=True), strict=True
-    ):
+    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
 
 
