@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from semiseg import runs
 from semiseg.errors import UserError
 from semiseg.runs import Run, write_atomically
 
@@ -155,3 +156,31 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"b\.txt: cannot be written"):
         write_atomically(tmp_path / "b.txt", "first\n")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_start_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+
+    def killed(path: Path, text: str) -> None:
+        if path.name == "config.yaml":
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.start("seed: 0\n", {}, ["a"])
+    assert not run.exists()
+    run.start("seed: 0\n", {}, ["a"])
+    assert run.exists()
+    assert not (run.path / ".starting").exists()
+
+
+def test_the_diary(run):
+    run.event("started", 0, processes=2)
+    run.event("skipped", 7, files=["a.png: gone"])
+    run.rewind(0)  # it tells what happened, also to steps that were taken again
+    started, skipped = run.events()
+    assert (started["event"], started["step"], started["processes"]) == ("started", 0, 2)
+    assert (skipped["step"], skipped["files"]) == (7, ["a.png: gone"])
+    assert started["time"] <= skipped["time"]

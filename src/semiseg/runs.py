@@ -43,15 +43,18 @@ class Run:
         Raises:
             UserError: the directory exists and holds something already.
         """
-        if self.path.exists() and any(self.path.iterdir()):
+        starting = self.path / ".starting"  # there while this works: a start that was cut short is made again
+        if self.path.exists() and any(self.path.iterdir()) and not starting.exists():
             raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
+        starting.touch()
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
         (self.path / "metrics.jsonl").touch()
         (self.path / "events.jsonl").touch()
-        (self.path / "hardness.csv").write_text("step,index,hardness\n", encoding="utf-8")
-        write_atomically(self.config, config)  # last: where it is, the run was started
+        write_atomically(self.path / "hardness.csv", "step,index,hardness\n")
+        write_atomically(self.config, config)  # where it is, the run was started
+        starting.unlink()
 
     def change(self, config: str) -> None:
         """Replaces the recipe by one that gives the same result: from another disk, with other workers."""

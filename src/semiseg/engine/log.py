@@ -68,6 +68,7 @@ class Log:
         self.written = done - len(self.steps)  # steps of which there is a record
         self.hardness_written = done
         self.skipped: list[str] = []
+        self.stop = False  # whether any process was asked to stop; all know it at the same step
         self._restart_clock(done)
 
     def _restart_clock(self, done: int) -> None:
@@ -80,8 +81,8 @@ class Log:
         yield
         self.waited += time.perf_counter() - entered
 
-    def step(self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool) -> bool:
-        """Keeps what a step yielded; returns whether any process was asked to stop.
+    def step(self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool) -> None:
+        """Keeps what a step yielded, and whether this process was asked to stop.
 
         Raises:
             NotFiniteError: the loss of a step is no number.
@@ -93,13 +94,14 @@ class Log:
         self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, hardness))
         self.skipped += loaded.skipped
         known = self.steps[-1:] if self.runtime.device.type == "cpu" else self.steps[-2:-1]
-        return any(self._look(step) for step in known)
+        for step in known:
+            self._look(step)
 
-    def _look(self, step: _Step) -> bool:
+    def _look(self, step: _Step) -> None:
         loss, *_, stop = step.scalars.tolist()
+        self.stop = self.stop or stop > 0
         if not math.isfinite(loss):
             raise NotFiniteError(self._bad_batch(step, loss))
-        return stop > 0
 
     def _bad_batch(self, step: _Step, loss: float) -> str:
         assert step.index is not None, "only finite steps are pending in a checkpoint"

@@ -105,11 +105,11 @@ class _Training:
                 self.between_steps = False
                 self.lr = recipe.optim.lr_at(step, cfg.steps)
                 losses = self.stepper.take(step, loaded)
-                stop = self.log.step(step + 1, losses, loaded, self.request.signum != 0)
+                self.log.step(step + 1, losses, loaded, self.request.signum != 0)
                 self.done, self.between_steps = step + 1, True
-                if stop:
-                    raise self._interrupted()
+                self._leave_if_asked()
                 self._what_is_due()
+                self._leave_if_asked()
 
     def _what_is_due(self) -> None:
         """What follows a step: a record, an evaluation, a checkpoint. Done twice, it is done once."""
@@ -132,14 +132,20 @@ class _Training:
     def _on_image(self, images: int) -> None:
         total = len(self.dataset.val)
         self.reporter.on_evaluation(min(images * self.runtime.world_size, total), total)
-        if self.request.signum:
+        if self.request.signum:  # an evaluation takes long: nobody waits for the others to hear of it
+            raise self._interrupted()
+
+    def _leave_if_asked(self) -> None:
+        if self.log.stop:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
         signum = self.request.signum or signal.SIGTERM  # another process was asked
-        saved = f"after step {self.done}, which is saved" if self.done else "before its first step"
         name = signal.Signals(signum).name
-        return Interrupted(f"{self.run.path}: stopped by {name} {saved}; the same command goes on", signum)
+        return Interrupted(
+            f"{self.run.path}: stopped by {name} after step {self.done}, which is saved; the same command goes on",
+            signum,
+        )
 
     @contextmanager
     def _nothing_lost(self) -> Iterator[None]:
