@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,65 @@ def test_a_run_can_be_used_where_its_weights_file_is_gone(tmp_path, recipe):
 def test_a_run_can_be_moved(tmp_path, trained):
     moved = shutil.copytree(trained, tmp_path / "elsewhere")
     assert api.evaluate(moved).miou == Run(trained).last()["miou"]
+
+
+def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
+    """A folder with weights and state.json, from a stranger: what its recipe names is not imported."""
+    (best,) = (trained / "checkpoints").glob("best-*")
+    alone = shutil.copytree(best, tmp_path / "theirs")
+    state = json.loads((alone / "state.json").read_text())
+    state["recipe"]["method"]["name"] = "antigravity.evil"
+    state["recipe"]["data"] |= {"layout": "antigravity.evil", "root": "/nowhere"}
+    (alone / "state.json").write_text(json.dumps(state))
+    image = read_image(scenes / "images/val/0000.png")
+    assert torch.equal(api.load(alone).predict(image), api.load(trained).predict(image))
+    assert not any(name.startswith("antigravity") for name in sys.modules)
+    assert (state["format"], state["recipe"]["model"]["encoder"]) == (2, "tu-test_efficientnet")
+    assert state["classes"]["names"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("section", ["model", "data", "engine"])
+@pytest.mark.parametrize("value", [None, [], {"encoder": 3, "long_side": "x", "evaluate": 1}])
+def test_a_checkpoint_without_a_usable_recipe(tmp_path, trained, section, value):
+    (best,) = (trained / "checkpoints").glob("best-*")
+    alone = shutil.copytree(best, tmp_path / "theirs")
+    state = json.loads((alone / "state.json").read_text())
+    state["recipe"][section] = value
+    (alone / "state.json").write_text(json.dumps(state))
+    with pytest.raises(semiseg.UserError, match="theirs: has no readable recipe"):
+        api.load(alone)
+
+
+# What may change between the parts of a run, and what may not.
+
+
+def test_a_run_goes_on_from_another_disk_with_other_workers(tmp_path, recipe, scenes):
+    values = recipe(engine={"steps": 2, "save_every": 1})
+    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    shutil.rmtree(run.checkpoints / "step-00000002")
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    values["data"] |= {"root": str(moved), "workers": 1, "on_unreadable": "skip"}
+    api.train(config.validate(values, "recipe"), run.path)
+    assert config.load(run.config).data.root == moved  # so that evaluate finds the images
+    (changed,) = (event for event in run.events() if event["event"] == "changed")
+    assert [setting.split(":")[0] for setting in changed["settings"]] == [
+        "data.on_unreadable",
+        "data.root",
+        "data.workers",
+    ]
+
+
+@pytest.mark.parametrize("gone", ["images/train/0009.png", "masks/train/0000.png"])
+def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    lists = {"labeled": None, "unlabeled": None, "val": None}
+    values = recipe(engine={"steps": 1}, data={"root": str(root), **lists})
+    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    before = run.config.read_bytes()
+    (root / gone).unlink()
+    with pytest.raises(semiseg.UserError, match=r"run: holds a run on other images than .*scenes has now; .* --out"):
+        api.train(config.validate(values, "recipe"), run.path)
+    assert run.config.read_bytes() == before
 
 
 def test_predict_counts(trained, scenes, tmp_path):

@@ -101,7 +101,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="Run directory, or the folder of a checkpoint.", show_default=False)],
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write masks and overlays into.", show_default=False)],
     checkpoint: Which = "best",
