@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.hardness import confident_ratio, confusion, easiness, weighted_iou
+from semiseg.hardness import confident_ratio, confusion, easiness, shrink, subsample, weighted_iou
 from semiseg.rng import fold_in
 from semiseg.types import Prediction
 
@@ -308,3 +308,31 @@ def test_the_host_never_waits(no_host_sync):
 def test_every_way_to_wait_would_be_noticed(no_host_sync, wait):
     with pytest.raises((AssertionError, RuntimeError, TypeError)):
         no_host_sync(wait, torch.arange(3.0))
+
+
+def test_subsample_takes_the_pixels_at_the_centres():
+    label = torch.arange(6)[:, None].expand(6, 5).repeat(2, 1, 1) * 10 + torch.arange(5)
+    prediction, valid = Prediction(label, label / 100, 60), label % 2 == 0
+    assert subsample(prediction, valid, (6, 5)) == (prediction, valid)
+    small, inside = subsample(prediction, valid, (3, 2))
+    assert small.label.tolist() == [[[11, 13], [31, 33], [51, 53]]] * 2
+    assert torch.equal(small.confidence, small.label / 100)
+    assert torch.equal(inside, small.label % 2 == 0)
+    assert small.num_classes == 60
+
+
+def test_a_shrunk_image_and_its_subsampled_map_fit():
+    """What is painted by a map is, seen at half size, painted by the half of the map."""
+    blocks = torch.randint(2, (3, 1, 4, 4), generator=fold_in(0, "blocks")).float()
+    image = torch.nn.functional.interpolate(blocks, (32, 40)).expand(-1, 3, -1, -1)
+    assert shrink(image, 1.0) is image
+    small = shrink(image, 0.5)
+    prediction = Prediction(image[:, 0].long(), image[:, 0], 2)
+    label = subsample(prediction, prediction.label >= 0, small.shape[-2:])[0].label
+    assert torch.equal(small[:, 0] > 0.5, label == 1)
+
+
+def test_a_smaller_look_never_waits(no_host_sync):
+    prediction = Prediction(torch.zeros(2, 8, 8, dtype=torch.int64), torch.rand(2, 8, 8), 3)
+    assert no_host_sync(shrink, torch.rand(2, 3, 8, 8), 0.5).is_meta
+    assert no_host_sync(subsample, prediction, prediction.label == 0, (4, 4))[1].is_meta

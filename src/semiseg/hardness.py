@@ -4,6 +4,7 @@ All functions are batched, differentiate nothing, and never wait for the device.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -73,6 +74,31 @@ def confident_ratio(
         return confident.float().mean((1, 2))
     # Counts as fp32 sums: exact below 2**24 pixels, and several times as fast on a CPU as summing booleans.
     return (confident & valid).float().sum((1, 2)) / valid.float().sum((1, 2)).clamp(min=1)
+
+
+def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 H W"]:
+    """`image` at a fraction of its size, for a cheaper look at it; itself for 1."""
+    if scale == 1:
+        return image
+    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+    return F.interpolate(image, size, mode="bilinear", antialias=True)
+
+
+def subsample(
+    prediction: Prediction, valid: Bool[Tensor, "b h w"], size: tuple[int, ...]
+) -> tuple[Prediction, Bool[Tensor, "b H W"]]:
+    """A prediction, and where it is valid, at the pixels that are the centres of `size` (height, width) larger ones."""
+    if prediction.label.shape[-2:] == size:
+        return prediction, valid
+    rows, columns = (
+        ((torch.arange(new, device=valid.device) + 0.5) * (old / new)).long()
+        for old, new in zip(valid.shape[-2:], size, strict=True)
+    )
+    label, confidence, inside = (
+        value.index_select(1, rows).index_select(2, columns)
+        for value in (prediction.label, prediction.confidence, valid)
+    )
+    return Prediction(label, confidence, prediction.num_classes), inside
 
 
 def easiness(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semiseg.augment import intensity
 from semiseg.augment.cutmix import sample_boxes, sample_boxes_official
 from semiseg.errors import UserError
-from semiseg.hardness import easiness
+from semiseg.hardness import easiness, shrink, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
 from semiseg.methods.imas import Config, Method
 from semiseg.models.predict import predict
@@ -286,6 +286,23 @@ def test_easy_images_weigh_more(make):
     first, _ = by_view(method, step)
     assert step["unlabeled"] == pytest.approx((easy * first).mean().item(), rel=1e-5)
     assert step["unlabeled"] != pytest.approx(((1 - easy) * first).mean().item(), rel=1e-2)
+
+
+def test_hardness_scale(make):
+    """The student looks at half the size; everything else is as it was, but for what hardness decides."""
+    always = {"cutmix": "standard", "cutmix_probability": 1.0}
+    exact, cheap = make(**always), make(**always, hardness_scale=0.5)
+    seen: list[tuple[int, ...]] = []
+    for network in (cheap.student, cheap.teacher):
+        network.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[-2:]) if not m.training else None)
+    one, other = take(exact, Progress(0, 10)), take(cheap, Progress(0, 10))
+    assert seen == [(16, 16), (8, 8)]  # teacher, whose labels are needed at full size; student
+    assert_same(one, other, "labeled", "confident", "mixed", "second")
+    assert_differ(one, other, "hardness", "unlabeled", "first")
+    small = shrink(BATCH.weak, 0.5)
+    teacher, valid = subsample(predict(cheap.teacher, BATCH.weak), BATCH.valid, (8, 8))
+    easy = easiness(predict(cheap.student, small), teacher, TAU, valid, 0)
+    assert torch.equal(1 - other.losses.hardness, easy)
 
 
 def test_intensity(make):
