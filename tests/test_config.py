@@ -133,6 +133,11 @@ def refused(values: dict, **changes) -> str:
         ({"model": {"mean": [1, 2]}}, "model.mean: should have more values (got [1, 2])"),
         ({"data": {"crop": "x"}}, "data.crop: should be a valid integer, unable to parse string as an integer, "
          "or should be a valid tuple (got 'x')"),
+        ({"data": {"crop": [10**9, 32]}}, "data.crop.0: should be less than or equal to 16384 (got 1000000000)"),
+        ({"data": {"crop": "x" * 999}}, "data.crop: should be a valid integer, unable to parse string as an integer, "
+         f"or should be a valid tuple (got '{'x' * 47}...{'x' * 48}')"),
+        ({"optim": {"lr": [[[[1] * 99]], *range(99)]}}, "optim.lr: should be a valid number "
+         "(got [[[[...]]], 0, 1, 2, 3, 4, ...])"),
         ({"method": {"loss": "hard"}}, "method.loss: should be 'adaptive' or 'standard' (got 'hard')"),
         ({"model": {"output_stride": 8}}, "model: output_stride: unet has none; remove it or use deeplabv3plus"),
     ],
@@ -158,6 +163,41 @@ def test_sections(recipe):
     optional = recipe()
     del optional["optim"], optional["model"]
     assert config.validate(optional, "here.yaml").model.architecture == "deeplabv3plus"
+
+
+def reader(text: str, path: Path) -> str:
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: *a", "is not YAML in line 1: recipes have no aliases (*); write the value out"),
+        ("data: &a {x: 1}\nmodel: {<<: *a}", "is not YAML in line 2: recipes have no aliases (*); write the value out"),
+        ("data: {a: 1}\ndata: {}", "is not YAML in line 2: the key 'data' occurs twice; remove one"),
+        ("data: {[1]: 1, [1]: 2}", "is not YAML in line 1: found unhashable key"),
+        (f"data: {{crop: {'9' * 101}}}", "is not YAML in line 1: a number of more than 100 digits"),
+        (f"data: {{crop: 1{':59' * 99}.5}}", "is not YAML in line 1: a number of more than 100 digits"),
+        ("data: 2001-99-99", "is not YAML: month must be in 1..12"),
+        ("data: \x1b", "is not YAML: special characters are not allowed"),
+        ("- " * 2000, "is nested too deeply; a recipe has sections, keys and values"),
+        ("#" * 100_001, "cannot be read as a recipe (more than 100000 bytes); name a text file of a usual size"),
+        ("- 1", "a recipe has the sections data, model, method, optim, engine"),
+    ],
+)
+def test_yaml_that_no_recipe_needs(tmp_path, text, message):
+    assert reader(text, tmp_path / "recipe.yaml") == f"{tmp_path}/recipe.yaml: {message}"
+
+
+def test_keys_alike_in_different_places_are_no_repetition(write, tmp_path):
+    text = write().read_text() + "# a comment as long as one likes\n" * 99
+    (tmp_path / "again.yaml").write_text("\ufeff" + text.replace("\n", "\r\n"))  # as Windows writes it
+    assert config.load(tmp_path / "again.yaml") == config.load(write())
+    assert config.load(write(), ["model.mean=[0.5,0.5,0.5]"]).model.mean == (0.5, 0.5, 0.5)
 
 
 # differences

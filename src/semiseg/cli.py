@@ -1,7 +1,9 @@
 """The command line. Heavy imports wait until a command needs them, so that help comes at once."""
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
+    from semiseg import recipe_file
+
+    recipe_file.read(recipe)  # what is wrong with the file is told before torch is loaded
     from semiseg import api
     from semiseg.report import table
 
@@ -142,6 +147,9 @@ def partitions(
     overrides: SetData = None,
 ) -> None:
     """Draw nested label partitions that cover every class, for your own comparison."""
+    from semiseg import recipe_file
+
+    recipe_file.read(recipe)
     from semiseg import api
 
     api.partitions(recipe, out, sizes, seed, overrides or [], Console())
@@ -170,19 +178,40 @@ def _is_first_process() -> bool:
 
 
 def _complain(message: str) -> None:
-    if _is_first_process() or message.startswith("process "):  # others say only what is their own
-        print(f"semiseg: {message}", file=sys.stderr)  # noqa: T201
+    """One line on stderr whatever the message holds: what steers a terminal is spelled out, what is long is cut."""
+    if not _is_first_process() and not message.startswith("process "):  # others say only what is their own
+        return
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"semiseg: {line if len(line) < 2000 else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)  # noqa: T201
+
+
+_NO_MEMORY = ("out of memory", "out of shared memory", "allocate memory")  # in the words of torch, on each device
+_UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it, as the version has it
 
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files: they are read, or refused in a line of ours
     try:
-        app()
+        sys.exit(app(prog_name="semiseg", standalone_mode=False))
     except UserError as error:
         _complain(str(error))
-        sys.exit(2)
+    except _UsageError as error:
+        says = " ".join(error.format_message().split())
+        if says:  # nothing where no command was given: then the help has been printed
+            _complain(f"{says.removesuffix('.')}; see {error.ctx.command_path if error.ctx else 'semiseg'} --help")
     except OSError as error:  # no permission, disk full, a file where a folder is needed
-        if error.filename is None:
+        if error.errno is None:
             raise
-        _complain(f"{error.filename}: {error.strerror}")
-        sys.exit(2)
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        _complain(f"not enough memory; lower engine.batch_size, data.crop or data.long_side ({_first_line(error)})")
+    sys.exit(2)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

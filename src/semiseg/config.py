@@ -1,6 +1,7 @@
 """Recipes: YAML in, a validated `Recipe` out, and back."""
 
 import difflib
+import reprlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from semiseg import data, methods
+from semiseg import data, methods, recipe_file
 from semiseg.engine import schedule
 from semiseg.engine.recipe import EngineConfig, Recipe
 from semiseg.errors import UserError
 from semiseg.models import build
-
-SECTIONS = ("data", "model", "method", "optim", "engine")
+from semiseg.recipe_file import SECTIONS
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -24,16 +24,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value does not fit.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such recipe; recipes/ has some to start from") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a recipe ({error})") from error
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe has the sections {', '.join(SECTIONS)}")
-    return _overridden(values, overrides, str(path))
+    return _overridden(recipe_file.read(path), overrides, str(path))
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
@@ -45,7 +36,7 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
     return _overridden(recipe.to_dict(), overrides, "recipe")
 
 
-def validate(values: dict[str, Any], where: str) -> Recipe:
+def validate(values: dict[Any, Any], where: str) -> Recipe:
     """A recipe from plain values; `where` stands at the head of error messages."""
     for key in values:
         if key not in SECTIONS:
@@ -54,11 +45,14 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
     for key in SECTIONS:
         section[key] = values.get(key) or {}
         if not isinstance(section[key], dict):
-            raise UserError(f"{where}: {key}: is a section with keys, not {section[key]!r}")
+            raise UserError(f"{where}: {key}: is a section with keys, not {_short(section[key])}")
     method_values = dict(section["method"])
     for key, name, known in (("data", "layout", data.layouts()), ("method", "name", methods.names())):
-        if not isinstance(section[key].get(name), str):
+        value = section[key].get(name)
+        if not isinstance(value, str):
             raise UserError(f"{where}: {key}.{name}: is missing; choose one of {', '.join(known)}")
+        if not all(part.isidentifier() for part in value.split(".")):  # it may be the dotted name of a module
+            raise UserError(f"{where}: {key}.{name}: there is no {_short(value)}; choose one of {', '.join(known)}")
     method_name = method_values.pop("name")
     layout = data.layout_module(section["data"]["layout"])
     return Recipe(
@@ -87,22 +81,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
-        raise UserError(f"{where}: is not YAML{line}: {getattr(error, 'problem', None) or error}") from error
-
-
-def _overridden(values: dict[str, Any], overrides: list[str] | tuple[str, ...], where: str) -> Recipe:
+def _overridden(values: dict[Any, Any], overrides: list[str] | tuple[str, ...], where: str) -> Recipe:
     for text in overrides:
         _override(values, text)
     return validate(values, where)
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts) or (len(parts) < 2 and parts[0] not in SECTIONS):
@@ -114,22 +99,24 @@ def _override(values: dict[str, Any], override: str) -> None:
         node = node[part]
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {part} is a value, not a section")
-    node[parts[-1]] = _parse(text, f"--set {override}")
+    node[parts[-1]] = recipe_file.parse(text, f"--set {override}")
 
 
-def _section(config: type[Any], values: dict[str, Any], where: str) -> Any:
+def _section(config: type[Any], values: dict[Any, Any], where: str) -> Any:
     try:
         return config.model_validate(values)
     except ValidationError as error:
         raise UserError(_first_error(error, config, values, where)) from error
 
 
-def _first_error(error: ValidationError, config: type[BaseModel], values: dict[str, Any], where: str) -> str:
+def _first_error(error: ValidationError, config: type[BaseModel], values: dict[Any, Any], where: str) -> str:
     """One line for the first of the keys that are wrong, and how many there are besides."""
     found: dict[tuple[str, ...], list[ErrorDetails]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         found[_place(detail, values)].append(detail)
-    place, details = next(iter(found.items()))
+    first_place = next(iter(found))
+    place = max((other for other in found if other[: len(first_place)] == first_place), key=len)  # of a union's errors
+    details = found[place]
     first = details[0]
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_closest(place[-1], _known(config, place[:-1]))}"
@@ -137,10 +124,11 @@ def _first_error(error: ValidationError, config: type[BaseModel], values: dict[s
         message = "is missing"
     else:
         message = ", or ".join(dict.fromkeys(map(_message, details)))  # one for each type that the value may have
-        got = f"got {first['input']!r}"
+        got = f"got {_short(first['input'])}"
         if not isinstance(first["input"], dict) and got not in message:
             message += f" ({got})"
-    more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+    others = [other for other in found if other != place[: len(other)]]
+    more = f"; {len(others)} more" if others else ""
     return f"{'.'.join((where, *place))}: {message}{more}".replace("\n", " ")
 
 
@@ -170,6 +158,13 @@ def _known(config: type[BaseModel], place: tuple[str, ...]) -> list[str]:
         if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             config = field.annotation
     return list(config.model_fields)
+
+
+def _short(value: Any) -> str:
+    """What `repr` says, cut where it is long."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
+    return short.repr(value)
 
 
 def _closest(key: str, known: list[str] | tuple[str, ...]) -> str:

@@ -69,6 +69,8 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         f"{NUM_TRAIN} scenes drawn into {scenes}: {NUM_LABELED} with masks, {NUM_TRAIN - NUM_LABELED} without; "
         f"{NUM_VAL} more for validation",
         highlight=False,
+        markup=False,
+        emoji=False,
     )
     runs = {}
     for name, method in METHODS.items():
@@ -76,7 +78,8 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         runs[name] = api.train(config.validate(recipe(scenes, method, seed), "demo"), run, console=console)
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))
     picture = draw(out, runs)
-    console.print(f"pictures: {picture}\nyour own photographs: see README.md, or recipes/folder.yaml", highlight=False)
+    says = f"pictures: {picture}\nyour own photographs: see README.md, or recipes/folder.yaml"
+    console.print(says, highlight=False, markup=False, emoji=False)
     return runs
 
 

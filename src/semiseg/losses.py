@@ -72,7 +72,7 @@ def confident_cross_entropy(
 class LabeledLoss(BaseModel):
     """The loss on labelled pixels that a recipe asks for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
     threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given

@@ -19,7 +19,7 @@ from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch, Whole
 class MethodConfig(BaseModel):
     """Settings of a method. Frozen; a key that is not known is an error; defaults are the paper's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SemiMethod(nn.Module):

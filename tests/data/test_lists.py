@@ -4,7 +4,7 @@ import pytest
 
 from semiseg.data.catalog import Catalog, scan
 from semiseg.data.dataset import Sample
-from semiseg.data.lists import assemble, read_list, rest
+from semiseg.data.lists import assemble, read_lines, read_list, rest
 from semiseg.errors import UserError
 from semiseg.types import ClassTable
 
@@ -84,6 +84,9 @@ def test_a_listed_mask_counts_only_where_it_should(catalog, tmp_path, listed, fo
         ("2007_000032 ../../secret.png", ("list.txt:1", "leaves data.root")),
         ("2007_000032 masks/none.png", ("list.txt:1", "no mask 'masks/none.png'", "remove the second column")),
         ("2007_000032 /etc/hostname", ("list.txt:1", "no mask '/etc/hostname'")),
+        ("2007_000032\n" + "a " * 5000, ("list.txt:2", "has 10000 characters", "one entry a line")),
+        ("a\0b", ("list.txt:1", r"'a\x00b'")),
+        ("2007_000032 a\0b", ("list.txt:1", r"'a\x00b'")),
     ],
 )
 def test_what_is_wrong_with_a_list(catalog, text, says):
@@ -104,6 +107,14 @@ def test_a_list_that_cannot_be_read(catalog, tmp_path, content):
     assert str(path) in str(caught.value)
     assert "data.val" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_a_size_that_is_none(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("2007_000032\n\n2007_000033\n")
+    assert list(read_lines(path, "data.val", most=25)) == [(1, "2007_000032"), (3, "2007_000033")]
+    with pytest.raises(UserError, match=r"list.txt: cannot be read as data.val \(more than 24 bytes\)"):
+        list(read_lines(path, "data.val", most=24))
 
 
 def samples(*names: str, masks: bool = True) -> tuple[Sample, ...]:
@@ -153,6 +164,33 @@ def test_scan_follows_links(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
     assert list(scan(tmp_path / "images")) == ["linked/a"]
+
+
+def test_scan_enters_a_folder_once(tmp_path):
+    """By its own name, whatever links lead to it and in whatever circles."""
+    (tmp_path / "images/z/deep").mkdir(parents=True)
+    (tmp_path / "images/z/deep/a.png").touch()
+    (tmp_path / "images/b.png").touch()
+    for number in range(12):  # followed without care, 12 ** 40 paths
+        (tmp_path / f"images/{number}").symlink_to(tmp_path / "images")
+        (tmp_path / f"images/z/{number}").symlink_to("../z/deep")
+    assert list(scan(tmp_path / "images")) == ["b", "z/deep/a"]
+    (tmp_path / "linked").symlink_to("images")
+    assert list(scan(tmp_path / "linked")) == ["b", "z/deep/a"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31m", "\x7f", "\x85", "\u2028", "\udcff", "folder\n/a"])
+def test_scan_refuses_names_that_no_list_can_hold(tmp_path, name):
+    (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
+    (tmp_path / f"{name}.png").touch()
+    with pytest.raises(UserError, match="rename it"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\u202fb", "写真\u3000一", "[bold]x", ":smile:", "a b", "e\u0301", "\N{DUCK}"])
+def test_scan_takes_every_other_name(tmp_path, name):
+    (tmp_path / f"{name}.png").touch()
+    assert list(scan(tmp_path)) == [name]
 
 
 def test_a_name_comes_before_an_ending(tmp_path):

@@ -1,6 +1,14 @@
 """Whatever a user gets wrong: one line that names the file or key and what would work, and nothing is touched."""
 
+import errno
+import io
+import os
 import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +61,50 @@ def black_and_white() -> None:
     for path in Path("photos/masks").rglob("*.png"):
         mask = np.asarray(Image.open(path)).copy()
         Image.fromarray(((mask > 0) * 255).astype(np.uint8)).save(path)
+
+
+def pipe(path: str) -> Break:
+    """A named pipe, which whoever reads it waits for."""
+    return lambda: (Path(path).unlink(missing_ok=True), os.mkfifo(path))
+
+
+def picture(path: str, kind: str, content: Image.Image, **save) -> Break:
+    """A picture of one kind under the name of another."""
+
+    def write() -> None:
+        buffer = io.BytesIO()
+        content.save(buffer, kind, **save)
+        Path(path).write_bytes(buffer.getvalue())
+
+    return write
+
+
+def bomb(path: str, width: int = 32, height: int = 32, *, kind: bytes = b"", packed: bytes = b"") -> Break:
+    """A PNG of some size with one odd chunk, in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    odd = chunk(kind, packed + zlib.compress(bytes(2**24))) if kind else b""
+    pixels = chunk(b"IDAT", zlib.compress(bytes(33 * 32)))
+    return text(path, b"\x89PNG\r\n\x1a\n" + head + odd + pixels + chunk(b"IEND", b""))
+
+
+def looped(path: str) -> Break:
+    """A link to itself."""
+    return all_of(removed(path), lambda: Path(path).symlink_to(Path(path).name))
+
+
+def copied(folder: str, name: str) -> Break:
+    return lambda: shutil.copy("photos/images/val/0000.png", f"{folder}/{name}")
+
+
+def zip_bomb() -> None:
+    """Weights as torch writes them, and beside them much that packs well."""
+    other_weights()
+    with zipfile.ZipFile("other.pth", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other/data/1", bytes(2**24))
 
 
 def no_unlabelled() -> None:
@@ -110,6 +162,90 @@ BAD = {
     "--set without section": Bad(f"{TRAIN} --set steps=3", ("--set steps=3", "section.key=value")),
     "--set below a value": Bad(f"{TRAIN} --set engine.steps.x=3", ("--set engine.steps.x=3", "steps is a value")),
     "--set not YAML": Bad(f"{TRAIN} --set 'data.crop=[1'", ("--set data.crop=[1", "not YAML")),
+    "endless recipe": Bad("train /dev/zero", ("/dev/zero", "cannot be read as a recipe", "device")),
+    "recipe that never comes": Bad(TRAIN, ("recipe.yaml", "cannot be read as a recipe", "pipe"), pipe("recipe.yaml")),
+    "recipe of a size that is none": Bad(
+        TRAIN, ("recipe.yaml", "more than 100000 bytes"), lambda: os.truncate("recipe.yaml", 2**24)
+    ),
+    "recipe that would execute": Bad(
+        TRAIN, ("recipe.yaml", "line 1", "python/object"),
+        text("recipe.yaml", "!!python/object/apply:os.system [touch executed]"),
+    ),
+    "value that would execute": Bad(
+        f"{TRAIN} --set 'engine.steps=!!python/object/apply:os.system [touch executed]'", ("engine.steps", "not YAML")
+    ),
+    "aliases of aliases": Bad(
+        TRAIN, ("recipe.yaml", "line 2", "aliases", "write the value out"),
+        text("recipe.yaml", "a: &a [1, 1]\n" + "".join(f"a{n}: &b{n} [*a, *a, *a, *a, *a]\n" for n in range(9))),
+    ),
+    "recipe that holds itself": Bad(TRAIN, ("recipe.yaml", "aliases"), text("recipe.yaml", "data: &a {root: *a}")),
+    "brackets without end": Bad(TRAIN, ("recipe.yaml", "nested"), text("recipe.yaml", "[" * 1500)),
+    "--set brackets without end": Bad(f"{TRAIN} --set data.crop={'[' * 1500}", ("--set data.crop=[", "nested")),
+    "a section twice": Bad(
+        TRAIN, ("recipe.yaml", "line 2", "'data' occurs twice"), text("recipe.yaml", "data: {root: a}\ndata: {}")
+    ),
+    "a key twice": Bad(
+        TRAIN, ("recipe.yaml", "line 1", "'root' occurs twice"), text("recipe.yaml", "data: {root: a, root: b}")
+    ),
+    "recipe with NUL": Bad(TRAIN, ("recipe.yaml", "special characters"), text("recipe.yaml", "data: a\0")),
+    "key that steers the terminal": Bad(
+        TRAIN, ("recipe.yaml", r"\x1b[31m\nx: unknown section"), text("recipe.yaml", '"\\e[31m\\nx": 3')
+    ),
+    "keys that are no text": Bad(TRAIN, ("recipe.yaml", "1: unknown section"), text("recipe.yaml", "1: 2\nnull: 3")),
+    "key of a section that is no text": Bad(f"{TRAIN} --set 'optim={{1: 2, null: 3}}'", ("optim.1", "strings")),
+    "number of 5000 digits": Bad(f"{TRAIN} --set engine.steps={'9' * 5000}", ("engine.steps", "100 digits")),
+    "number of 5000 hexadecimal digits": Bad(f"{TRAIN} --set engine.seed=0x{'f' * 5000}", ("engine.seed", "digits")),
+    "day that is none": Bad(f"{TRAIN} --set engine.steps=2001-99-99", ("engine.steps", "month")),
+    "long value": Bad(f"{TRAIN} --set engine.steps={'x' * 50_000}", ("engine.steps", "integer", "...")),
+    "long list": Bad(f"{TRAIN} --set optim.lr=[{'1,' * 999}1]", ("optim.lr", "number", "...")),
+    **{
+        f"endless or undefined {key}": Bad(f"{TRAIN} --set '{key}={value}'", (key, "finite"))
+        for key, value in (
+            ("optim.lr", ".inf"),
+            ("optim.lr", ".nan"),
+            ("optim.power", ".inf"),
+            ("optim.weight_decay", "1e999"),
+            ("data.scale", "[.nan,1]"),
+            ("data.scale", "[1,.inf]"),
+            ("data.flip", ".nan"),
+            ("data.val_fraction", ".nan"),
+            ("model.mean", "[.nan,0,0]"),
+            ("model.std", "[.inf,1,1]"),
+            ("method.confidence", ".nan"),
+            ("method.unlabeled_weight", ".inf"),
+            ("method.labeled_loss", "{kind: ohem, threshold: .nan}"),
+            ("engine.steps", ".inf"),
+        )
+    },
+    **{
+        f"far too large {key}": Bad(f"{TRAIN} --set '{key}={value}'", (key, "less than or equal to"))
+        for key, value in (
+            ("data.crop", 10**9),
+            ("data.crop", f"[{10**9},32]"),
+            ("data.long_side", 10**9),
+            ("data.scale", "[1,1000]"),
+            ("data.workers", 10**6),
+            ("data.values", "{70000: 1}"),
+            ("engine.batch_size", 10**12),
+            ("engine.steps", 10**20),
+            ("method.strong", f"{{num_ops: {10**9}, with_replacement: true}}"),
+        )
+    },
+    "layers of size 0": Bad(f"{TRAIN} --set model.options.decoder_channels=[0,0,0,0,0]", ("model.options", "size 0")),
+    "option that others decide": Bad(f"{TRAIN} --set model.options.in_channels=4", ("model.options", "in_channels")),
+    "option that loads a file": Bad(
+        f"{TRAIN} --set model.options.checkpoint_path=other.pth", ("model.options", "checkpoint_path", "model.weights")
+    ),
+    "relative layout": Bad(f"{TRAIN} --set data.layout=..x", ("data.layout", "'..x'", "folder")),
+    "relative method": Bad(f"{TRAIN} --set method.name=..x", ("method.name", "'..x'", "imas")),
+    "home of nobody": Bad(f"{TRAIN} --set data.root=~nobody-at-all/photos", ("data.root", "no such user")),
+    "--set two lines": Bad(f"{TRAIN} --set 'engine.steps=3\nx: 3'", (r"engine.steps=3\nx", "not YAML")),
+    "--set control characters": Bad(f"{TRAIN} --set 'engine.steps=\x1b[31m\a'", (r"\x1b[31m\x07", "not YAML")),
+    "--set markup": Bad(f"{TRAIN} --set '[/red]=3'", ("--set [/red]=3", "section.key=value")),
+    "--set a broken byte": Bad(f"{TRAIN} --set 'engine.steps=\udcff'", (r"engine.steps=\udcff", "not YAML")),
+    "--set nothing": Bad(f"{TRAIN} --set ''", ("--set", "section.key=value")),
+    "--set no key": Bad(f"{TRAIN} --set =3", ("--set =3", "section.key=value")),
+    "--set no value": Bad(f"{TRAIN} --set engine.steps=", ("engine.steps", "integer", "None")),
     # weights and machine
     "missing weights": Bad(f"{TRAIN} --set model.weights=no.pth", ("model.weights", "no.pth", "imagenet", "null")),
     "no weights": Bad(f"{TRAIN} --set model.weights=recipe.yaml", ("model.weights", "recipe.yaml cannot be read")),
@@ -120,6 +256,10 @@ BAD = {
     "no such device": Bad(f"{TRAIN} --set engine.device=tpu", ("engine.device", "tpu", "cpu")),
     "precision that needs another device": Bad(
         f"{TRAIN} --set engine.precision=fp16 --set engine.device=cpu", ("engine.precision", "fp16", "bf16")
+    ),
+    "weights of a device": Bad(f"{TRAIN} --set model.weights=/dev/zero", ("model.weights", "no file /dev/zero")),
+    "weights that unpack to much": Bad(
+        f"{TRAIN} --set model.weights=other.pth", ("model.weights", "other.pth", "cannot be read"), zip_bomb
     ),
     # the folders and lists
     "missing data": Bad(f"{TRAIN} --set data.root=nothing", ("data.root", "nothing")),
@@ -156,6 +296,47 @@ BAD = {
     "no unlabelled image": Bad(
         f"{TRAIN} --set data.unlabeled=null", ("data.unlabeled", "no unlabelled images"), no_unlabelled
     ),
+    "endless list": Bad(f"{TRAIN} --set data.labeled=/dev/zero", ("/dev/zero", "data.labeled", "device")),
+    "list that never comes": Bad(TRAIN, ("labeled.txt", "data.labeled", "pipe"), pipe("photos/splits/labeled.txt")),
+    "list that is a folder": Bad(f"{TRAIN} --set data.val=splits", ("photos/splits", "data.val", "a folder")),
+    "list that is no text": Bad(TRAIN, ("val.txt", "data.val", "UTF-8"), text("photos/splits/val.txt", b"\xff\xfe\0a")),
+    "list with NUL in its name": Bad(f"{TRAIN} --set 'data.val=\"a\\0b\"'", (r"photos/a\x00b", "data.val")),
+    "list of one line": Bad(TRAIN, ("val.txt:1", "200000", "a line"), text("photos/splits/val.txt", "a " * 100_000)),
+    "endless classes": Bad(f"{TRAIN} --set data.classes=/dev/zero", ("/dev/zero", "data.classes", "device")),
+    "id above the root": Bad(
+        TRAIN, ("labeled.txt:1", "'../../etc/passwd'", "leaves data.root"),
+        text("photos/splits/labeled.txt", "../../etc/passwd"),
+    ),
+    "id elsewhere": Bad(
+        TRAIN, ("labeled.txt:1", "no image '/etc/passwd'"), text("photos/splits/labeled.txt", "/etc/passwd")
+    ),
+    "mask elsewhere": Bad(
+        TRAIN, ("labeled.txt:1", "no mask '/etc/passwd'"), text("photos/splits/labeled.txt", "train/0000 /etc/passwd")
+    ),
+    "id with NUL": Bad(TRAIN, ("labeled.txt:1", r"a\x00b"), text("photos/splits/labeled.txt", "a\0b")),
+    "id that steers the terminal": Bad(
+        TRAIN, ("labeled.txt:1", r"\x1b[31m[red]"), text("photos/splits/labeled.txt", "\x1b[31m[red]")
+    ),
+    "300 classes": Bad(
+        TRAIN, ("photos/classes.txt", "300 classes"), text("photos/classes.txt", "".join(f"{n}\n" for n in range(300)))
+    ),
+    "class with a tab": Bad(TRAIN, ("photos/classes.txt", r"'a\tb'"), text("photos/classes.txt", "a\tb\nc\n")),
+    "class that steers the terminal": Bad(
+        TRAIN, ("photos/classes.txt", r"'\x1b[31m'"), text("photos/classes.txt", "\x1b[31m\nc\n")
+    ),
+    **{
+        f"{command.split()[0]} an image called {name!r}": Bad(
+            command, (folder, shown, "rename"), copied(folder, f"{name}.png")
+        )
+        for command, folder in ((TRAIN, "photos/images/train"), (PREDICT, "photos/images/val"))
+        for name, shown in (
+            ("a\nb", r"a\nb.png"),
+            ("a\tb", r"a\tb.png"),
+            ("\x1b[31m", r"\x1b[31m.png"),
+            ("\u2028", r"\u2028.png"),
+            ("\udcff", r"\udcff.png"),
+        )
+    },
     # the files
     "labelled image without mask": Bad(
         TRAIN, ("data.labeled", "train/0002", "no mask", "photos/masks"), removed("photos/masks/train/0002.png")
@@ -172,6 +353,13 @@ BAD = {
     "truncated validation image": Bad(
         TRAIN, ("photos/images/val/0002.png", "not a readable image"), cut("photos/images/val/0002.png")
     ),
+    "truncated JPEG": Bad(
+        TRAIN, ("photos/images/train/0012.png", "not a readable image"),
+        all_of(
+            picture("photos/images/train/0012.png", "JPEG", Image.effect_noise((64, 64), 50)),
+            cut("photos/images/train/0012.png", 900),
+        ),
+    ),
     "truncated mask": Bad(
         TRAIN, ("photos/masks/train/0002.png", "not a readable image"), cut("photos/masks/train/0002.png", 60)
     ),
@@ -181,6 +369,37 @@ BAD = {
     ),
     "text as image": Bad(
         TRAIN, ("photos/images/train/0012.png", "not a readable image"), text("photos/images/train/0012.png", "hello")
+    ),
+    **{
+        f"{name} as {what}": Bad(command, (path, *says), broken(path))
+        for what, command, path in (
+            ("image", TRAIN, "photos/images/train/0012.png"),
+            ("mask", TRAIN, "photos/masks/train/0002.png"),
+            ("image to predict", PREDICT, "photos/images/val/0000.png"),
+        )
+        for name, says, broken in (
+            ("a pipe", ("not a readable image",), pipe),
+            ("nothing", ("not a readable image",), lambda path: text(path, b"")),
+            ("a page", ("not a readable image",), lambda path: text(path, "<html></html>")),
+            ("a program", ("not a readable image",), lambda path: text(path, "%!PS-Adobe-3.0 EPSF-3.0\n")),
+            ("a link to itself", ("no such file",), looped),
+            ("60000x60000", ("pixels", "tiles"), lambda path: bomb(path, 60000, 60000)),
+            ("12000x12000", ("pixels", "tiles"), lambda path: bomb(path, 12000, 12000)),  # Pillow only warns
+            ("zTXt bomb", ("not a readable image",), lambda path: bomb(path, kind=b"zTXt", packed=b"k\0\0")),
+            ("iTXt bomb", ("not a readable image",), lambda path: bomb(path, kind=b"iTXt", packed=b"k\0\1\0\0\0")),
+            ("floating point", ("floating-point",), lambda path: picture(path, "TIFF", Image.new("F", (32, 32)))),
+        )
+    },
+    "mask with transparency": Bad(
+        TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
+    ),
+    "JPEG in colours of print as mask": Bad(
+        TRAIN, ("photos/masks/train/0002.png", "colour image", "CMYK"),
+        picture("photos/masks/train/0002.png", "JPEG", Image.new("CMYK", (32, 32))),
+    ),
+    "mask of 1x1": Bad(TRAIN, ("masks/train/0002.png", "1x1", "32x32"), image("photos/masks/train/0002.png", 1, 1)),
+    "image of 1x100000": Bad(
+        TRAIN, ("masks/train/0002.png", "100000x1"), image("photos/images/train/0002.png", 1, 100_000)
     ),
     "mask of another size": Bad(
         TRAIN, ("photos/masks/train/0002.png", "31x32", "32x32"), image("photos/masks/train/0002.png", 32, 31)
@@ -231,7 +450,7 @@ BAD = {
         in_checkpoints(lambda path: path.write_bytes(path.read_bytes()[:99]), "best-*/model.safetensors"),
     ),
     "predict with a checkpoint of another format": Bad(
-        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 1"),
+        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 2"),
         in_checkpoints(lambda path: path.write_text('{"format": 9}'), "best-*/state.json"),
     ),
     "predict with half a checkpoint": Bad(
@@ -252,6 +471,12 @@ BAD = {
     ),
     "predict over the images": Bad(
         "predict run photos/images/val --out photos/images/val", ("photos/images/val/0000.png", "exists already")
+    ),
+    "predict a pipe": Bad("predict run pipe --out masks", ("pipe", "no such image"), pipe("pipe")),
+    "predict a device": Bad("predict run /dev/zero --out masks", ("/dev/zero", "no such image")),
+    "predict a truncated image": Bad(
+        PREDICT, ("photos/images/val/0002.png", "not a readable image", "2 of 4 images were written to masks"),
+        cut("photos/images/val/0002.png"), leaves=("masks",),
     ),
     "predict into a file": Bad("predict run photos/images --out recipe.yaml", ("recipe.yaml", "is a file", "--out")),
     "predict two images of one name": Bad(
@@ -311,40 +536,131 @@ def test_bad_input(semiseg, recipe, scenes, trained, contents, tmp_path, monkeyp
     assert done.err.count("\n") == 1
     assert done.err.endswith("\n")
     assert [words for words in bad.says if words not in done.err] == [], done.err
+    assert done.err[:-1].isprintable()  # nothing steers the terminal
+    assert len(done.err) < 2100
     assert "Traceback" not in done.out + done.err
     after = contents(tmp_path)
     assert before.items() <= after.items()  # nothing is changed or gone
     assert [path for path in after.keys() - before.keys() if not path.startswith(bad.leaves or ("-",))] == []
 
 
+def test_what_is_only_odd_works(semiseg, recipe, scenes, tmp_path, monkeypatch):
+    """Names that are markup, links in circles, a folder called like an image, a list as Windows writes it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scenes, "photos")
+    classes = ["[/sky]", "[bold]x", ":smile:", r"\[a]", "Sky", "sky"]
+    Path("photos/classes.txt").write_text("\n".join(classes))
+    Path("photos/splits/val.txt").write_bytes(b"\xef\xbb\xbfval/0000\r\n\r\nval/[bold]x\r\n")
+    for folder in ("images", "masks"):
+        shutil.copy(f"photos/{folder}/val/0001.png", f"photos/{folder}/val/[bold]x.png")
+        Path(f"photos/{folder}/one").symlink_to(".")
+        Path(f"photos/{folder}/other").symlink_to("../images")
+    Path("photos/images/folder.png").mkdir()
+    values = recipe(data={"root": "photos", "background": None, "unlabeled": None}, engine={"steps": 1})
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    out = "runs/[/sky]"
+
+    done = semiseg(f"train recipe.yaml --out {out}")
+    assert (done.code, done.err) == (0, "")
+    assert "6 labelled, 11 unlabelled, 2 validation images" in done.out
+    assert "sky]: step 1" in done.out
+    assert f"run directory: {out}" in done.out
+    assert [line.split()[1] for line in done.out.splitlines() if line.startswith("│")][2:8] == classes
+    assert [line for line in semiseg(f"evaluate {out}").out.splitlines() if "[/sky]" in line]
+    assert "written to [bold]masks" in semiseg(f"predict {out} photos/images/val --out [bold]masks").out
+
+
+MANY = {"save_all": True, "append_images": [Image.new("L", (9, 9))] * 99}
+ODD = {
+    "16 bits": ("PNG", Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60), {}),
+    "colours of print": ("JPEG", Image.new("CMYK", (32, 32)), {}),
+    "1x1": ("PNG", Image.new("RGB", (1, 1)), {}),
+    "5000x1": ("PNG", Image.new("RGB", (5000, 1)), {}),
+    "many frames": ("GIF", Image.new("RGB", (9, 9)), MANY),
+    "many pages": ("TIFF", Image.new("RGB", (9, 9)), MANY),
+    "transparency": ("WEBP", Image.new("RGBA", (9, 9)), {}),
+}
+
+
+@pytest.mark.parametrize(("kind", "content", "save"), ODD.values(), ids=ODD.keys())
+def test_odd_images_are_predicted(semiseg, trained, tmp_path, monkeypatch, kind, content, save):
+    monkeypatch.chdir(tmp_path)
+    picture("odd.png", kind, content, **save)()
+    assert semiseg(f"predict {trained} odd.png --out masks").code == 0
+    with Image.open("masks/odd.png") as mask, Image.open("masks/odd_overlay.png") as overlay:
+        assert mask.size == overlay.size == content.size
+
+
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "says", "see"),
     [
-        ("learn recipe.yaml", "No such command 'learn'"),
-        ("train", "Missing argument 'recipe'"),
-        ("train recipe.yaml --steps 3", "No such option: --steps"),
-        ("predict run photos", "Missing option '--out'"),
-        ("partitions recipe.yaml --out lists", "Missing option '--size'"),
-        ("partitions recipe.yaml --out lists --size some", "Invalid value for '--size'"),
-        ("demo --seed some", "Invalid value for '--seed'"),
+        ("learn recipe.yaml", "No such command 'learn'", "semiseg"),
+        ("train", "Missing argument 'recipe'", "semiseg train"),
+        ("train recipe.yaml --steps 3", "No such option: --steps", "semiseg train"),
+        ("train recipe.yaml '--\x1b[31m\n'", r"No such option: --\x1b[31m\x0a", "semiseg train"),
+        ("train recipe.yaml --out", "Option '--out' requires an argument", "semiseg"),
+        ("train recipe.yaml twice.yaml", "Got unexpected extra argument(s) (twice.yaml)", "semiseg train"),
+        ("train 'a\0b'", "Invalid value for 'recipe'", "semiseg train"),
+        ("predict run photos", "Missing option '--out'", "semiseg predict"),
+        ("partitions recipe.yaml --out lists", "Missing option '--size'", "semiseg partitions"),
+        ("partitions recipe.yaml --out lists --size some", "Invalid value for '--size'", "semiseg partitions"),
+        ("demo --seed some", "Invalid value for '--seed'", "semiseg demo"),
+        (f"demo --seed {'9' * 5000}", "Invalid value for '--seed'", "semiseg demo"),
     ],
 )
-def test_a_wrong_command_line_points_to_the_help(semiseg, here, command, says):
+def test_a_wrong_command_line_points_to_the_help(semiseg, here, command, says, see):
     done = semiseg(command)
-    assert done.code == 2
-    assert says in done.err
-    assert "--help" in done.err
-    assert "Traceback" not in done.out + done.err
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"semiseg: {says}")
+    assert done.err.endswith(f"; see {see} --help\n")
+    assert done.err.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["recipe.yaml"]
 
 
-def test_no_space_or_permission_is_one_line(semiseg, here, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "runs/recipe"), "runs/recipe: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),  # of standard output
+        (MemoryError("Unable to allocate 9 TiB\nmore"), "not enough memory; lower engine.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "not enough memory; lower engine.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+    ],
+)
+def test_no_space_or_permission_is_one_line(semiseg, here, monkeypatch, error, line):
     def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied", "runs/recipe")
+        raise error
 
     monkeypatch.setattr("semiseg.runs.Run.start", refuse)
     done = semiseg("train recipe.yaml")
-    assert (done.code, done.err) == (2, "semiseg: runs/recipe: Permission denied\n")
+    assert done.code == 2
+    assert done.err.startswith(f"semiseg: {line}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_full_disk_leaves_no_half_image(semiseg, trained, scenes, here, monkeypatch):
+    def full(image, path, *_, **__):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    done = semiseg(f"predict {trained} {scenes}/images/val --out masks")
+    assert done.code == 2
+    assert done.err == (
+        "semiseg: masks/0000.png: cannot be written (No space left on device); 0 of 4 images were written to masks\n"
+    )
+    assert list(Path("masks").iterdir()) == []
+
+
+def test_a_pipe_that_nobody_reads(here):
+    """`semiseg methods | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from semiseg import cli; sys.argv = ['semiseg', '--help']; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode != 0
 
 
 def test_an_error_of_ours_keeps_its_traceback(semiseg, here, monkeypatch):

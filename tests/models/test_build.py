@@ -1,6 +1,8 @@
 import importlib
+import os
 import pickle
 import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -154,7 +156,13 @@ def test_networks_know_how_their_input_is_normalised(settings, normalisation):
         ({"encoder": "tu-resnet19"}, ("model.encoder", "'tu-resnet19'", "timm")),
         ({"architecture": "pan", "output_stride": 8}, ("model", "pan", "resnet18", "output stride 16 or 32")),
         ({"options": {"decoder_chanels": 3}}, ("model.options", "decoder_chanels", "decoder_channels")),
-        ({"options": {"classes": 3}}, ("model.options", "classes")),
+        ({"options": {"classes": 3}}, ("model.options", "classes", "remove it")),
+        ({"options": {"in_channels": 4}}, ("model.options", "in_channels", "three")),
+        ({"options": {"aux_params": {"classes": 3}}}, ("model.options", "aux_params", "one output")),
+        ({"options": {"activation": "softmax2d"}}, ("model.options", "activation", "logits")),
+        ({"encoder": "tu-resnet18", "options": {"checkpoint_path": "a.pth"}}, ("checkpoint_path", "model.weights")),
+        ({"encoder": "tu-resnet18", "options": {"pretrained_cfg": {"file": "a"}}}, ("pretrained_cfg", "model.weights")),
+        ({"options": {"decoder_channels": [8, 8, 8, 8, 0]}}, ("model.options", "size 0")),
         ({"weights": "no/such/file.pt"}, ("model.weights", "no/such/file.pt", "imagenet", "lite")),
         ({"weights": "lite"}, ("model.weights", "'resnet18'", "tu-tf_efficientnet_lite0")),
     ],
@@ -234,7 +242,10 @@ def test_weights_of_another_shape(tmp_path):
     refused(str(path), "another architecture", "conv1.weight", "(64, 1, 7, 7)", "(64, 3, 7, 7)", weights=str(path))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"lr": 0.1}, {"state_dict": [torch.zeros(2)]}, torch.zeros(3)])
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], {"lr": 0.1}, {"state_dict": [torch.zeros(2)]}, torch.zeros(3), {1: torch.zeros(3)}, {"conv1": "weight"}],
+)
 def test_a_file_without_a_state_dict(tmp_path, content):
     path = tmp_path / "weights.pt"
     torch.save(content, path)
@@ -246,6 +257,64 @@ def test_a_file_that_holds_no_weights(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_text("<html>404</html>")
     refused("model.weights", str(path), "cannot be read", weights=str(path))
+
+
+HEADS = {  # of safetensors: length, and what each tensor is
+    "endless": (2**62, b"{}"),
+    "nested": (None, b'{"a":' * 10_000),
+    "overlapping": (None, b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+                    b'"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}'),
+    "cut off": (None, b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'),
+    "larger than numbers": (None, b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,12]}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("length", "head"), HEADS.values(), ids=HEADS.keys())
+def test_safetensors_whose_head_is_wrong(tmp_path, length, head):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes((length or len(head)).to_bytes(8, "little") + head + bytes(12))
+    refused("model.weights", str(path), "cannot be read", weights=str(path))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch, method):
+    path = tmp_path / "weights.pt"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("weights/data/1", bytes(2**22))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    refused("model.weights", str(path), "cannot be read", weights=str(path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "weights.pt")
+    refused("model.weights", "no file", weights=str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+        (lambda tensor: tensor.to(torch.int64), "int64"),
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: tensor.to("meta"), "float32"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("nan")), "not finite"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("inf")), "not finite"),
+        (lambda tensor: torch.zeros(1, 1, 1, 1).expand(9999, 9999, 9999, 9999), "(9999, 9999, 9999, 9999)"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path, change, says):
+    path = tmp_path / "weights.pt"
+    torch.save(resnet18() | {"conv1.weight": change(resnet18()["conv1.weight"])}, path)
+    refused("model.weights", str(path), "conv1.weight", says, weights=str(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_as_good(tmp_path, dtype):
+    path = tmp_path / "weights.pt"
+    weights = {key: value.to(dtype) for key, value in resnet18().items()}
+    torch.save(weights, path)
+    assert_landed(make(weights=str(path)), {key: value.float() for key, value in weights.items()})
 
 
 class Malicious:

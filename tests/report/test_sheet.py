@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semiseg.errors import UserError
 from semiseg.report import sheet
 
 TILE, GAP, HEADING, MARGIN = 160, 6, 26, 12  # px, as a sheet is laid out
@@ -83,3 +84,11 @@ def test_in_rows():
     files = [Path(name) for name in "abcde"]
     assert sheet.in_rows(files, 2) == [files[:2], files[2:4], files[4:]]
     assert sheet.in_rows([], 3) == []
+
+
+def test_a_sheet_is_written_whole_or_not_at_all(tmp_path):
+    image = plain(tmp_path / "image.png", (1, 2, 3))
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(UserError, match=r"sheet.png: cannot be written \(Is a directory\)"):
+        sheet.write(tmp_path / "sheet.png", [sheet.Block(("",), [[image]])])
+    assert {path.name for path in tmp_path.iterdir()} == {"image.png", "sheet.png"}

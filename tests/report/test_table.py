@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from semiseg.errors import UserError
 from semiseg.report import table
 from semiseg.runs import Run
 
@@ -40,6 +41,15 @@ def test_compare(tmp_path):
         ["tree", "-", "20.00"],
         ["training, s", "10", "34"],
     ]
+
+
+def test_names_are_no_markup(tmp_path):
+    names = ["[/sky]", "[bold]x", ":smile:", r"\[a]", "Sky", "sky"]
+    made = run(tmp_path / "a", (1, 0.5, [0.5] * 6))
+    shown = printed(table.compare({"[/b]": made, "[red]:cat:": made}, names))
+    assert shown[0] == ["", "[/b]", "[red]:cat:"]
+    assert [row[0] for row in shown[3:9]] == names
+    assert [row[0] for row in printed(table.scores_table(0.5, 0.5, [0.5] * 6, names))[1:7]] == names
 
 
 def test_compare_before_the_first_evaluation(tmp_path):
@@ -78,3 +88,13 @@ def test_class_names(tmp_path, trained):
         folder.mkdir(parents=True)
         (folder / "state.json").write_text(json.dumps({"classes": {"names": [name]}}))
     assert table.class_names(made) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("content", [None, "", "[" * 9, "{}", "[]", '{"classes": {"names": 3}}'])
+def test_class_names_of_a_broken_run(tmp_path, content):
+    made = run(tmp_path / "a")
+    if content is not None:
+        (made.checkpoints / "step-00000001").mkdir(parents=True)
+        (made.checkpoints / "step-00000001/state.json").write_text(content)
+    with pytest.raises(UserError, match=r"checkpoints.* is not a readable checkpoint"):
+        table.class_names(made)

@@ -36,7 +36,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_ops: int = Field(2, ge=1)
+    num_ops: int = Field(2, ge=1, le=100)
     with_replacement: bool = False
     factor: tuple[float, float] = (0.05, 0.95)
     hue: tuple[float, float] = (0.0, 0.5)

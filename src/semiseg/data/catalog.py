@@ -2,33 +2,50 @@
 
 import difflib
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from semiseg.data.dataset import Sample
 from semiseg.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # ends a line, steers a terminal, or is no UTF-8
 
 
 def scan(folder: Path) -> dict[str, Path]:
     """Every image file below `folder`, hidden ones excepted: path below it without extension -> file, sorted.
 
     Raises:
-        UserError: two files differ in nothing but their extension.
+        UserError: two files differ in nothing but their extension, or a name cannot stand in a list.
     """
     found: dict[str, Path] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
-                continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise UserError(f"{path}: has the same name as {found[stem].name}; rename or remove one of the two")
-            found[stem] = path
+    for path in _files(folder):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if CONTROL.search(stem):
+            raise UserError(f"{path}: has a control character or a broken byte in its name; rename it")
+        if stem in found:
+            raise UserError(f"{path}: has the same name as {found[stem].name}; rename or remove one of the two")
+        found[stem] = path
     return dict(sorted(found.items()))
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """Every file below `top`, links followed. A folder is entered once, by its own name first, so that loops end."""
+    entered: set[str] = set()
+    waiting = [top]
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0)):  # goes past links to folders
+            real = os.path.realpath(parent)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            waiting += [path for name in sorted(folders) if (path := Path(parent, name)).is_symlink()]
+            yield from (Path(parent, name) for name in names)
 
 
 class Catalog:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from semiseg.types import ClassTable
+
+Side = Annotated[int, Field(gt=0, le=16384)]  # px
+Scale = Annotated[float, Field(gt=0, le=10)]
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,18 @@ class Dataset:
 class DataConfig(BaseModel):
     """Settings that every layout shares. Paths of lists are relative to `root` unless they are absolute."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layout: str
     root: Path
     labeled: Path | None = None  # list of labelled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabelled pool; None: every training image that is not labelled
     val: Path | None = None  # list of validation images; None: the layout's own default
-    long_side: int | None = Field(None, ge=16)  # px; every image is resized to it first, None: as it is on disk
-    crop: PositiveInt | tuple[PositiveInt, PositiveInt] = 513  # px, (height, width) or one number for both
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)  # random scale, Table 1
+    long_side: int | None = Field(None, ge=16, le=16384)  # px; images are resized to it first, None: as they are
+    crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both
+    scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
-    workers: int = Field(2, ge=0)  # loader processes; they change the speed, never the result
+    workers: int = Field(2, ge=0, le=256)  # loader processes; they change the speed, never the result
     on_unreadable: Literal["error", "skip"] = "error"  # skip: another image takes a broken one's place in training
 
     @property
@@ -63,7 +66,10 @@ class DataConfig(BaseModel):
     @field_validator("root", "labeled", "unlabeled", "val")
     @classmethod
     def _expand_home(cls, path: Path | None) -> Path | None:
-        return path.expanduser() if path else path
+        try:
+            return path.expanduser() if path else path
+        except RuntimeError as error:
+            raise ValueError("there is no such user; write the path of the folder out") from error
 
     @field_validator("scale")
     @classmethod

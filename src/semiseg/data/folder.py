@@ -11,11 +11,11 @@ run of every method measures on the same ones.
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
-from semiseg.data.catalog import Catalog, scan
+from semiseg.data.catalog import CONTROL, Catalog, scan
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.lists import assemble, read_lines, read_lists, rest
 from semiseg.errors import UserError
@@ -30,7 +30,8 @@ class Config(DataConfig):
     images: Path = Path("images")
     masks: Path = Path("masks")
     classes: Path = Path("classes.txt")
-    values: dict[NonNegativeInt, int] | None = None  # class index (or 255) of each mask value that is not one already
+    # class index (or 255) of each mask value, of 16 bits at most, that is not one already
+    values: dict[Annotated[int, Field(ge=0, le=65535)], int] | None = None
     background: str | int | None = None  # name or index of the class that means "nothing of interest", if there is one
     val_fraction: float | None = Field(None, gt=0, lt=1)  # share of the images with masks; 0.2 where `val` is not given
 
@@ -86,11 +87,13 @@ def read_classes(path: Path, background: str | int | None) -> ClassTable:
         UserError: the file is missing, holds fewer than 2 or more than 254 classes or one name twice, or `background`
             is none of them.
     """
-    lines = [line for _, line in read_lines(path, "data.classes") if not line.startswith("#")]
+    lines = [line for _, line in read_lines(path, "data.classes", most=100_000) if not line.startswith("#")]
     entries = [re.fullmatch(r"(.+?)(?:\s+#([0-9a-fA-F]{6}))?", line) for line in lines]
     names = tuple(entry[1] for entry in entries if entry)
     if not 2 <= len(names) <= 254:
         raise UserError(f"{path}: has {len(names)} classes; between 2 and 254 are needed, one name a line")
+    if garbled := [name for name in names if CONTROL.search(name)]:
+        raise UserError(f"{path}: class {garbled[0]!r} has a tab or another control character in its name; remove it")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: class {twice[0]!r} occurs twice; names must differ")

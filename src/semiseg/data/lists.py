@@ -5,15 +5,19 @@ A line is an id (`2007_000032`), with or without extension, a path below the roo
 (`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). Blank lines count for nothing.
 """
 
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.data.catalog import Catalog
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.errors import UserError
+from semiseg.files import read_text
 from semiseg.types import ClassTable
+
+_MOST_BYTES, _LONGEST_LINE = 2**26, 8192  # two paths of the longest kind
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,9 @@ def read_list(path: Path, catalog: Catalog, listed_masks: bool, setting: str) ->
         UserError: the list is missing or empty, or a line names no image, several, one that an earlier line named, or a
             path that leaves the root.
     """
-    lines = read_lines(path, setting)
-    if not lines:
-        raise UserError(f"{path}: {setting} is empty; give one image id a line")
     seen: dict[str, int] = {}
     samples = []
-    for number, line in lines:
+    for number, line in read_lines(path, setting):
         try:
             sample = _resolve(line, catalog, listed_masks)
         except UserError as error:
@@ -64,23 +65,24 @@ def read_list(path: Path, catalog: Catalog, listed_masks: bool, setting: str) ->
             raise UserError(f"{path}:{number}: {sample.name!r} is on line {seen[sample.name]} already; remove one")
         seen[sample.name] = number
         samples.append(sample)
+    if not samples:
+        raise UserError(f"{path}: {setting} is empty; give one image id a line")
     return tuple(samples)
 
 
-def read_lines(path: Path, setting: str) -> list[tuple[int, str]]:
+def read_lines(path: Path, setting: str, most: int = _MOST_BYTES) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not blank, stripped, each with its number from 1.
 
     Raises:
-        UserError: the file is missing or no text.
+        UserError: the file is missing, no text, or holds more than `most` bytes or a line that is no list's.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{path}: no such file ({setting}; relative paths start at data.root)") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {setting} is not UTF-8 text; save it as UTF-8") from error
-    numbered = enumerate(text.splitlines(), start=1)
-    return [(number, line.strip()) for number, line in numbered if line.strip()]
+    if not path.exists():
+        raise UserError(f"{path}: no such file ({setting}; relative paths start at data.root)")
+    for number, line in enumerate(io.StringIO(read_text(path, setting, most), newline=None), start=1):
+        if len(line) > _LONGEST_LINE:  # a line is tried at each of its gaps
+            raise UserError(f"{path}:{number}: has {len(line)} characters; {setting} has one entry a line")
+        if line.strip():
+            yield number, line.strip()
 
 
 def rest(samples: Iterable[Sample], *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:

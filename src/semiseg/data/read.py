@@ -14,6 +14,7 @@ from semiseg.data.dataset import Sample
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # Pillow has more, and runs a program for EPS
 _BAD = 254  # marks mask values without meaning in the lookup table; a class table therefore ends at 253
 
 
@@ -51,9 +52,10 @@ def read_mask(path: Path, num_classes: int, values: dict[int, int] | None) -> UI
     """
     image = _decode(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+        kinds = {"F": "holds floating-point values", "LA": "has transparency", "PA": "has transparency"}
         raise UserError(
-            f"{path}: the mask is a colour image (mode {image.mode}); save it with one channel (grey or palette PNG) "
-            "that holds the class index of each pixel"
+            f"{path}: the mask {kinds.get(image.mode, 'is a colour image')} (mode {image.mode}); save it with one "
+            "channel (grey or palette PNG) that holds the class index of each pixel"
         )
     table = np.full(65536, _BAD, dtype=np.uint8)
     table[:num_classes] = np.arange(num_classes)
@@ -106,7 +108,7 @@ def read_size(path: Path) -> tuple[int, int]:
             exif = Image.Image.getexif(image)  # PNG's own would decode the pixels in search of one
         except Exception as error:
             raise UnreadableError(_unreadable(path)) from error
-    turned = exif.get(ExifTags.Base.Orientation, 1) >= 5  # orientations 5 to 8 swap the sides
+    turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # which swap the sides; it may be anything
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -133,10 +135,12 @@ def _size(tensor: Tensor) -> str:
 
 
 def _open(path: Path) -> Image.Image:
+    if not path.exists():
+        raise UnreadableError(f"{path}: no such file")
+    if not path.is_file():  # a pipe would be waited for
+        raise UnreadableError(_unreadable(path))
     try:
-        image = Image.open(path)
-    except FileNotFoundError as error:
-        raise UnreadableError(f"{path}: no such file") from error
+        image = Image.open(path, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(_too_large(path)) from error
     except Exception as error:  # decoders raise whatever a broken file provokes

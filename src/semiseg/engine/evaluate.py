@@ -18,7 +18,7 @@ from semiseg.models.predict import resize_probability, sliding, whole
 class Config(BaseModel):
     """How an image is run through the network when it is evaluated or predicted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Literal["whole", "sliding"] = "whole"
     window: int | None = Field(None, ge=16)  # px, side of the square windows of sliding

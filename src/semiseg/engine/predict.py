@@ -17,6 +17,7 @@ from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
 from semiseg.engine.runtime import Device, Precision, Runtime
 from semiseg.errors import UserError
+from semiseg.files import save_image
 from semiseg.models import build
 from semiseg.models.build import Network
 from semiseg.models.predict import resize_probability
@@ -57,9 +58,9 @@ class Predictor:
         image = read_image(file)
         label = self.predict(image)
         index.parent.mkdir(parents=True, exist_ok=True)
-        index_image(label, self.classes).save(index)
+        save_image(index_image(label, self.classes), index)
         if overlaid is not None:
-            overlay(image, label, self.classes).save(overlaid)
+            save_image(overlay(image, label, self.classes), overlaid)
 
 
 def predict_files(
@@ -74,7 +75,8 @@ def predict_files(
         the number of images.
 
     Raises:
-        UserError: there is no image, one cannot be read, or a file that would be written exists.
+        UserError: there is no image, one cannot be read, or a file that would be written exists or cannot be. What was
+            written before an image turned out to be damaged stays.
     """
     base, files = _find(images)
     targets = [out / file.relative_to(base).with_suffix("") for file in files]
@@ -88,7 +90,10 @@ def predict_files(
                 raise UserError(f"{file}: its output would be that of {written[path]}, {path}; rename one of the two")
             written[path] = file
     for done, (file, target) in enumerate(zip(files, targets, strict=True), 1):
-        predictor.write(file, _index_path(target), _overlay_path(target))
+        try:
+            predictor.write(file, _index_path(target), _overlay_path(target))
+        except UserError as error:
+            raise UserError(f"{error}; {done - 1} of {len(files)} images were written to {out}") from error
         on_image(done, len(files))
     return len(files)
 

@@ -23,7 +23,7 @@ class ProgressBar:
         self.title = title
         self.status, self.miou = "", ""
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),  # a folder may be called [/bold]
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
@@ -57,7 +57,8 @@ class ProgressBar:
         self.miou = f"mIoU {100 * record['miou']:.2f}"
         self._update()
         if not self.console.is_terminal:
-            self.console.print(f"{self.title}: step {record['step']}  {self.miou}  {self.status}", highlight=False)
+            text = f"{self.title}: step {record['step']}  {self.miou}  {self.status}"
+            self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Prints what went wrong and was dealt with."""

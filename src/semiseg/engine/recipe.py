@@ -20,10 +20,10 @@ from semiseg.types import ClassTable
 class EngineConfig(BaseModel):
     """How long, how large, how often."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    steps: int = Field(ge=1)  # optimizer steps
-    batch_size: int = Field(16, ge=2)  # labelled images a step over all processes, and as many unlabelled ones
+    steps: int = Field(ge=1, le=10**9)  # optimizer steps
+    batch_size: int = Field(16, ge=2, le=65536)  # labelled images a step over all processes, as many unlabelled
     micro_batch_size: int | None = Field(None, ge=1)  # of them in one forward pass of a process; None: its whole share
     seed: int = Field(0, ge=0)
     precision: Precision = "fp32"

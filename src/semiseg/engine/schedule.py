@@ -9,7 +9,7 @@ from semiseg.method import SemiMethod
 class Config(BaseModel):
     """SGD with polynomial decay per iteration (paper, Sec. 4; the values it leaves out are those of its VOC logs)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lr: float = Field(0.001, gt=0)  # of the encoder; on VOC the authors use 0.001 and a tenfold head (D25)
     head_lr_factor: float = Field(10.0, gt=0)  # learning rate of everything else, as a multiple

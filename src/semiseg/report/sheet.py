@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from semiseg.files import save_image
+
 _TILE, _GAP, _HEADING, _MARGIN = 160, 6, 26, 12  # px
 
 
@@ -21,6 +23,9 @@ def write(path: Path, blocks: Sequence[Block]) -> Path:
     """Writes the blocks one below the other into one PNG and returns its path.
 
     Images are shown as large as a square tile allows; masks with a palette in its colours.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     columns = max(len(row) for block in blocks for row in block.rows)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
@@ -38,7 +43,7 @@ def write(path: Path, blocks: Sequence[Block]) -> Path:
                 canvas.paste(_tile(file), (_MARGIN + column * (_TILE + _GAP), top))
             top += _TILE + _GAP
         top += _GAP
-    canvas.save(path)
+    save_image(canvas, path)
     return path
 
 

@@ -4,15 +4,24 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from semiseg.errors import UserError
 from semiseg.runs import Run
 
 
 def class_names(run: Run) -> list[str]:
-    """Names of the classes that a run was trained for, as its newest checkpoint says."""
-    newest = sorted(run.checkpoints.glob("*-*/state.json"))[-1]
-    return json.loads(newest.read_text(encoding="utf-8"))["classes"]["names"]
+    """Names of the classes that a run was trained for, as its newest checkpoint says.
+
+    Raises:
+        UserError: it does not say.
+    """
+    newest = max(run.checkpoints.glob("*-*/state.json"), default=run.checkpoints)
+    try:
+        return list(map(str, json.loads(newest.read_text(encoding="utf-8"))["classes"]["names"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{newest}: is not a readable checkpoint ({type(error).__name__}: {error})") from error
 
 
 def seconds(run: Run) -> float:
@@ -26,17 +35,17 @@ def seconds(run: Run) -> float:
 
 def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
     """One column a run: last and best mIoU (with its step), IoU of each class at the last evaluation, seconds."""
-    table = Table("", *runs, title="mIoU and IoU in %, on the validation images")
+    table = Table("", *(Column(Text(name)) for name in runs), title="mIoU and IoU in %, on the validation images")
     last = {name: run.last() for name, run in runs.items()}
     best = {name: run.best() for name, run in runs.items()}
-    table.add_row("mIoU, last", *(f"[bold]{percent(record and record['miou'])}" for record in last.values()))
+    table.add_row("mIoU, last", *(_bold(percent(record and record["miou"])) for record in last.values()))
     table.add_row(
         "mIoU, best (step)",
         *(f"{percent(r['miou'])} ({r['step']})" if r else "-" for r in best.values()),
         end_section=True,
     )
     for index, name in enumerate(classes):
-        table.add_row(name, *(percent(record and record["iou"][index]) for record in last.values()))
+        table.add_row(Text(name), *(percent(record and record["iou"][index]) for record in last.values()))
     table.add_section()
     table.add_row("training, s", *(f"{seconds(run):.0f}" for run in runs.values()))
     return table
@@ -46,9 +55,9 @@ def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], clas
     """IoU of each class, mIoU and accuracy of one evaluation."""
     table = Table("class", "IoU, %")
     for name, value in zip(classes, iou, strict=True):
-        table.add_row(name, percent(value))
+        table.add_row(Text(name), percent(value))
     table.add_section()
-    table.add_row("[bold]mIoU", f"[bold]{percent(miou)}")
+    table.add_row(_bold("mIoU"), _bold(percent(miou)))
     table.add_row("pixel accuracy", percent(accuracy))
     return table
 
@@ -63,6 +72,10 @@ def rehearsal(found: dict[str, float]) -> Table:
     table.add_row("the whole run", f"{found['hours']:.2f} h")
     table.add_row("room on disk", f"{found['disk_mb']:.0f} MB")
     return table
+
+
+def _bold(text: str) -> Text:
+    return Text(text, style="bold")
 
 
 def percent(value: Any) -> str:
