@@ -162,7 +162,7 @@ def test_a_start_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
 
     def killed(path: Path, text: str) -> None:
-        if path.name == "config.yaml":
+        if path.name == "unlabeled.txt":
             raise KeyboardInterrupt
         path.write_text(text)
 
@@ -173,7 +173,7 @@ def test_a_start_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
     assert not run.exists()
     run.start("seed: 0\n", {}, ["a"])
     assert run.exists()
-    assert not (run.path / ".starting").exists()
+    assert run.unlabeled() == ["a"]
 
 
 def test_the_diary(run):

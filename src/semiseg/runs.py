@@ -11,12 +11,12 @@ checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from semiseg.errors import UserError
 
@@ -38,23 +38,22 @@ class Run:
         return self.path / "checkpoints"
 
     def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
-        """Makes a new run directory.
+        """Makes a new run directory, or completes one whose start was cut off.
 
         Raises:
-            UserError: the directory exists and holds something already.
+            UserError: the directory exists and holds something already, or cannot be written; then the same start can
+                be tried again.
         """
-        starting = self.path / ".starting"  # there while this works: a start that was cut short is made again
-        if self.path.exists() and any(self.path.iterdir()) and not starting.exists():
+        aside = _aside(self.config)
+        if self.path.exists() and any(self.path.iterdir()) and (self.exists() or not aside.exists()):
             raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        starting.touch()
+        _write(aside, self.config, config)  # first: where it is without its name, a start was cut off
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
-        (self.path / "metrics.jsonl").touch()
-        (self.path / "events.jsonl").touch()
-        write_atomically(self.path / "hardness.csv", "step,index,hardness\n")
-        write_atomically(self.config, config)  # where it is, the run was started
-        starting.unlink()
+        for name, text in (("metrics.jsonl", ""), ("events.jsonl", ""), ("hardness.csv", "step,index,hardness\n")):
+            write_atomically(self.path / name, text)
+        aside.replace(self.config)  # last: where it is, the run was started
 
     def change(self, config: str) -> None:
         """Replaces the recipe by one that gives the same result: from another disk, with other workers."""
@@ -117,13 +116,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""
-        metrics, hardness = self.path / "metrics.jsonl", self.path / "hardness.csv"
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in _whole(lines) if json.loads(line)["step"] <= step]
-        write_atomically(metrics, "".join(kept))
-        header, *rows = hardness.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in _whole(rows) if int(row.split(",")[0]) <= step]
-        write_atomically(hardness, "".join([header, *kept]))
+        _cut(self.path / "metrics.jsonl", lambda line: json.loads(line)["step"] <= step)
+        _cut(self.path / "hardness.csv", lambda row: row.startswith(b"step") or int(row.split(b",")[0]) <= step)
 
     def last(self) -> dict[str, Any] | None:
         """The newest validation record."""
@@ -140,20 +134,58 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written; what was there before is as it was.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = _aside(path)
     try:
-        with _naming(path), aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(aside, path, text)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write(aside: Path, path: Path, text: str) -> None:
+    """Writes what is to be the content of `path`, and waits until it is on the disk."""
+    with _naming(path), aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _append(path: Path, text: str) -> None:
+    """Adds whole lines. Half a line at the end, from a process that died or found the disk full, goes first."""
+    _cut(path, lambda line: True)
     with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def _cut(path: Path, keeps: Callable[[bytes], bool]) -> None:
+    """Ends a file after its last whole line that `keeps`; of lines in the order of their steps those before it stay.
+
+    The file is read from its end, so that the length of what stays is no matter, and nothing is written, so that a full
+    disk is none either.
+    """
+    with _naming(path), path.open("rb+") as file:
+        end = next((end for end, line in _backwards(file) if keeps(line)), 0)
+        if end < file.seek(0, os.SEEK_END):
+            file.truncate(end)
+
+
+def _backwards(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
+    """Each whole line and where it ends, from the last one to the first."""
+    start, held = file.seek(0, os.SEEK_END), b""  # `held` follows `start`; of its first line there may be more before
+    while start:
+        size = min(block, start)
+        start = file.seek(start - size)
+        held = file.read(size) + held
+        *lines, half = held.split(b"\n")
+        end = start + len(held) - len(half)
+        for line in reversed(lines[1:] if start else lines):
+            yield end, line
+            end -= len(line) + 1
+        held = lines[0] + b"\n" if lines else half
 
 
 @contextmanager
