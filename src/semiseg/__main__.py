@@ -1,5 +1,14 @@
-"""`python -m semiseg`: what launchers of several processes call."""
+"""The command `semiseg`; also `python -m semiseg`, which launchers of several processes call."""
 
-from semiseg.cli import main
+from semiseg.engine.signals import leaving_at_once
 
-main()
+
+def main() -> None:
+    """Entry point."""
+    with leaving_at_once():  # Ctrl-C is no traceback out of an import
+        from semiseg import cli
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

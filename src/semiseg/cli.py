@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from semiseg.engine.signals import leaving_at_once
 from semiseg.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -194,8 +195,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     warnings.filterwarnings("ignore", module="PIL")  # about odd files: they are read, or refused in a line of ours
+    training = sys.argv[1:2] == ["train"]  # its loop stops with care, and there is nothing to lose before and after it
     try:
-        sys.exit(app(prog_name="semiseg", standalone_mode=False))
+        with leaving_at_once("; the same command goes on", _is_first_process()) if training else nullcontext():
+            sys.exit(app(prog_name="semiseg", standalone_mode=False))
     except UserError as error:
         _complain(str(error))
     except _UsageError as error:
