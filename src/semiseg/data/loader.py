@@ -121,14 +121,17 @@ class _Loader(DataLoader[T], Generic[T]):
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         done, deaths = 0, 0  # items yielded, and restarts since the last one
-        batches = self._workers_of(self)
+        rest: DataLoader[T] = self
+        batches: Iterator[T] | None = None
         while done < len(self.keys):
             try:
+                if batches is None:
+                    batches = self._workers_of(rest)  # kept workers may have died since the last item
                 item = next(batches)
             except RuntimeError as error:
                 if "DataLoader worker (pid" not in str(error):
                     raise
-                self._iterator = None
+                self._iterator = batches = None
                 deaths += 1
                 if deaths == _MAX_DEATHS:
                     raise UserError(
@@ -139,7 +142,6 @@ class _Loader(DataLoader[T], Generic[T]):
                 rest = DataLoader(
                     self.dataset, batch_size=None, sampler=self.keys[done:], worker_init_fn=_init_worker, **self.options
                 )
-                batches = self._workers_of(rest)
                 continue
             if isinstance(item, UserError):
                 self._iterator = None  # stops kept workers now: left to the garbage collector, they time out first
@@ -243,7 +245,8 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         """Position and content of the sample whose turn it is, or of the next readable one after it in its lap."""
         lap, place = divmod(turn, len(samples))
         order = _order(self.seed, f"{stream} order", len(samples), lap)
-        for attempt in range(min(len(samples), _MAX_SKIPS)):
+        attempts = min(len(samples), _MAX_SKIPS)
+        for attempt in range(attempts):
             index = int(order[(place + attempt) % len(samples)])
             try:
                 return index, read(samples[index])
@@ -251,7 +254,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
                 if self.config.on_unreadable == "error":
                     raise
                 skipped.append(str(error))
-        raise UserError(f"data.{stream}: {len(skipped)} images in a row cannot be read; the last: {skipped[-1]}")
+        raise UserError(f"data.{stream}: {attempts} images in a row cannot be read; the last: {skipped[-1]}")
 
 
 @dataclass(frozen=True)
