@@ -105,16 +105,20 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
-    if describe(dataset)["labels"] != run.environment()["labels"] or run.unlabeled() != _names(dataset):
+    before, now = run.unlabeled(), _names(dataset)
+    if describe(dataset)["labels"] != run.environment()["labels"] or before != now:
+        differing = sorted({*before} ^ {*now})
+        of_them = f", e.g. {differing[0]}" if differing else ""
         raise UserError(
-            f"{run.path}: holds a run on other images than {recipe.data.root} has now; name another directory with "
-            "--out"
+            f"{run.path}: holds a run on other images than {recipe.data.root} has now{of_them}; put them back as they "
+            "were, or name another directory with --out"
         )
     newest = checkpoint.newest(run.checkpoints)
     if changed:
         run.change(config.dump(recipe))
         run.event("changed", newest.step if newest else 0, settings=changed)
-    complete = newest is not None and newest.step >= recipe.engine.steps
+    last = run.last()
+    complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
     says = "is complete, nothing is left to train" if complete else "going on with this run"
     console.print(f"{run.path}: {says}", highlight=False, markup=False)
 

@@ -4,12 +4,13 @@ A checkpoint is a folder, written aside, synced and renamed, so that it is whole
 
     model.safetensors       the method: student, teacher, buffers
     optimizer.safetensors   momentum (not in `best-*`, which cannot be resumed from)
-    state.json              format, step, recipe, class table, normalisation, predictor, scaler, pending
+    state.json              format, step, recipe, class table, normalisation, predictor, scaler, what has no record
 """
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class Checkpoint:
         predictor: which of the method's networks is evaluated and used: the head of its tensors' names.
         scaler: state of the fp16 gradient scaler.
         pending: scalars of the steps since the last training record, by name; empty where a record was due.
+        skipped: files that could not be read in these steps.
+        seconds: that these steps took.
+        waited: seconds of them in which the loader was waited for.
     """
 
     path: Path
@@ -48,6 +52,9 @@ class Checkpoint:
     predictor: str
     scaler: dict[str, Any]
     pending: dict[str, list[float]]
+    skipped: list[str]
+    seconds: float
+    waited: float
 
     def model_state(self) -> dict[str, Tensor]:
         """State dict of the method."""
@@ -94,6 +101,9 @@ def save(
     optimizer: dict[str, Tensor] | None = None,
     scaler: dict[str, Any] | None = None,
     pending: dict[str, list[float]] | None = None,
+    skipped: Sequence[str] = (),
+    seconds: float = 0.0,
+    waited: float = 0.0,
 ) -> Path:
     """Writes `folder/step-<step>`, or `folder/best-<step>` where no optimizer is given. Returns its path.
 
@@ -114,6 +124,9 @@ def save(
         "predictor": predictor,
         "scaler": scaler or {},
         "pending": pending or {},
+        "skipped": list(skipped),
+        "seconds": seconds,
+        "waited": waited,
     }
     aside = folder / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
@@ -185,6 +198,9 @@ def read(path: Path) -> Checkpoint:
             predictor=str(state["predictor"]),
             scaler=dict(state["scaler"]),
             pending=dict(state["pending"]),
+            skipped=list(state.get("skipped", [])),  # this and what follows came after the first of format 2
+            seconds=float(state.get("seconds", 0)),
+            waited=float(state.get("waited", 0)),
         )
     except UserError:
         raise

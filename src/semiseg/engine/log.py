@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semiseg.data.dataset import Dataset
+from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.reporter import Reporter
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
@@ -47,7 +48,6 @@ class Log:
         reporter: who is told; on other processes than the first, nobody.
         images_per_step: labelled and unlabelled, over all processes.
         done: completed steps.
-        pending: scalars of the last of them that are in no record yet, from a checkpoint.
     """
 
     def __init__(
@@ -58,21 +58,31 @@ class Log:
         reporter: Reporter,
         images_per_step: int,
         done: int,
-        pending: dict[str, list[float]],
     ) -> None:
         self.run, self.runtime, self.dataset, self.reporter = run, runtime, dataset, reporter
         self.images_per_step = images_per_step
-        self.names = list(pending)
-        rows = torch.tensor(list(pending.values()), device=runtime.device).T if pending else torch.empty(0, 0)
-        self.steps = [_Step(done - len(rows) + n, row) for n, row in enumerate(rows.unbind(), 1)]
-        self.written = done - len(self.steps)  # steps of which there is a record
-        self.hardness_written = done
-        self.skipped: list[str] = []
+        self.names: list[str] = []
+        self.steps: list[_Step] = []  # those that are in no record yet
+        self.skipped: list[str] = []  # files that were not readable in them, of this process
+        self.written = self.hardness_written = done
         self.stop = False  # whether any process was asked to stop; all know it at the same step
         self._restart_clock(done)
 
     def _restart_clock(self, done: int) -> None:
         self.clock, self.clock_step, self.waited = time.perf_counter(), done, 0.0
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Takes from a checkpoint what the last steps yielded that are in no record yet."""
+        if not saved.pending:
+            return
+        rows = torch.tensor(list(saved.pending.values()), device=self.runtime.device).T
+        self.names = list(saved.pending)
+        self.written -= len(rows)
+        self.steps = [_Step(self.written + n, row) for n, row in enumerate(rows.unbind(), 1)]
+        self.skipped = list(saved.skipped) if self.runtime.is_main else []
+        self._restart_clock(self.written)
+        self.clock -= saved.seconds
+        self.waited = saved.waited
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -144,7 +154,7 @@ class Log:
             self.run.log(record)
         self.written = done
         self.steps.clear()
-        self.skipped.clear()
+        self.skipped = []
         self._restart_clock(done)
         self.reporter.on_train(record)
         if skipped:
@@ -170,6 +180,10 @@ class Log:
             return {}
         columns = torch.stack([step.scalars for step in self.steps]).T.tolist()
         return dict(zip(self.names, columns, strict=True))
+
+    def seconds(self) -> float:
+        """Time since the last training record, if steps were taken; for a checkpoint as `pending`."""
+        return time.perf_counter() - self.clock if self.steps else 0.0
 
     def event(self, event: str, done: int, **details: Any) -> None:
         """Writes to the run's diary, and tells the reporter."""

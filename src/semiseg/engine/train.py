@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -63,9 +63,12 @@ class _Training:
         self.method = method.to(self.runtime.device).to(memory_format=torch.channels_last)
         self.stepper = Stepper(recipe, self.method, self.runtime)
         self.reporter = reporter if self.runtime.is_main else Silent()
-        self.done, self.evaluated, pending = self._resume()  # completed steps, and those at the last evaluation
+        newest = checkpoint.newest(run.checkpoints)
+        self.done, self.evaluated = self._resume(newest)  # completed steps, and those at the last evaluation
         images_per_step = cfg.batch_size * (2 if method.views.unlabeled else 1)
-        self.log = Log(run, self.runtime, dataset, self.reporter, images_per_step, self.done, pending)
+        self.log = Log(run, self.runtime, dataset, self.reporter, images_per_step, self.done)
+        if newest is not None:
+            self.log.restore(newest)
         self.lr = recipe.optim.lr_at(max(self.done - 1, 0), cfg.steps)
         self.between_steps = True
 
@@ -141,11 +144,7 @@ class _Training:
 
     def _interrupted(self) -> Interrupted:
         signum = self.request.signum or signal.SIGTERM  # another process was asked
-        name = signal.Signals(signum).name
-        return Interrupted(
-            f"{self.run.path}: stopped by {name} after step {self.done}, which is saved; the same command goes on",
-            signum,
-        )
+        return Interrupted(f"{self.run.path}: stopped by {signal.Signals(signum).name}", signum)
 
     @contextmanager
     def _nothing_lost(self) -> Iterator[None]:
@@ -159,6 +158,8 @@ class _Training:
             saved = self._save_what_is_done(error)
             if isinstance(error, UserError):
                 raise UserError(f"{self.runtime.name}{error}{saved}") from error
+            if isinstance(error, Interrupted):
+                raise Interrupted(f"{error}{saved}", error.signum) from error
             raise
 
     def _save_what_is_done(self, error: BaseException) -> str:
@@ -170,14 +171,16 @@ class _Training:
             self.log.park()
             self._save()
             checkpoint.prune(self.run.checkpoints, self.recipe.engine.keep_checkpoints)
+        except (UserError, OSError) as second:
+            said_already = str(second) in str(error)
+            return f"; step {self.done} " + ("is not saved" if said_already else f"cannot be saved: {second}")
+        with suppress(UserError):  # it may be the diary that cannot be written
             self.log.event("stopped", self.done, reason=str(error))
-        except UserError as second:
-            return f"; step {self.done} cannot be saved: {second}"
         return f"; step {self.done} is saved, the same command goes on"
 
-    def _resume(self) -> tuple[int, int, dict[str, list[float]]]:
-        """Loads the newest checkpoint, if any. Returns steps done, steps evaluated, and what has no record yet."""
-        runtime, newest = self.runtime, checkpoint.newest(self.run.checkpoints)
+    def _resume(self, newest: checkpoint.Checkpoint | None) -> tuple[int, int]:
+        """Loads the newest checkpoint, if any. Returns steps done and steps evaluated."""
+        runtime = self.runtime
         done = 0
         if newest is not None:
             done = newest.step
@@ -194,7 +197,7 @@ class _Training:
             self.run.rewind(done)
             checkpoint.rewind(self.run.checkpoints, done)
             evaluated = record["step"] if (record := self.run.last()) else 0
-        return done, runtime.gather_lists([evaluated])[0], newest.pending if newest else {}
+        return done, runtime.gather_lists([evaluated])[0]
 
     def _save(self, resumable: bool = True) -> None:
         """A checkpoint to go on from, or one to use: the best.
@@ -219,6 +222,9 @@ class _Training:
             optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer) if resumable else None,
             scaler=self.runtime.scaler_state(),
             pending=self.log.pending(),
+            skipped=self.log.skipped,
+            seconds=self.log.seconds(),
+            waited=self.log.waited if self.log.steps else 0.0,
         )
 
     def _name_of_predictor(self) -> str:
