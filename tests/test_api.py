@@ -168,7 +168,9 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
     run = api.train(config.validate(values, "recipe"), tmp_path / "run")
     before = run.config.read_bytes()
     (root / gone).unlink()
-    with pytest.raises(semiseg.UserError, match=r"run: holds a run on other images than .*scenes has now.*; put them back .* --out"):
+    with pytest.raises(
+        semiseg.UserError, match=r"run: holds a run on other images than .*scenes has now.*; put them back .* --out"
+    ):
         api.train(config.validate(values, "recipe"), run.path)
     assert run.config.read_bytes() == before
 

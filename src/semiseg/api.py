@@ -120,7 +120,7 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None
     last = run.last()
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
     says = "is complete, nothing is left to train" if complete else "going on with this run"
-    console.print(f"{run.path}: {says}", highlight=False, markup=False)
+    console.print(f"{run.path}: {says}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
@@ -152,9 +152,10 @@ def _tell(environment: dict[str, Any], warnings: list[str], console: Console) ->
         f"{labels['labeled']} labelled, {labels['unlabeled']} unlabelled, {labels['val']} validation images; "
         f"partition {labels['partition']}{protocol}",
         highlight=False,
+        soft_wrap=True,
     )
     for warning in warnings:
-        console.print(f"note: {warning}", highlight=False, style="yellow", markup=False)
+        console.print(f"note: {warning}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
 
 
 def _names(dataset: Dataset) -> list[str]:
@@ -264,6 +265,7 @@ def partitions(
             f"{size} of {len(dataset.labeled)} images, {classes} of {len(dataset.classes)} classes, "
             f"partition {partition_hash([sample.name for sample in samples])}",
             highlight=False,
+            soft_wrap=True,
         )
     return written
 

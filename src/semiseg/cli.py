@@ -49,7 +49,8 @@ def demo(
     """
     from semiseg import demo
 
-    demo.main(out, seed, Console())
+    with _stoppable():
+        demo.main(out, seed, Console())
 
 
 @app.command()
@@ -73,18 +74,12 @@ def train(
         if found := api.rehearse(recipe, overrides or [], console):
             console.print(table.rehearsal(vars(found)))
         return
-    try:
+    with _stoppable("; the same command goes on from the last checkpoint"):
         run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
-    except Interrupted as error:
-        _complain(str(error))
-        raise typer.Exit(128 + error.signum) from error
-    except KeyboardInterrupt as error:
-        _complain("interrupted; the same command goes on from the last checkpoint")
-        raise typer.Exit(130) from error
     if not _is_first_process():
         return
     console.print(table.compare({run.path.name: run}, table.class_names(run)))
-    console.print(f"run directory: {run.path}", highlight=False, markup=False)
+    console.print(f"run directory: {run.path}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @app.command()
@@ -100,7 +95,7 @@ def evaluate(
     from semiseg.runs import Run
 
     console = Console()
-    with _counting("evaluating") as count:
+    with _stoppable(), _counting("evaluating") as count:
         scores = api.evaluate(run, checkpoint, _device(device), overrides or [], count)
     console.print(table.scores_table(scores.miou, scores.accuracy, scores.iou, table.class_names(Run(run))))
 
@@ -116,9 +111,11 @@ def predict(
     """Segment your own images: for each an index mask with palette, and an overlay."""
     from semiseg import api
 
-    with _counting("predicting") as count:
+    with _stoppable(), _counting("predicting") as count:
         num_images = api.predict(run, images, out, checkpoint, _device(device), count)
-    Console().print(f"{num_images} masks and overlays written to {out}", highlight=False, markup=False)
+    Console().print(
+        f"{num_images} masks and overlays written to {out}", highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -166,6 +163,19 @@ def _counting(verb: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(verb)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _stoppable(advice: str = "") -> Iterator[None]:
+    """Ctrl-C is one line on stderr, too."""
+    try:
+        yield
+    except Interrupted as error:
+        _complain(str(error))
+        raise typer.Exit(128 + error.signum) from error
+    except KeyboardInterrupt as error:
+        _complain(f"interrupted{advice}")
+        raise typer.Exit(130) from error
 
 
 def _device(name: str) -> Any:

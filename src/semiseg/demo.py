@@ -69,6 +69,7 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         f"{NUM_TRAIN} scenes drawn into {scenes}: {NUM_LABELED} with masks, {NUM_TRAIN - NUM_LABELED} without; "
         f"{NUM_VAL} more for validation",
         highlight=False,
+        soft_wrap=True,
         markup=False,
         emoji=False,
     )
@@ -79,7 +80,7 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))
     picture = draw(out, runs)
     says = f"pictures: {picture}\nyour own photographs: see README.md, or recipes/folder.yaml"
-    console.print(says, highlight=False, markup=False, emoji=False)
+    console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return runs
 
 

@@ -58,7 +58,7 @@ class ProgressBar:
         self._update()
         if not self.console.is_terminal:
             text = f"{self.title}: step {record['step']}  {self.miou}  {self.status}"
-            self.console.print(text, highlight=False, markup=False, emoji=False)
+            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Prints what went wrong and was dealt with."""
@@ -68,7 +68,7 @@ class ProgressBar:
             self._note(f"step {event['step']}: loader processes died and were started anew ({event['reason']})")
 
     def _note(self, text: str) -> None:
-        self.console.print(f"note: {text}", highlight=False, style="yellow", markup=False)
+        self.console.print(f"note: {text}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
 
     def _update(self, completed: int | None = None) -> None:
         self.bar.update(self.task, completed=completed, status=f"{self.status}  {self.miou}")
