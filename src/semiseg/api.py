@@ -50,7 +50,8 @@ def train(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _go_on(run, recipe, dataset, console) if run.exists() else _start(run, recipe, dataset, runtime, console)
+            open_run = _go_on if run.exists() else _start
+            open_run(run, recipe, dataset, runtime, console)
     with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
         train_recipe(recipe, dataset, run, bar, runtime)
     return run
@@ -98,8 +99,9 @@ def folder(path: Path) -> Path:
 _FREE = ("data.root", "data.workers", "data.on_unreadable", "engine.device", "engine.keep_checkpoints")
 
 
-def _go_on(run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
+def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
     """Makes sure that the run is one of this recipe. Settings that leave the result as it is may have changed."""
+    recipe.engine.part_size(runtime.world_size)
     changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
     if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
         raise UserError(
@@ -205,14 +207,15 @@ def evaluate(
             f"{', '.join(predictor.classes.names)}"
         )
     runtime = predictor.runtime
-    return evaluate_network(
-        predictor.network,
-        eval_loader(dataset.val, dataset, recipe.data, rank=runtime.rank, world_size=runtime.world_size),
-        len(predictor.classes),
-        recipe.engine.evaluate,
-        runtime,
-        lambda done: on_image(min(done * runtime.world_size, len(dataset.val)), len(dataset.val)),
-    )
+    with runtime.together():
+        return evaluate_network(
+            predictor.network,
+            eval_loader(dataset.val, dataset, recipe.data, rank=runtime.rank, world_size=runtime.world_size),
+            len(predictor.classes),
+            recipe.engine.evaluate,
+            runtime,
+            lambda done: on_image(min(done * runtime.world_size, len(dataset.val)), len(dataset.val)),
+        )
 
 
 def predict(

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,8 @@ SetData = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. data.root=photos. Repeatable."),
 ]
 Which = Annotated[str, typer.Option("--checkpoint", help="best (by validation mIoU) or last.")]
+_PATIENCE_S = 10.0  # that another process waits before it says what the first would have said
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
 
@@ -94,10 +97,11 @@ def evaluate(
     from semiseg.report import table
     from semiseg.runs import Run
 
-    console = Console()
     with _stoppable(), _counting("evaluating") as count:
         scores = api.evaluate(run, checkpoint, _device(device), overrides or [], count)
-    console.print(table.scores_table(scores.miou, scores.accuracy, scores.iou, table.class_names(Run(run))))
+    if not _is_first_process():
+        return
+    Console().print(table.scores_table(scores.miou, scores.accuracy, scores.iou, table.class_names(Run(run))))
 
 
 @app.command()
@@ -159,7 +163,7 @@ def _counting(verb: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn(verb), MofNCompleteColumn(), TextColumn("images"))
-    console = Console()
+    console = Console(quiet=not _is_first_process())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(verb)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -171,10 +175,12 @@ def _stoppable(advice: str = "") -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        _complain(str(error))
+        if _is_first_process():
+            _complain(str(error))
         raise typer.Exit(128 + error.signum) from error
     except KeyboardInterrupt as error:
-        _complain(f"interrupted{advice}")
+        if _is_first_process():
+            _complain(f"interrupted{advice}")
         raise typer.Exit(130) from error
 
 
@@ -189,9 +195,15 @@ def _is_first_process() -> bool:
 
 
 def _complain(message: str) -> None:
-    """One line on stderr whatever the message holds: what steers a terminal is spelled out, what is long is cut."""
-    if not _is_first_process() and not message.startswith("process "):  # others say only what is their own
-        return
+    """One line on stderr whatever the message holds, and whatever the number of processes.
+
+    What steers a terminal is spelled out, what is long is cut. What is wrong for all processes the first one says, and
+    its launcher ends the others then. If they ended at once, the launcher might end the first one before it spoke; one
+    that waits in vain is the only one with something to say.
+    """
+    if not _is_first_process() and not message.startswith("process "):
+        time.sleep(_PATIENCE_S)
+        message = f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}: {message}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     print(f"semiseg: {line if len(line) < 2000 else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)  # noqa: T201
 

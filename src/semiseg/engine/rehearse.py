@@ -43,6 +43,11 @@ class Rehearsal:
 
 def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | None:
     """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process."""
+    with runtime.together():
+        return _rehearse(recipe, dataset, runtime)
+
+
+def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | None:
     cfg = recipe.engine
     method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
     stepper = Stepper(recipe, method, runtime)
@@ -58,12 +63,11 @@ def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | 
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
-    with runtime.together():
-        for step, loaded in enumerate(batches):
-            begin = time.perf_counter()
-            losses = stepper.take(step, loaded.to(runtime.device))
-            loss = runtime.sum(losses.total).item()  # waits for the device
-            step_s = time.perf_counter() - begin
+    for step, loaded in enumerate(batches):
+        begin = time.perf_counter()
+        losses = stepper.take(step, loaded.to(runtime.device))
+        loss = runtime.sum(losses.total).item()  # waits for the device
+        step_s = time.perf_counter() - begin
     train_mb = runtime.peak_memory_mb()
 
     pixels = {sample: _pixels(sample, recipe.data.long_side) for sample in dataset.val}

@@ -10,7 +10,7 @@ import timm.layers
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,7 +45,12 @@ class Runtime:
         mixed = "no" if precision == "fp32" else precision
         wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         try:
-            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[wrapping])
+            self.accelerator = Accelerator(
+                cpu=on_cpu,
+                mixed_precision=mixed,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever a launcher asks for
+                kwargs_handlers=[wrapping],
+            )
         except ValueError as error:
             raise UserError(f"engine.precision: {precision} does not work on this device ({error})") from error
         self.precision = precision

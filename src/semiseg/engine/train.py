@@ -40,7 +40,8 @@ def train(
         NotFiniteError: the loss is no number any more; earlier checkpoints are kept.
         Interrupted: Ctrl-C or SIGTERM; steps taken so far are saved.
     """
-    with StopRequest().listening() as request:
+    runtime = runtime or Runtime(recipe.engine.device, recipe.engine.precision)
+    with StopRequest().listening() as request, runtime.together():
         _Training(recipe, dataset, run, reporter or Silent(), runtime, request).run_to_the_end()
 
 
@@ -53,12 +54,11 @@ class _Training:
         dataset: Dataset,
         run: Run,
         reporter: Reporter,
-        runtime: Runtime | None,
+        runtime: Runtime,
         request: StopRequest,
     ) -> None:
-        self.recipe, self.dataset, self.run, self.request = recipe, dataset, run, request
+        self.recipe, self.dataset, self.run, self.runtime, self.request = recipe, dataset, run, runtime, request
         cfg = recipe.engine
-        self.runtime = runtime or Runtime(cfg.device, cfg.precision)
         method = build_method(recipe, dataset.classes)
         self.method = method.to(self.runtime.device).to(memory_format=torch.channels_last)
         self.stepper = Stepper(recipe, self.method, self.runtime)
