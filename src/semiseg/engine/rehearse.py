@@ -1,5 +1,6 @@
 """What a run would need, from a few real steps of it: memory, hours, disk."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 
-_STEPS = 3  # the first of them warms up and is not timed
+_STEPS = 3  # the first of them warm up, the last is timed
 _ROW_BYTES = 20  # of the hardness history, an unlabelled image and step
 
 
@@ -59,7 +60,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal |
         unlabeled=method.views.unlabeled,
         seed=cfg.seed,
         start=0,
-        num_steps=_STEPS,
+        num_steps=min(_STEPS, cfg.steps),
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
@@ -79,6 +80,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal |
     evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
 
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
+    best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, before old ones are deleted
     model_mb = _megabytes(method.state_dict())
     resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer))
     hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0
@@ -88,7 +90,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal |
         step_s=step_s,
         evaluation_s=evaluation_s,
         hours=(cfg.steps * step_s + evaluations * evaluation_s) / 3600,
-        disk_mb=(cfg.keep_checkpoints + 1) * resumable_mb + 2 * model_mb + hardness_mb,
+        disk_mb=(cfg.keep_checkpoints + 1) * resumable_mb + (1 + best) * model_mb + hardness_mb,
         loss=loss,
     )
     return found if runtime.is_main else None

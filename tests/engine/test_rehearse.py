@@ -1,0 +1,114 @@
+"""A dry run says what the run would need, and leaves nothing behind."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiseg import config, data
+from semiseg.engine import checkpoint, rehearse
+from semiseg.engine import train as training
+from semiseg.engine.evaluate import evaluate
+from semiseg.engine.rehearse import Rehearsal
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.step import Stepper
+from semiseg.runs import Run
+
+Rehearse = Callable[..., Rehearsal]
+
+
+@pytest.fixture
+def dry_run(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse:
+    """dry_run("imas", engine={...}) -> what is said of that run; fails if anything is written."""
+    monkeypatch.chdir(tmp_path)
+
+    def dry_run(method: str = "imas", /, **sections: dict[str, Any]) -> Rehearsal:
+        validated = config.validate(recipe(method, **sections), "recipe")
+        root = Path(validated.data.root)
+        before = {path: path.stat().st_mtime_ns for path in (*root.rglob("*"), *tmp_path.rglob("*"))}
+        found = rehearse.rehearse(validated, data.load(validated.data), Runtime("cpu", validated.engine.precision))
+        assert {path: path.stat().st_mtime_ns for path in (*root.rglob("*"), *tmp_path.rglob("*"))} == before
+        return found
+
+    return dry_run
+
+
+@pytest.mark.parametrize("micro", [None, 1])
+@pytest.mark.parametrize("method", ["imas", "supervised"])
+def test_it_says_what_is_needed(dry_run, method, micro):
+    found = dry_run(method, engine={"steps": 40, "batch_size": 4, "micro_batch_size": micro})
+    assert 100 < found.train_mb <= found.evaluate_mb < 10_000
+    assert 0 < found.step_s < 20
+    assert 0 < found.evaluation_s < 20
+    assert math.isfinite(found.loss)
+
+
+@pytest.mark.parametrize(
+    ("steps", "eval_every", "evaluations"), [(100, 30, 4), (90, 30, 3), (5, 30, 1), (7, None, 7), (25, None, 13)]
+)
+def test_hours_are_those_of_all_steps_and_evaluations(dry_run, steps, eval_every, evaluations):
+    found = dry_run("supervised", engine={"steps": steps, "eval_every": eval_every})
+    assert found.hours * 3600 == pytest.approx(steps * found.step_s + evaluations * found.evaluation_s)
+
+
+def test_times_are_those_of_a_step_and_of_all_images(dry_run, recipe, monkeypatch):
+    take, scored = Stepper.take, []
+
+    def slow(self: Stepper, *args: Any) -> Any:
+        time.sleep(0.3)
+        return take(self, *args)
+
+    def slow_evaluate(network: Any, items: Any, *args: Any) -> Any:
+        time.sleep(0.2)
+        scored.append(list(items))
+        return evaluate(network, scored[-1], *args)
+
+    monkeypatch.setattr(Stepper, "take", slow)
+    monkeypatch.setattr(rehearse, "evaluate", slow_evaluate)
+    found = dry_run()
+    assert 0.3 < found.step_s < 3
+    assert 4 * 0.2 < found.evaluation_s < 12  # four images of one size
+    assert len(scored) == 1
+    assert len(scored[0]) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_short_run(dry_run, steps):
+    found = dry_run(engine={"steps": steps})
+    assert math.isfinite(found.loss)
+    assert found.hours > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [
+        ("imas", {"keep_checkpoints": 2, "save_every": 2, "eval_every": 2}),
+        ("imas", {"keep_checkpoints": 1, "save_every": 3, "eval_every": 1}),  # every evaluation is the best so far
+        ("supervised", {"keep_checkpoints": 1, "save_every": 1, "eval_every": 3}),
+    ],
+)
+def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, monkeypatch, method, engine):
+    values = {"steps": 6, "batch_size": 2, "log_every": 1} | engine
+    found = dry_run(method, engine=values)
+
+    validated = config.validate(recipe(method, engine=values), "recipe")
+    dataset, run = data.load(validated.data), Run(tmp_path / "run")
+    run.start("", {}, [])
+    sizes = []
+    save, best = checkpoint.save, iter(range(1, 100))
+
+    def measured(*args: Any, **kwargs: Any) -> Path:
+        path = save(*args, **kwargs)
+        sizes.append(sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) / 1e6)
+        return path
+
+    def better_and_better(*args: Any) -> Any:
+        return type(scores := evaluate(*args))(miou=next(best) / 100, iou=scores.iou, accuracy=0.0)
+
+    monkeypatch.setattr(checkpoint, "save", measured)
+    monkeypatch.setattr(training, "evaluate", better_and_better)
+    training.train(validated, dataset, run)
+    assert found.disk_mb == pytest.approx(max(sizes), rel=0.1)

@@ -1,0 +1,207 @@
+"""One step, and the micro-batches that may share it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from semiseg import config, methods
+from semiseg.augment.cutmix import hard_easy_partners
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.step import Stepper
+from semiseg.errors import UserError
+from semiseg.method import SemiMethod
+from semiseg.methods import imas
+from semiseg.rng import fold_in
+from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Whole
+
+CLOSE = 1e-5  # sums in another order
+CLASSES = ClassTable.of(("background", "red", "green"), background=0)
+Step = tuple[dict[str, Tensor], Losses]  # gradients and losses
+Take = Callable[..., Step]
+
+
+def loaded() -> LoadedBatch:
+    """16 labelled and 16 unlabelled images, alike within and hard to tell apart, of which every quarter is peculiar.
+
+    The first four masks have no labelled pixel, others have few; some unlabelled images are padded, one wholly.
+    """
+    generator = fold_in(0, "loaded")
+    coarse = torch.rand(32, 3, 4, 4, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear")
+    image = (255 * (image * torch.rand(32, 3, 1, 1, generator=generator))).to(torch.uint8)
+    label = image[:16].argmax(1).to(torch.uint8)
+    label[:4] = IGNORE
+    label[6, 3:] = label[9, :, :14] = label[15, 1:] = IGNORE
+    valid = torch.ones(16, 16, 16, dtype=torch.bool)
+    valid[1, :, 9:] = valid[6, 12:] = valid[13, :3] = valid[14] = False
+    return LoadedBatch(image[:16], label, image[16:], valid, torch.arange(16), torch.arange(16))
+
+
+@pytest.fixture
+def take(recipe, tiny) -> Take:
+    """take("imas", micro=4, step=7, ...) -> gradients and losses of that step of a method with these settings."""
+
+    def take(name: str, micro: int | None, step: int = 0, batch: LoadedBatch | None = None, **settings: Any) -> Step:
+        stepper = make(name, micro, **settings)
+        gradients: dict[str, Tensor] = {}
+
+        def keep(optimizer: Any) -> None:
+            gradients.update(
+                {key: p.grad.clone() for key, p in stepper.method.named_parameters() if p.grad is not None}
+            )
+            optimizer.zero_grad()
+
+        stepper.runtime.step = keep
+        losses = stepper.take(step, batch or loaded())
+        return gradients, losses
+
+    def make(name: str, micro: int | None, **settings: Any) -> Stepper:
+        engine = {"steps": 100, "batch_size": 16, "micro_batch_size": micro}
+        validated = config.validate(recipe(name, method=settings, engine=engine), "recipe")
+        seeds = iter(range(10))
+        method = methods.load(name)(validated.method, lambda: tiny(next(seeds), norm=False), CLASSES)
+        if teacher := getattr(method, "teacher", None):  # another opinion about everything
+            for own, its in zip(teacher.parameters(), tiny(9, norm=False).parameters(), strict=True):
+                own.data.lerp_(its.data, 0.1)
+        stepper = Stepper(validated, method, Runtime("cpu"))
+        stepper.start()
+        return stepper
+
+    take.make = make  # type: ignore[attr-defined]
+    return take
+
+
+def assert_same(one: Step, other: Step) -> None:
+    gradients, losses = one
+    assert gradients.keys() == other[0].keys()
+    assert difference(one, other) < CLOSE
+    assert any(gradient.abs().max() > 1000 * CLOSE for gradient in gradients.values())
+    assert losses.total == pytest.approx(other[1].total.item(), abs=CLOSE)
+    assert losses.scalars.keys() == other[1].scalars.keys()
+    for name, scalar in losses.scalars.items():
+        assert scalar.item() == pytest.approx(other[1].scalars[name].item(), abs=CLOSE), name
+    assert (losses.hardness is None) == (other[1].hardness is None)
+    if losses.hardness is not None:
+        assert torch.allclose(losses.hardness, other[1].hardness, atol=CLOSE)
+
+
+def difference(one: Step, other: Step) -> float:
+    return max((gradient - other[0][key]).abs().max().item() for key, gradient in one[0].items())
+
+
+SETTINGS = {
+    "as it is": {},
+    "loss": {"loss": "standard"},
+    "intensity": {"intensity": "standard"},
+    "cutmix": {"cutmix": "standard"},
+    "nothing adaptive": {"loss": "standard", "intensity": "standard", "cutmix": "standard"},
+    "boxes": {"boxes": "official"},
+    "weak forward": {"extra_weak_forward": True},
+    "padding counts": {"ignore_padding": False},
+    "half": {"when_unmixed": "half"},
+    "all ignored": {"all_ignored": "hardest", "ignore_class": 1},
+}
+CASES = [(name, "as it is") for name in methods.names()] + [("imas", key) for key in list(SETTINGS)[1:]]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_micro_batches_give_the_gradients_of_the_whole_batch(take, name, settings):
+    fired = set()
+    for step in range(8):
+        whole = take(name, None, step, **SETTINGS[settings])
+        assert_same(whole, take(name, 4, step, **SETTINGS[settings]))
+        fired.add(whole[1].scalars.get("mixed", torch.tensor(step % 2)).item())
+        if fired == {0, 1}:
+            break
+    assert fired == {0, 1}  # with and without CutMix
+
+
+@pytest.mark.parametrize("micro", [1, 2, 8, 16])
+def test_micro_batches_of_any_size(take, micro):
+    assert_same(take("imas", None), take("imas", micro))
+
+
+def test_a_method_ranks_the_images_of_the_whole_batch(take, monkeypatch):
+    """Hard images are paired with easy ones of other micro-batches, and CutMix fires by the mean over all."""
+    ranked, means = [], []
+    triggered = imas.triggered
+    monkeypatch.setattr(imas, "hard_easy_partners", lambda easy: ranked.append(easy) or hard_easy_partners(easy))
+    monkeypatch.setattr(imas, "triggered", lambda mean, generator: means.append(mean) or triggered(mean, generator))
+    _, losses = take("imas", 4)
+    easy = 1 - losses.hardness
+    assert len(ranked) == len(means) == 4
+    assert len(set(easy.tolist())) > 10
+    for seen, mean in zip(ranked, means, strict=True):
+        assert torch.allclose(seen, easy, atol=1e-6)
+        assert mean == seen.mean()
+    partner = hard_easy_partners(easy)
+    apart = [own for own in range(16) if own // 4 != partner[own] // 4]
+    assert len(apart) > 8
+    by_part = torch.cat([hard_easy_partners(easy[first : first + 4]) + first for first in range(0, 16, 4)])
+    assert not torch.equal(partner, by_part)
+
+
+def test_the_gradients_tell_when_micro_batches_are_ranked_by_themselves(take, monkeypatch):
+    whole = next(step for step in (take("imas", None, n) for n in range(20)) if step[1].scalars["mixed"] == 1)
+    wholes = Stepper._wholes
+
+    def by_themselves(self: Stepper, parts: list[Any]) -> list[Whole]:
+        whole = wholes(self, parts)[0]
+        return [Whole(4, whole.labeled_px, self.method.observe(part), slice(0, 4)) for part in parts]
+
+    monkeypatch.setattr(Stepper, "_wholes", by_themselves)
+    assert difference(whole, take("imas", 4)) > 1000 * CLOSE
+
+
+def test_a_step_is_the_optimizers_and_then_the_teachers(take):
+    stepper = take.make("imas", 4)
+    before = {key: value.clone() for key, value in stepper.method.state_dict().items()}
+    stepper.take(3, loaded())
+    after = stepper.method.state_dict()
+    for key, value in after.items():
+        assert not torch.equal(value, before[key])
+        if key.startswith("teacher"):
+            student = after[key.replace("teacher", "student")]
+            assert torch.allclose(value, before[key].lerp(student, 0.5), atol=1e-7)
+    assert all(p.grad is None for p in stepper.method.parameters())
+
+
+def test_dropout_differs_between_micro_batches_and_steps(take, monkeypatch):
+    drawn = []
+    forward = imas.Method.forward
+
+    def spy(self: SemiMethod, *args: Any, **kwargs: Any) -> Losses:
+        drawn.append(torch.rand(()).item())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(imas.Method, "forward", spy)
+    for step in (0, 1, 0):
+        take("imas", 4, step)
+    assert len(set(drawn[:8])) == 8
+    assert drawn[8:] == drawn[:4]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "processes", "expected"),
+    [(16, None, 1, 16), (16, 4, 1, 4), (16, 4, 2, 4), (12, None, 3, 4)],
+)
+def test_the_size_of_a_part(recipe, batch_size, micro, processes, expected):
+    engine = config.validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
+    assert engine.part_size(processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "processes", "says"),
+    [
+        (4, None, 3, "engine.batch_size: 4 is no multiple of the 3 processes"),
+        (16, 3, 1, "engine.micro_batch_size: 3 does not divide the 16 images"),
+        (16, 16, 2, "engine.micro_batch_size: 16 does not divide the 8 images"),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_out(recipe, batch_size, micro, processes, says):
+    engine = config.validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
+    with pytest.raises(UserError, match=says):
+        engine.part_size(processes)
