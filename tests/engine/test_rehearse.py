@@ -15,6 +15,7 @@ from semiseg.engine.evaluate import evaluate
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
+from semiseg.errors import UserError
 from semiseg.runs import Run
 
 Rehearse = Callable[..., Rehearsal]
@@ -36,7 +37,7 @@ def dry_run(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse
     return dry_run
 
 
-@pytest.mark.parametrize("micro", [None, 1])
+@pytest.mark.parametrize("micro", [None, 2])
 @pytest.mark.parametrize("method", ["imas", "supervised"])
 def test_it_says_what_is_needed(dry_run, method, micro):
     found = dry_run(method, engine={"steps": 40, "batch_size": 4, "micro_batch_size": micro})
@@ -73,6 +74,11 @@ def test_times_are_those_of_a_step_and_of_all_images(dry_run, recipe, monkeypatc
     assert 4 * 0.2 < found.evaluation_s < 12  # four images of one size
     assert len(scored) == 1
     assert len(scored[0]) == 1
+
+
+def test_too_few_images_for_batch_norm(dry_run):
+    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labelled image "):
+        dry_run("supervised", engine={"batch_size": 2, "micro_batch_size": 1})
 
 
 @pytest.mark.parametrize("steps", [1, 2])

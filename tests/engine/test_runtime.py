@@ -1,8 +1,19 @@
-import pytest
-import torch
+import copy
 
+import pytest
+import timm.layers
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from semiseg import methods
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.schedule import Config as OptimConfig
+from semiseg.engine.schedule import build_optimizer
 from semiseg.errors import UserError
+from semiseg.method import SemiMethod
+from semiseg.models import build
+from semiseg.types import ClassTable
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")
@@ -40,3 +51,67 @@ def test_the_device_is_chosen_anew():
     Runtime("cpu")
     PartialState._shared_state["device"] = torch.device("meta")
     assert Runtime("cpu").device == torch.device("cpu")
+
+
+def test_a_launcher_does_not_scale_the_loss(monkeypatch):
+    """Accelerate divides it by the gradient accumulation of its own configuration; ours is engine.micro_batch_size."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = nn.Parameter(torch.ones(()))
+    Runtime("cpu").backward(3 * weight)
+    assert weight.grad == 3
+
+
+# batch norm over several GPUs
+
+
+@pytest.fixture
+def lite() -> SemiMethod:
+    """iMAS on EfficientNet-Lite, whose norm layers hold their activations."""
+    model = build.Config(
+        architecture="unet", encoder="tu-tf_efficientnet_lite0", weights=None, options={"decoder_channels": [8] * 5}
+    )
+    return methods.load("imas")(
+        methods.load("imas").Config(), lambda: build.build(model, 3), ClassTable.of(("a", "b", "c"))
+    )
+
+
+def prepared(method: SemiMethod, device: str, processes: int) -> torch.optim.Optimizer:
+    """The optimizer of a method after it was prepared for so many devices of this kind."""
+    runtime = Runtime("cpu")
+    runtime.device, runtime.world_size = torch.device(device), processes
+    runtime.accelerator.prepare = lambda *given: given
+    wrapped, optimizer = runtime.prepare(method.train(), build_optimizer(OptimConfig(), method))
+    assert wrapped is method
+    return optimizer
+
+
+def norms(method: SemiMethod) -> list[_BatchNorm]:
+    return [module for module in method.modules() if isinstance(module, _BatchNorm)]
+
+
+def test_batch_norm_is_synchronised_on_several_gpus(lite):
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for norm in norms(lite):
+            norm.running_mean.uniform_(-0.1, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+        before, count = [network.eval()(image) for network in (lite.student, lite.teacher)], len(norms(lite))
+        wrong = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(lite.student)).eval()(image)
+    trained = {id(p) for p in lite.student.parameters() if p.requires_grad}
+    optimizer = prepared(lite, "cuda", 2)
+    assert len(norms(lite)) == count > 100
+    assert all(isinstance(norm, nn.SyncBatchNorm) and norm.training for norm in norms(lite))
+    assert any(isinstance(norm, timm.layers.norm_act.SyncBatchNormAct) for norm in norms(lite))
+    with torch.no_grad():
+        after = [network.eval()(image) for network in (lite.student, lite.teacher)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not torch.allclose(wrong, before[0], atol=0.01)  # torch's converter drops the activations
+    in_groups = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert in_groups == trained == {id(p) for p in lite.student.parameters() if p.requires_grad}
+    assert not any(parameter.requires_grad for parameter in lite.teacher.parameters())
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cpu", 2), ("cuda", 1)])
+def test_batch_norm_stays_as_it_is_elsewhere(lite, device, processes):
+    prepared(lite, device, processes)
+    assert not any(isinstance(norm, nn.SyncBatchNorm) for norm in norms(lite))

@@ -395,3 +395,17 @@ def test_without_weights_nothing_is_imported_or_read(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", never)
     monkeypatch.setattr(torch, "load", never)
     make("deeplabv3plus", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(("depth", "unused"), [(5, 0), (4, 15), (3, 30)])
+def test_what_has_no_influence_is_frozen(depth, unused):
+    """Stages of the encoder behind `encoder_depth` stay in the network and would never have a gradient."""
+    network = make(options={"encoder_depth": depth, "decoder_channels": [16] * depth})
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert len(frozen) == unused
+    assert all(name.startswith(tuple(f"net.encoder.layer{n}." for n in range(depth, 5))) for name in frozen)
+    assert network.training
+    assert all(module.training for module in network.modules())
+    assert all(value == 0 for name, value in network.named_buffers() if name.endswith("num_batches_tracked"))
+    network(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all((parameter.grad is None) != parameter.requires_grad for parameter in network.parameters())

@@ -58,13 +58,13 @@ def processes(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     def processes(count: int, scenario: str, /, agent: bool = False, **values: Any) -> list[Ended]:
         folder = tmp_path_factory.mktemp(scenario)
         pids = ask(order="start", folder=str(folder), scenario=scenario, values=values, count=count, agent=agent)
-        ends = ask(order="wait", pids=pids, seconds=60)
+        ends = ask(order="wait", pids=pids, seconds=120)
         ends = [(None, None)] * count + ends if agent else ends
         return [_ended(folder, str(name), *end) for name, end in zip([*range(count), "agent"], ends, strict=False)]
 
     yield processes
     launcher.stdin.close()
-    assert launcher.wait(10) == 0
+    assert launcher.wait(60) == 0
     launcher.stdout.close()
 
 

@@ -102,6 +102,22 @@ def test_nothing_is_logged_twice(watched):
         assert all(100 < record["peak_memory_mb"] < 10_000 for record in run.metrics("train"))
 
 
+def test_a_network_with_parts_that_have_no_influence(processes, recipe, tmp_path):
+    values = recipe(
+        "imas", model={"encoder": "resnet18", "options": {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}}
+    )
+    group = processes(2, "train", recipes={"run": values}, out=str(tmp_path), small=False)
+    assert [(ended.code, ended.err) for ended in group] == [(0, "")] * 2
+
+
+def test_a_dry_run_is_told_once_and_writes_nothing(processes, file, tmp_path):
+    arguments = ["train", file, "--out", str(tmp_path / "run"), "--dry-run", "--set", "engine.micro_batch_size=2"]
+    first, second, agent = processes(2, "command", agent=True, arguments=arguments)
+    assert (agent.code, first.err, second.out, second.err) == (0, "", "", "")
+    assert first.out.count("dry run") == first.out.count("room on disk") == 1
+    assert not list(tmp_path.iterdir())
+
+
 # evaluation
 
 

@@ -1,5 +1,7 @@
 """One optimizer step, whatever the number of processes and micro-batches that share its batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +12,7 @@ from semiseg.augment.views import make_batch
 from semiseg.engine.recipe import Recipe
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.schedule import build_optimizer, set_lr
+from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.rng import seed_global
 from semiseg.types import IGNORE, LoadedBatch, Losses, Progress, SemiBatch, Whole
@@ -50,7 +53,7 @@ class Stepper:
         shares = []
         for number, (batch, whole) in enumerate(zip(parts, self._wholes(parts), strict=True)):
             seed_global(engine.seed, "step", step, runtime.rank * len(parts) + number)  # dropout
-            with runtime.reducing(self.wrapped, number == len(parts) - 1):
+            with runtime.reducing(self.wrapped, number == len(parts) - 1), _enough_for_batch_norm(self.part_size):
                 share = self.wrapped(batch, at, whole)
                 runtime.backward(share.total)
             shares.append(share)
@@ -84,6 +87,19 @@ class Stepper:
             wholes.append(Whole(num_labeled, labeled_px, everyone, slice(first, first + len(batch.weak))))
             first += len(batch.weak)
         return wholes
+
+
+@contextmanager
+def _enough_for_batch_norm(part_size: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"engine.micro_batch_size: batch norm cannot learn from {part_size} labelled image at a time; use a larger "
+            "micro_batch_size, a larger engine.batch_size or fewer processes"
+        ) from error
 
 
 def _join(observed: list[Any], runtime: Runtime) -> Any:

@@ -1,0 +1,82 @@
+"""The commands that the documentation gives, with the programs that people have."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semiseg.engine import checkpoint
+from semiseg.runs import Run
+
+TORCHRUN = ["torchrun", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+STEPS = 60
+
+
+@pytest.fixture
+def launch(recipe, environ, tmp_path) -> Callable[[list[str]], subprocess.Popen]:
+    """launch(TORCHRUN) -> the program as it trains a recipe into `run`."""
+    engine = {"steps": STEPS, "batch_size": 2, "log_every": 1, "eval_every": STEPS, "save_every": 5}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe("imas", engine=engine)))
+
+    def launch(program: list[str]) -> subprocess.Popen:
+        first, *options = program
+        command = [
+            str(Path(sys.executable).with_name(first)),
+            *options,
+            "-m",
+            "semiseg",
+            "train",
+            "recipe.yaml",
+            "--out",
+            "run",
+        ]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    return launch
+
+
+def process(parent: int, rank: int) -> int:
+    """Id of the process of this rank that a launcher started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environ, stat = (folder / "environ").read_bytes(), (folder / "stat").read_text()
+        except OSError:
+            continue
+        if stat.rpartition(")")[2].split()[1] == str(parent) and f"\0RANK={rank}\0".encode() in environ:
+            return int(folder.name)
+    raise AssertionError("not there")
+
+
+def test_torchrun_and_accelerate(launch, tmp_path):
+    """One of torchrun's processes is killed; with accelerate, the same run goes on."""
+    run = Run(tmp_path / "run")
+    program = launch(TORCHRUN)
+    while not (run.exists() and len(run.metrics("train")) > 6):
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.02)
+    os.kill(process(program.pid, 1), signal.SIGKILL)
+    _, err = program.communicate(timeout=60)
+    assert program.returncode == 1
+    assert (
+        err.count("semiseg: lost another process of this run; the same command goes on from the last checkpoint\n") == 1
+    )
+    done = checkpoint.newest(run.checkpoints).step
+    assert 5 <= done < STEPS
+
+    program = launch(ACCELERATE)
+    out, err = program.communicate(timeout=600)
+    assert (program.returncode, err) == (0, "")
+    assert out.count("mIoU, last") == 1
+    told = [(event["event"], event["step"], event.get("processes")) for event in run.events()]
+    assert told == [("started", 0, 2), ("resumed", done, 2)]
+    assert [record["step"] for record in run.metrics("train")] == list(range(1, STEPS + 1))
