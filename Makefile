@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MACHINE ?= cpu-$(shell nproc)-cores
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check soak bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/semiseg demo
@@ -19,6 +20,9 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # a thread for each of the two workers
+
+soak: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --machine $(MACHINE)
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/hardness.py

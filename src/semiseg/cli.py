@@ -227,6 +227,8 @@ def main() -> None:
         says = " ".join(error.format_message().split())
         if says:  # nothing where no command was given: then the help has been printed
             _complain(f"{says.removesuffix('.')}; see {error.ctx.command_path if error.ctx else 'semiseg'} --help")
+    except typer.Abort:
+        _complain("aborted: the input ended")
     except OSError as error:  # no permission, disk full, a file where a folder is needed
         if error.errno is None:
             raise

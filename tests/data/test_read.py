@@ -61,6 +61,26 @@ def test_exif_orientation_is_applied_to_image_and_size(tmp_path, orientation):
     assert read_size(tmp_path / "a.png") == upright.shape
 
 
+def test_an_orientation_that_is_no_number_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    Image.fromarray(GREY).save(path, exif=exif)
+    number = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"  # tag, type, count, value
+    content = path.read_bytes()
+    assert number in content
+    path.write_bytes(content.replace(number, b"\x01\x12\x00\x02\x00\x00\x00\x04six\x00"))
+    assert read_size(path) == read_image(path).shape[1:] == GREY.shape
+
+
+@pytest.mark.parametrize("kind", ["ICO", "EPS", "TGA"])  # Pillow reads them, EPS by running a program
+def test_kinds_of_images_that_are_not_for_photographs_are_refused(tmp_path, kind):
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png", kind)
+    for read in (read_image, read_size):
+        with pytest.raises(UserError, match="not a readable image"):
+            read(tmp_path / "a.png")
+
+
 def test_mask_keeps_indices_not_colours(tmp_path):
     picture = Image.fromarray(np.array([[0, 1, 2, IGNORE]], dtype=np.uint8)).convert("P")
     picture.putpalette([9, 9, 9] * 256)

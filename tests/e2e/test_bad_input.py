@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -243,6 +244,7 @@ BAD = {
     "--set control characters": Bad(f"{TRAIN} --set 'engine.steps=\x1b[31m\a'", (r"\x1b[31m\x07", "not YAML")),
     "--set markup": Bad(f"{TRAIN} --set '[/red]=3'", ("--set [/red]=3", "section.key=value")),
     "--set a broken byte": Bad(f"{TRAIN} --set 'engine.steps=\udcff'", (r"engine.steps=\udcff", "not YAML")),
+    "--set of 5000 characters": Bad(f"{TRAIN} --set {'x' * 5000}", ("--set xxx", " ... ", "section.key=value")),
     "--set nothing": Bad(f"{TRAIN} --set ''", ("--set", "section.key=value")),
     "--set no key": Bad(f"{TRAIN} --set =3", ("--set =3", "section.key=value")),
     "--set no value": Bad(f"{TRAIN} --set engine.steps=", ("engine.steps", "integer", "None")),
@@ -595,7 +597,7 @@ def test_odd_images_are_predicted(semiseg, trained, tmp_path, monkeypatch, kind,
     ("command", "says", "see"),
     [
         ("learn recipe.yaml", "No such command 'learn'", "semiseg"),
-        ("train", "Missing argument 'recipe'", "semiseg train"),
+        ("train", "Missing argument 'recipe'; see", "semiseg train"),
         ("train recipe.yaml --steps 3", "No such option: --steps", "semiseg train"),
         ("train recipe.yaml '--\x1b[31m\n'", r"No such option: --\x1b[31m\x0a", "semiseg train"),
         ("train recipe.yaml --out", "Option '--out' requires an argument", "semiseg"),
@@ -636,6 +638,32 @@ def test_no_space_or_permission_is_one_line(semiseg, here, monkeypatch, error, l
     assert done.code == 2
     assert done.err.startswith(f"semiseg: {line}")
     assert done.err.count("\n") == 1
+
+
+def test_nothing_but_the_line(semiseg, trained, here):
+    """Pillow warns of an image of this size, on stderr."""
+    bomb("large.png", 12000, 12000)()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = semiseg(f"predict {trained} large.png --out masks")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert [str(warning.message) for warning in caught] == []
+
+
+@pytest.mark.parametrize("command", ["train nothing.yaml", "partitions nothing.yaml --out lists --size 2"])
+def test_a_recipe_that_is_not_there_is_told_at_once(here, command):
+    code = f"""
+import sys
+from semiseg import cli
+sys.argv = {["semiseg", *command.split()]}
+try:
+    cli.main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    line = "semiseg: nothing.yaml: there is no such recipe; recipes/ has some to start from\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_a_full_disk_leaves_no_half_image(semiseg, trained, scenes, here, monkeypatch):

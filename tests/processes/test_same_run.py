@@ -104,8 +104,7 @@ def stopped(processes, sparse, tmp_path_factory) -> dict[int, Path]:
         folders[count] = tmp_path_factory.mktemp(f"stopped{count}")
         trouble = {"step": 13, "rank": count - 1, "signum": signal.SIGTERM}
         group = processes(count, "train", recipes=sparse, out=str(folders[count]), trouble=trouble)
-        assert "stopped by SIGTERM; step 14 is saved, the same command goes on" in group[0].err
-        assert all("stopped by SIGTERM" in ended.err for ended in group)
+        assert all("stopped by SIGTERM after step 14, which is saved" in ended.err for ended in group)
         assert [path.name for path in (folders[count] / "imas" / "checkpoints").glob("step-*")] == ["step-00000014"]
     return folders
 

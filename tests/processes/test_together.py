@@ -229,7 +229,9 @@ def test_sigterm_to_the_launcher_saves(processes, file, watched, tmp_path):
     assert agent.code == 1
     stopped = run.events()[-1]
     assert (stopped["event"], stopped["step"]) == ("stopped", 5)
-    assert first.err == f"semiseg: {run.path}: stopped by SIGTERM; step 5 is saved, the same command goes on\n"
+    assert (
+        first.err == f"semiseg: {run.path}: stopped by SIGTERM after step 5, which is saved; the same command goes on\n"
+    )
     assert second.err == ""
     first, second, agent = processes(2, "command", agent=True, arguments=arguments)
     assert (agent.code, second.out, second.err) == (0, "", "")

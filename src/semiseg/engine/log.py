@@ -75,8 +75,9 @@ class Log:
         """Takes from a checkpoint what the last steps yielded that are in no record yet."""
         if not saved.pending:
             return
-        rows = torch.tensor(list(saved.pending.values()), device=self.runtime.device).T
-        self.names = list(saved.pending)
+        values = [*saved.pending.values(), [0.0] * len(next(iter(saved.pending.values())))]  # what was asked is done
+        rows = torch.tensor(values, device=self.runtime.device).T
+        self.names = [*saved.pending, "stop"]
         self.written -= len(rows)
         self.steps = [_Step(self.written + n, row) for n, row in enumerate(rows.unbind(), 1)]
         self.skipped = list(saved.skipped) if self.runtime.is_main else []
@@ -179,7 +180,7 @@ class Log:
         if not self.steps:
             return {}
         columns = torch.stack([step.scalars for step in self.steps]).T.tolist()
-        return dict(zip(self.names, columns, strict=True))
+        return dict(zip(self.names[:-1], columns, strict=False))
 
     def seconds(self) -> float:
         """Time since the last training record, if steps were taken; for a checkpoint as `pending`."""

@@ -144,7 +144,7 @@ class _Training:
 
     def _interrupted(self) -> Interrupted:
         signum = self.request.signum or signal.SIGTERM  # another process was asked
-        return Interrupted(f"{self.run.path}: stopped by {signal.Signals(signum).name}", signum)
+        return Interrupted(f"{self.run.path}: stopped by {signal.Signals(signum).name} after step {self.done}", signum)
 
     @contextmanager
     def _nothing_lost(self) -> Iterator[None]:
@@ -164,8 +164,12 @@ class _Training:
 
     def _save_what_is_done(self, error: BaseException) -> str:
         """Says so, if there was something to save."""
-        if not self.between_steps or not self.runtime.is_main or self.done == 0:
+        if not self.between_steps or self.done == 0:
             return ""
+        interrupted = isinstance(error, Interrupted)  # then all processes are at the same step
+        saved = f"{', which' if interrupted else f'; step {self.done}'} is saved; the same command goes on"
+        if not self.runtime.is_main:
+            return saved if interrupted else ""
         try:
             self.run.rewind(self.log.hardness_written)  # a line may be half written
             self.log.park()
@@ -176,7 +180,7 @@ class _Training:
             return f"; step {self.done} " + ("is not saved" if said_already else f"cannot be saved: {second}")
         with suppress(UserError):  # it may be the diary that cannot be written
             self.log.event("stopped", self.done, reason=str(error))
-        return f"; step {self.done} is saved, the same command goes on"
+        return saved
 
     def _resume(self, newest: checkpoint.Checkpoint | None) -> tuple[int, int]:
         """Loads the newest checkpoint, if any. Returns steps done and steps evaluated."""

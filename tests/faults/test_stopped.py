@@ -1,0 +1,156 @@
+"""SIGTERM and Ctrl-C: the step is finished and saved, one line says so, and the run goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import harness
+import pytest
+from conftest import TRAIN
+
+ROOT = Path(__file__).parents[2]
+SAVED = "semiseg: run: stopped by {} after step {}, which is saved; the same command goes on\n"
+AT_ONCE = "semiseg: stopped by {}; the same command goes on\n"
+
+
+def sending(where: str, call: int, *signals: Callable[[], None]) -> Callable[[], None]:
+    return lambda: harness.at(where, call, lambda: [send() for send in signals])
+
+
+def alone(signum: int) -> Callable[[], None]:
+    return lambda: harness.signal_itself(signum)
+
+
+def group(signum: int) -> Callable[[], None]:
+    return lambda: harness.signal_group(signum)
+
+
+MOMENTS = [  # where, at which call in a process, what is done then; records are due after 3, 4, 5, 6, 8 ...
+    ("semiseg.api.check", 1, None),  # before there is anything
+    ("semiseg.engine.train.build_method", 1, 1),  # before the first step
+    ("semiseg.engine.step.make_batch", 1, 2),  # in a step
+    ("semiseg.runs.Run.rewind", 1, 3),  # while it is being resumed
+    ("semiseg.engine.evaluate.add_confusion", 2, 4),  # in an evaluation, which is begun anew
+    ("semiseg.engine.checkpoint.save_file", 2, 6),  # while a checkpoint is being written; a step later it stops
+    ("semiseg.engine.log.Log.flush", 4, 11),  # while a record is being written
+    ("semiseg.engine.evaluate.add_confusion", 4, 12),  # at the last image of the last evaluation
+]
+IN_A_STEP = [("semiseg.engine.step.make_batch", 7, 7)]
+SOME = [
+    ("semiseg.engine.step.make_batch", 2, 2),
+    ("semiseg.engine.evaluate.add_confusion", 2, 4),
+    ("semiseg.engine.step.make_batch", 3, 7),
+    ("semiseg.engine.evaluate.add_confusion", 6, 12),
+]
+
+
+@pytest.mark.parametrize(
+    ("signum", "send", "workers", "moments"),
+    [
+        (signal.SIGTERM, alone(signal.SIGTERM), 0, MOMENTS),
+        (signal.SIGINT, group(signal.SIGINT), 2, SOME),
+        (signal.SIGINT, alone(signal.SIGINT), 0, IN_A_STEP),
+        (signal.SIGTERM, group(signal.SIGTERM), 1, IN_A_STEP),  # loader processes die of it
+    ],
+    ids=["SIGTERM", "Ctrl-C with loader processes", "SIGINT", "SIGTERM to all"],
+)
+def test_stopped_anywhere_and_gone_on_with(here, semiseg, whole, signum, send, workers, moments):
+    folder, name = here(data={"workers": workers}), signum.name
+    for where, call, done in moments:
+        ended = semiseg(TRAIN, sending(where, call, send))
+        said = AT_ONCE.format(name) if done is None else SAVED.format(name, done)
+        assert (ended.code, ended.err) == (128 + signum, said), where
+        assert "Traceback" not in ended.out
+        assert harness.newest_step(folder / "run") == (done or 0), where
+    ended = semiseg(TRAIN)
+    assert (ended.code, ended.err) == (0, "")
+    assert "going on with this run" in ended.out  # also where but the last evaluation is left
+    assert harness.differences(harness.left_behind(folder / "run"), whole) == []
+    events = [event["event"] for event in harness.Run(folder / "run").events()]
+    stops = len([done for _, _, done in moments if done])
+    assert [event for event in events if event in ("started", "resumed")] == ["started"] + ["resumed"] * stops
+    assert events.count("stopped") == stops
+
+
+def test_a_second_ctrl_c_stops_at_once(here, semiseg, whole):
+    folder = here()
+    ctrl_c = alone(signal.SIGINT)
+    ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 8, ctrl_c, ctrl_c))
+    assert (ended.code, ended.err) == (
+        130,
+        "semiseg: interrupted; the same command goes on from the last checkpoint\n",
+    )
+    assert harness.newest_step(folder / "run") == 5
+    ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 3, alone(signal.SIGTERM), ctrl_c, ctrl_c))
+    assert ended.code == 130
+    assert harness.newest_step(folder / "run") == 5
+    ended = semiseg(TRAIN, sending("semiseg.engine.checkpoint.save_file", 2, ctrl_c, ctrl_c))
+    assert ended.code == 130
+    assert harness.newest_step(folder / "run") == 5
+    assert semiseg(TRAIN).code == 0
+    assert harness.differences(harness.left_behind(folder / "run"), whole) == []
+
+
+def test_sigterm_and_then_one_ctrl_c_lose_nothing(here, semiseg):
+    folder = here()
+    ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 2, alone(signal.SIGTERM), alone(signal.SIGINT)))
+    assert (ended.code, ended.err) == (143, SAVED.format("SIGTERM", 2))
+    assert harness.newest_step(folder / "run") == 2
+
+
+def test_what_cannot_be_saved_is_not_said_to_be(here, semiseg):
+    """Stopped while the disk is full."""
+    folder = here()
+
+    def prepare() -> None:
+        sending("semiseg.engine.step.make_batch", 7, alone(signal.SIGTERM))()
+        harness.wrap("semiseg.engine.checkpoint.save", lambda save: full_after_step_5(save))
+
+    def full_after_step_5(save: Callable[..., Path]) -> Callable[..., Path]:
+        def saving(*args: object, step: int, **kwargs: object) -> Path:
+            with harness.no_file_longer_than(100_000 if step > 5 else -1):
+                return save(*args, step=step, **kwargs)
+
+        return saving
+
+    ended = semiseg(TRAIN, prepare)
+    assert ended.code == 143
+    assert ended.err.count("\n") == 1
+    assert "step 7 cannot be saved: run/checkpoints/step-00000007" in ended.err
+    assert "step-00000005, is whole" in ended.err
+    assert "is saved" not in ended.err
+    assert harness.newest_step(folder / "run") == 5
+
+
+def test_a_process_from_a_terminal(here, semiseg, whole):
+    """All of it: a new Python, Ctrl-C to the whole process group during its imports, and then while it trains."""
+    folder = here(data={"workers": 2}, engine={"log_every": 1})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+
+    def terminal() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "semiseg", *TRAIN.split()],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    command = terminal()
+    mapped = Path(f"/proc/{command.pid}/maps")
+    if mapped.exists():
+        harness.until(lambda: "libtorch" in mapped.read_text())
+    os.killpg(command.pid, signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (130, AT_ONCE.format("SIGINT"))
+    assert not (folder / "run").exists()
+
+    command = terminal()
+    harness.until(lambda: harness.steps_logged(folder / "run") >= 2)
+    os.killpg(command.pid, signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+    step = harness.newest_step(folder / "run")
+    assert 2 <= step < 12
+    assert (command.returncode, err) == (130, SAVED.format("SIGINT", step))
+    with pytest.raises(ProcessLookupError):  # no loader process is left
+        os.killpg(command.pid, 0)
