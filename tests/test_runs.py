@@ -184,3 +184,30 @@ def test_the_diary(run):
     assert (started["event"], started["step"], started["processes"]) == ("started", 0, 2)
     assert (skipped["step"], skipped["files"]) == (7, ["a.png: gone"])
     assert started["time"] <= skipped["time"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{\n", "[]\n", "nonsense\n", '{"step": "x"}\n', "[" * 10_000 + "\n", "1,2\n", None]
+)
+def test_a_damaged_file_is_named(run, content):
+    """Somebody edited it, or another program wrote there."""
+    looks = {
+        "metrics.jsonl": [lambda: run.metrics("val"), lambda: run.rewind(0)],
+        "hardness.csv": [lambda: list(run.hardness()), lambda: run.rewind(0)],
+        "environment.json": [run.environment],
+    }
+    for name, actions in looks.items():
+        path = run.path / name
+        before = path.read_text()
+        path.unlink()
+        if content is not None:
+            path.write_text(before + content)
+        for action in actions:
+            if name == "hardness.csv" and action is looks[name][1] and content == "1,2\n":
+                continue  # of which rewinding reads the first number only
+            if name == "environment.json" and content == "[]\n":
+                continue
+            with pytest.raises(UserError, match=rf"{name}: (is damaged|cannot be written)") as caught:
+                action()
+            assert "\n" not in str(caught.value)
+        path.write_text(before)

@@ -75,7 +75,8 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What stands in environment.json."""
-        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        with _reading(self.path / "environment.json") as path:
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record to the metrics."""
@@ -93,22 +94,23 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """The diary."""
-        with (self.path / "events.jsonl").open(encoding="utf-8") as file:
+        with _reading(self.path / "events.jsonl") as path, path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in _whole(file)]
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, in the order of their steps."""
-        with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
+        with _reading(self.path / "metrics.jsonl") as path, path.open(encoding="utf-8") as file:
             return [record for line in _whole(file) if (record := json.loads(line))["kind"] == kind]
 
     def unlabeled(self) -> list[str]:
         """Names of the unlabelled images."""
-        return (self.path / "unlabeled.txt").read_text(encoding="utf-8").splitlines()
+        with _reading(self.path / "unlabeled.txt") as path:
+            return path.read_text(encoding="utf-8").splitlines()
 
     def hardness(self) -> Iterator[tuple[int, str, float]]:
         """(step, image name, hardness) over the course of training."""
         names = self.unlabeled()
-        with (self.path / "hardness.csv").open(encoding="utf-8") as file:
+        with _reading(self.path / "hardness.csv") as path, path.open(encoding="utf-8") as file:
             next(file)
             for line in _whole(file):
                 step, index, hardness = line.split(",")
@@ -116,8 +118,10 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""
-        _cut(self.path / "metrics.jsonl", lambda line: json.loads(line)["step"] <= step)
-        _cut(self.path / "hardness.csv", lambda row: row.startswith(b"step") or int(row.split(b",")[0]) <= step)
+        with _reading(self.path / "metrics.jsonl") as path:
+            _cut(path, lambda line: json.loads(line)["step"] <= step)
+        with _reading(self.path / "hardness.csv") as path:
+            _cut(path, lambda row: row.startswith(b"step") or int(row.split(b",")[0]) <= step)
 
     def last(self) -> dict[str, Any] | None:
         """The newest validation record."""
@@ -195,6 +199,19 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """A file that is not what semiseg wrote there is a user's error, not a bug."""
+    try:
+        yield path
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
+        raise UserError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); put back what semiseg wrote there, or train anew"
+        ) from error
 
 
 def _whole(lines: Iterable[str]) -> Iterator[str]:
