@@ -214,6 +214,44 @@ def test_settings_on_the_command_line(semiseg, here):
     assert Path("runs/recipe/hardness.csv").read_text() == "step,index,hardness\n"
 
 
+def test_a_dry_run_says_what_the_run_would_need_and_writes_nothing(semiseg, here, contents):
+    before = contents(here)
+    done = semiseg("train recipe.yaml --dry-run --set engine.batch_size=4 --set engine.micro_batch_size=2")
+    assert (done.code, done.err) == (0, "")
+    needs = numbers(done.out)  # with the head of the table
+    assert list(needs)[1:] == [
+        "memory, training step",
+        "memory, with an evaluation",
+        "a step",
+        "an evaluation",
+        "the whole run",
+        "room on disk",
+    ]
+    assert [value.split()[1] for value in list(needs.values())[1:]] == ["MB", "MB", "s", "s", "h", "MB"]
+    assert "6 labelled, 8 unlabelled, 4 validation images" in done.out
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "method.name=none",
+        "data.root=nowhere",
+        "data.val=nowhere.txt",
+        "engine.micro_batch_size=3",
+        "model.encoder=none",
+        "method.ignore_class=6",
+        "engine.step=1",
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(semiseg, here, contents, wrong):
+    before = contents(here)
+    said, refused = (semiseg(f"train recipe.yaml --set {wrong}{option}") for option in (" --dry-run", ""))
+    assert said == refused
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert contents(here) == before
+
+
 def test_odd_data_gets_a_note(semiseg, here, scenes):
     names = (scenes / "splits" / "labeled.txt").read_text().split()[:2]
     (here / "two.txt").write_text("\n".join(names))

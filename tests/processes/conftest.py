@@ -78,7 +78,7 @@ def _ended(folder: Path, name: str, code: int | None, at: float | None) -> Ended
 def gentle(recipe: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """gentle("imas", ...) -> a recipe of 20 steps for the small network that rounding errors do not grow in.
 
-    Over its steps, CutMix fires and does not fire, and hardness takes values from nearly 0 to nearly 1.
+    Over its steps, CutMix fires and does not fire, hardness takes many values, and some images are padded.
     """
 
     def gentle(method: str, engine: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def gentle(recipe: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
         every = {"steps": 20, "batch_size": 12, "log_every": 1, "eval_every": 10, "save_every": 10}
         return recipe(
             method,
-            data={"crop": 16},
+            data={"crop": 20},
             method=own | settings,
             optim={"lr": 0.005},
             engine=every | (engine or {}),
