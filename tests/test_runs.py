@@ -203,7 +203,7 @@ def test_a_damaged_file_is_named(run, name, added):
         read.get(name, lambda: list(run.hardness()))()
     assert "\n" not in str(caught.value)
     (run.path / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}: is damaged"):
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(No such file or directory\)"):
         read.get(name, lambda: list(run.hardness()))()
 
 

@@ -208,7 +208,9 @@ def _reading(path: Path) -> Iterator[Path]:
         yield path
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
         raise UserError(
             f"{path}: is damaged ({type(error).__name__}: {error}); put back what semiseg wrote there, or train anew"
         ) from error

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from semiseg import api, cli  # noqa: F401  (forked processes have it imported)
+from semiseg.errors import UserError
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -238,5 +239,5 @@ def steps_logged(path: Path) -> int:
     """The last step that has a training record, 0 for none."""
     try:
         return max((record["step"] for record in Run(path).metrics("train")), default=0)
-    except FileNotFoundError:
+    except UserError:  # there is no such file yet
         return 0
