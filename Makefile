@@ -1,5 +1,6 @@
 # make demo   sets up .venv on the first call and shows semi-supervised training in a few minutes
 # make test   sets up .venv on the first call and runs every check that CI runs
+# make soak   kills runs, fills disks, watches memory: less than 40 minutes on two cores
 
 PYTHON ?= python3
 VENV := .venv

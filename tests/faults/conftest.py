@@ -16,6 +16,11 @@ ENGINE = {"steps": 12, "log_every": 3, "eval_every": 4, "save_every": 5}
 TRAIN = "train recipe.yaml --out run"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm(trained: Path) -> None:
+    """What a first run imports and prepares is there before others are forked from here."""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., dict]) -> Callable[..., Path]:
     """here(data={"workers": 2}) -> an empty current directory with a recipe.yaml: iMAS, 12 steps."""

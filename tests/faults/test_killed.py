@@ -107,7 +107,7 @@ def test_killed_anywhere_again_and_again(here, semiseg, whole):
 def test_killed_at_random_moments_with_loader_processes(here, semiseg, whole):
     folder = here(data={"workers": 2})
     moments, killed = np.random.default_rng(0), 0
-    while killed < 4:
+    while killed < 3:
         command = harness.Command(TRAIN)
         harness.until(lambda: (folder / "run").exists())
         time.sleep(moments.uniform(0, 0.5))

@@ -45,6 +45,12 @@ def launch(recipe, environ, tmp_path) -> Callable[[list[str]], subprocess.Popen]
     return launch
 
 
+def test_the_readme_gives_this_command():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"\n{' '.join(TORCHRUN)} -m semiseg train " in readme
+    assert f"`{' '.join(ACCELERATE[:5])} -m semiseg train ...`" in readme
+
+
 def process(parent: int, rank: int) -> int:
     """Id of the process of this rank that a launcher started."""
     for folder in Path("/proc").glob("[0-9]*"):
