@@ -205,7 +205,8 @@ def _complain(message: str) -> None:
         time.sleep(_PATIENCE_S)
         message = f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}: {message}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"semiseg: {line if len(line) < 2000 else f'{line[:1000]} ... {line[-500:]}'}", file=sys.stderr)  # noqa: T201
+    cut = line if len(line) < 2000 else f"{line[:1000]} ... {line[-500:]}"
+    sys.stderr.write(f"semiseg: {cut}\n")  # in one go: other processes write there, too
 
 
 _NO_MEMORY = ("out of memory", "out of shared memory", "allocate memory")  # in the words of torch, on each device

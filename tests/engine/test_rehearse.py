@@ -37,8 +37,7 @@ def dry_run(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse
     return dry_run
 
 
-@pytest.mark.parametrize("micro", [None, 2])
-@pytest.mark.parametrize("method", ["imas", "supervised"])
+@pytest.mark.parametrize(("method", "micro"), [("imas", 2), ("supervised", None)])
 def test_it_says_what_is_needed(dry_run, method, micro):
     found = dry_run(method, engine={"steps": 40, "batch_size": 4, "micro_batch_size": micro})
     assert 100 < found.train_mb <= found.evaluate_mb < 10_000
@@ -47,9 +46,7 @@ def test_it_says_what_is_needed(dry_run, method, micro):
     assert math.isfinite(found.loss)
 
 
-@pytest.mark.parametrize(
-    ("steps", "eval_every", "evaluations"), [(100, 30, 4), (90, 30, 3), (5, 30, 1), (7, None, 7), (25, None, 13)]
-)
+@pytest.mark.parametrize(("steps", "eval_every", "evaluations"), [(100, 30, 4), (90, 30, 3), (25, None, 13)])
 def test_hours_are_those_of_all_steps_and_evaluations(dry_run, steps, eval_every, evaluations):
     found = dry_run("supervised", engine={"steps": steps, "eval_every": eval_every})
     assert found.hours * 3600 == pytest.approx(steps * found.step_s + evaluations * found.evaluation_s)
@@ -93,7 +90,6 @@ def test_a_short_run(dry_run, steps):
     [
         ("imas", {"keep_checkpoints": 2, "save_every": 2, "eval_every": 2}),
         ("imas", {"keep_checkpoints": 1, "save_every": 3, "eval_every": 1}),  # every evaluation is the best so far
-        ("supervised", {"keep_checkpoints": 1, "save_every": 1, "eval_every": 3}),
     ],
 )
 def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, monkeypatch, method, engine):

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import harness
@@ -76,9 +78,9 @@ def test_stopped_anywhere_and_gone_on_with(here, semiseg, whole, signum, send, w
 
 
 def test_a_second_ctrl_c_stops_at_once(here, semiseg, whole):
-    folder = here()
-    ctrl_c = alone(signal.SIGINT)
-    ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 8, ctrl_c, ctrl_c))
+    folder = here(data={"workers": 1})
+    ctrl_c, a_moment_later = group(signal.SIGINT), partial(time.sleep, 0.1)
+    ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 8, ctrl_c, a_moment_later, ctrl_c))
     assert (ended.code, ended.err) == (
         130,
         "semiseg: interrupted; the same command goes on from the last checkpoint\n",
