@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from semiseg.data import folder as layout
 from semiseg.data.dataset import Dataset
@@ -179,3 +180,38 @@ def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config):
         assert item.image.shape == (3, 13, 16)
         assert (item.image[2] == int(sample.name)).all()
         assert item.mask.tolist() == [list(range(24))] * 20
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),  # while its batch was on the way
+        (EOFError(), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (EOFError("Caught EOFError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("a bug"), False),
+    ],
+)
+def test_a_worker_that_died_is_told_from_one_that_failed(dataset, config, monkeypatch, error, dead):
+    """The batches go on where they were, from new workers; a bug stays a bug."""
+    plain = batches(dataset, config)
+    fetch, calls, told = DataLoader.__iter__, [], []
+
+    def fails_once(loader):
+        calls.append(loader)
+        items = fetch(loader)
+        if len(calls) == 1:
+            yield next(items)
+            raise error
+        yield from items
+
+    monkeypatch.setattr(DataLoader, "__iter__", fails_once)
+    tell = {"on_restart": lambda key, reason: told.append((key, reason))}
+    if dead:
+        assert_equal(batches(dataset, config, **tell), plain)
+        assert told == [(1, (str(error).splitlines() or ["EOFError"])[0])]
+    else:
+        with pytest.raises(type(error)):
+            batches(dataset, config, **tell)

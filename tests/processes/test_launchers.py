@@ -17,7 +17,7 @@ from semiseg.runs import Run
 TORCHRUN = ["torchrun", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-STEPS = 60
+STEPS = 24
 
 
 @pytest.fixture

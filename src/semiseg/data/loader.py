@@ -128,8 +128,8 @@ class _Loader(DataLoader[T], Generic[T]):
                 if batches is None:
                     batches = self._workers_of(rest)  # kept workers may have died since the last item
                 item = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker (pid" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not _is_death(error):
                     raise
                 self._iterator = batches = None
                 deaths += 1
@@ -167,8 +167,14 @@ def _init_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the training process decides
 
 
+def _is_death(error: Exception) -> bool:
+    """Whether a worker died, in torch's words; or, a moment earlier, while its batch was being fetched from it."""
+    broken_off = isinstance(error, (ConnectionError, EOFError)) and "in DataLoader worker process" not in str(error)
+    return broken_off or "DataLoader worker (pid" in str(error)
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _loader(
