@@ -1,13 +1,21 @@
 # make demo   sets up .venv on the first call and shows semi-supervised training in a few minutes
 # make test   sets up .venv on the first call and runs every check that CI runs
 # make soak   kills runs, fills disks, watches memory: less than 40 minutes on two cores
+# make bench  measures speed on this machine's CPU, about 25 minutes on two idle cores, and writes docs/performance.md
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MACHINE ?= cpu-$(shell nproc)-cores
 
-.PHONY: demo test check soak bench clean
+# of `make bench`, e.g. PEERS="--peer imas=PATH --peer unimatch=PATH" DATA=PATH/voc-mini; the code of imas needs
+# opencv-python-headless, in .venv or in an environment of its own: BENCH_PYTHON=PATH/bin/python
+PEERS ?=
+DATA ?=
+BENCH_PYTHON ?= $(BIN)/python
+SUITES := hardness views loader step evaluation checkpoint startup
+
+.PHONY: demo test check soak bench bench-report clean
 
 demo: $(VENV)/.installed
 	$(BIN)/semiseg demo
@@ -26,8 +34,11 @@ soak: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --machine $(MACHINE)
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/hardness.py
-	$(BIN)/python benchmarks/step.py
+	for suite in $(SUITES); do $(BENCH_PYTHON) benchmarks/$$suite.py $(PEERS) $(if $(DATA),--data $(DATA)) || exit; done
+	$(MAKE) bench-report
+
+bench-report:
+	$(BENCH_PYTHON) benchmarks/report.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("semiseg needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

@@ -1,61 +1,96 @@
-"""Easiness of a batch against a straightforward per-image numpy version of the same definition.
+"""Easiness of a batch, from label maps and from the logits of both networks.
 
-16 images of 513 x 513, 21 classes: python benchmarks/hardness.py
+16 images of 513 x 513 px with 21 classes: python benchmarks/hardness.py [--peer imas=PATH]
 """
 
 import common
-import numpy as np
 import torch
+from peer_imas import THRESHOLD, Imas
+from torch import Tensor
 
 from semiseg.hardness import easiness
-from semiseg.types import Prediction
+from semiseg.models.build import Network
+from semiseg.models.predict import predict
+from semiseg.types import Normalisation, Prediction
 
-BATCH, CLASSES, SIDE, CONFIDENCE, IGNORED = 16, 21, 513, 0.95, 0
+BACKGROUND = 0
 
 
-def predictions() -> tuple[Prediction, Prediction]:
-    """Two blocky label maps that agree on about nine pixels in ten."""
+class Given(Network):
+    """A network whose answer is known."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(torch.nn.Identity(), Normalisation(), 1)
+        self.logits = logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The logits."""
+        return self.logits
+
+
+def logits(batch: int, classes: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of two networks, in blocks, sure of about two pixels in three, alike in about nine in ten."""
     generator = torch.Generator().manual_seed(0)
-    blocks = torch.randint(CLASSES, (BATCH, 1, 9, 9), generator=generator).float()
-    first = torch.nn.functional.interpolate(blocks, (SIDE, SIDE))[:, 0].long()
+    blocks = torch.randint(classes, (batch, 1, 9, 9), generator=generator).float()
+    first = torch.nn.functional.interpolate(blocks, (side, side)).long()
     other = torch.rand(first.shape, generator=generator) < 0.1
-    second = torch.where(other, torch.randint(CLASSES, first.shape, generator=generator), first)
-    first_confidence, second_confidence = (0.7 + 0.3 * torch.rand(2, *first.shape, generator=generator)).unbind()
-    return Prediction(first, first_confidence, CLASSES), Prediction(second, second_confidence, CLASSES)
+    second = torch.where(other, torch.randint(classes, first.shape, generator=generator), first)
+    noise = torch.randn(2, batch, classes, side, side, generator=generator)
+    heights = 12 * torch.rand(2, *first.shape, generator=generator)
+    student, teacher = (
+        each.scatter_add_(1, label, height)
+        for each, label, height in zip(noise.unbind(), (first, second), heights.unbind(), strict=True)
+    )
+    return student.to(device), teacher.to(device)
 
 
-def per_image_numpy(student: Prediction, teacher: Prediction) -> list[float]:
-    """Eq. 5-7 image by image and class by class, as one would write them down."""
-    found = []
-    for i in range(BATCH):
-        s, t = student.label[i].numpy(), teacher.label[i].numpy()
-        iou, s_count, t_count = np.zeros(CLASSES), np.zeros(CLASSES), np.zeros(CLASSES)
-        for c in range(CLASSES):
-            in_s, in_t = s == c, t == c
-            union = np.logical_or(in_s, in_t).sum()
-            iou[c] = np.logical_and(in_s, in_t).sum() / union if union else 0
-            s_count[c], t_count[c] = in_s.sum(), in_t.sum()
-        s_count[IGNORED] = t_count[IGNORED] = 0
-        by_student = (iou * s_count).sum() / s_count.sum() * (student.confidence[i].numpy() >= CONFIDENCE).mean()
-        by_teacher = (iou * t_count).sum() / t_count.sum() * (teacher.confidence[i].numpy() >= CONFIDENCE).mean()
-        found.append(float(by_student + by_teacher) / 2)
-    return found
+def predictions(batch: int, classes: int, side: int, device: torch.device) -> tuple[Prediction, Prediction]:
+    """What two networks with such logits predict."""
+    image = torch.empty(batch, 3, side, side, device=device)
+    student, teacher = (predict(Given(each), image) for each in logits(batch, classes, side, device))
+    return student, teacher
 
 
-def main() -> None:
-    """Checks that both agree, then times them in turns."""
-    args = common.arguments(__doc__)
-    student, teacher = predictions()
+def official(student: Prediction, teacher: Prediction) -> Tensor:
+    """Easiness with the authors' settings: no padding, background without weight, hard where nothing else is seen."""
+    return easiness(student, teacher, THRESHOLD, ignore_class=BACKGROUND, all_ignored_is_hard=True)
 
-    def ours() -> torch.Tensor:
-        return easiness(student, teacher, CONFIDENCE, ignore_class=IGNORED)
 
-    torch.testing.assert_close(ours(), torch.tensor(per_image_numpy(student, teacher)), atol=1e-6, rtol=0)
-    times = common.interleaved({"semiseg": ours, "numpy": lambda: per_image_numpy(student, teacher)}, args.repeats)
-    times["numpy / semiseg"] = times["numpy"]["median_s"] / times["semiseg"]["median_s"]
-    shape = {"batch": BATCH, "classes": CLASSES, "side_px": SIDE, "threads": args.threads}
-    common.write("hardness", args.machine, {**shape, **times})
+def measure(run: common.Settings, results: common.Results) -> None:
+    """Times ours, and the peer's from the same logits, once both agree."""
+    batch, side, classes = run.size((16, 513, 21), (16, 513, 21), (2, 33, 5))
+    results.settings |= {"batch": batch, "side, px": side, "classes": classes}
+    student, teacher = logits(batch, classes, side, run.device)
+    image = torch.empty(batch, 3, side, side, device=run.device)
+
+    def from_logits() -> Tensor:
+        return official(predict(Given(student), image), predict(Given(teacher), image))
+
+    maps = predict(Given(student), image), predict(Given(teacher), image)
+    candidates = {"semiseg, from label maps": lambda: official(*maps), "semiseg, from logits": from_logits}
+    if path := run.peers.get("imas"):
+        peer = Imas(path, run.device)
+        results.peers["imas"] = peer.commit
+        torch.testing.assert_close(from_logits(), peer.easiness(student, teacher), atol=1e-4, rtol=0)
+        candidates["imas, from logits"] = lambda: peer.easiness(student, teacher)
+    results.time(candidates, usual=9)
+    if "imas" in results.peers:
+        results.ratio("imas / semiseg, from logits", "imas, from logits", "semiseg, from logits")
+        results.ratio("imas from logits / semiseg from label maps", "imas, from logits", "semiseg, from label maps")
+        results.note("Both are given the same logits and agree to 1e-4; theirs includes the copy to the CPU.")
+    del student, teacher, maps, candidates
+
+    def at(batch: int, classes: int, side: int) -> object:
+        given = predictions(batch, classes, side, run.device)
+        return lambda: official(*given)
+
+    sides = run.size((129, 257, 513), (129, 257, 513), (17, 33))
+    middle, few = sides[1], run.size(4, 16, 2)
+    batches, tables = run.size((1, 4, 16), (4, 16, 64), (1, 2)), run.size((2, 21, 150), (2, 21, 150), (2, 5))
+    results.grow("easiness", "px an image", {side * side: at(few, 21, side) for side in sides}, 9)
+    results.grow("easiness", "images a batch", {batch: at(batch, 21, middle) for batch in batches}, 9)
+    results.grow("easiness", "classes", {classes: at(few, classes, middle) for classes in tables}, 9)
 
 
 if __name__ == "__main__":
-    main()
+    common.main("hardness", __doc__, measure)

@@ -1,90 +1,378 @@
-"""What iMAS adds to a step beyond the network's own forwards and backward.
+"""A training step of iMAS: by phase, against the supervised step, against other code, and how it grows.
 
-ResNet-50, 321 x 321, 4 labelled and 4 unlabelled images, fp32: python benchmarks/step.py
+ResNet-50, DeepLabV3+ with output stride 16; on a CPU 321 x 321 px, 4 labelled and 4 unlabelled images, fp32; on a GPU
+513 x 513 px, 16 and 16, in bf16 and fp32:
+python benchmarks/step.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VOC]
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import common
+import loader
+import peer_imas
+import peer_unimatch
 import torch
+from photographs import photographs
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from semiseg.augment.views import make_batch
+from semiseg import config
+from semiseg.data.loader import train_loader
+from semiseg.engine import step as engine_step
+from semiseg.engine.recipe import build_method
+from semiseg.engine.runtime import Precision, Runtime
+from semiseg.engine.step import Stepper
+from semiseg.method import SemiMethod
 from semiseg.methods import imas
-from semiseg.models.build import Config, Network, build
-from semiseg.rng import seeded
-from semiseg.types import ClassTable, LoadedBatch, Progress
+from semiseg.methods import load as method_module
+from semiseg.models.build import Network
+from semiseg.types import ClassTable, LoadedBatch, Normalisation
 
-BATCH, CLASSES, SIDE = 4, 21, 321
-EXTRAS = ("easiness", "confident_ratio", "blend", "hard_easy_partners", "sample_boxes", "triggered", "paste", "ema_")
+NETWORK_PHASES = ("hardness forwards", "student forward", "backward")
+STEPS = 10**6  # of the run that these steps would be part of: the learning rate hardly falls
 
 
-def loaded_batch() -> LoadedBatch:
-    """Random uint8 images and labels."""
+class Ours:
+    """Steps of a method on one batch that lies ready on the device.
+
+    Args:
+        device: where to compute.
+        method: its name.
+        encoder: of the network.
+        num_classes: of its output.
+        precision: of the network.
+        network: builds another network to train, e.g. a peer's.
+        method_settings: of the method.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        method: str = "imas",
+        encoder: str = "resnet50",
+        num_classes: int = 21,
+        precision: Precision = "fp32",
+        network: Callable[[], nn.Module] | None = None,
+        **method_settings: Any,
+    ) -> None:
+        recipe = config.validate(
+            {
+                "data": {"layout": "voc", "root": "."},
+                "model": {"encoder": encoder, "weights": None, "output_stride": 16},
+                "method": {"name": method, **method_settings},
+                "engine": {"steps": STEPS, "device": device.type, "precision": precision},
+            },
+            "benchmark",
+        )
+        classes = ClassTable.of([str(number) for number in range(num_classes)], background=0)
+        self.method: SemiMethod
+        if network is None:
+            self.method = build_method(recipe, classes)
+        else:
+            build = network
+            self.method = method_module(method)(recipe.method, lambda: wrapped(build()), classes)
+        self.method = self.method.to(device).to(memory_format=torch.channels_last)
+        self.stepper = Stepper(recipe, self.method, Runtime(device.type, precision))
+        self.stepper.start()
+        self.taken = 0
+
+    def take(self, loaded: LoadedBatch) -> Any:
+        """The next step."""
+        self.taken += 1
+        return self.stepper.take(self.taken - 1, loaded)
+
+
+def wrapped(network: nn.Module) -> Network:
+    """A peer's network as one of ours."""
+    return Network(_Logits(network), Normalisation(), 1)
+
+
+class _Logits(nn.Module):
+    """A peer's network that yields its first output alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.network(image)
+        return found[0] if isinstance(found, tuple) else found
+
+
+def loaded_batch(batch: int, side: int, num_classes: int, device: torch.device, unlabeled: bool = True) -> LoadedBatch:
+    """Blocks of colour with labels."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (2, BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-    label = torch.randint(CLASSES, (BATCH, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-    index = torch.arange(BATCH)
-    return LoadedBatch(image[0], label, image[1], torch.ones(BATCH, SIDE, SIDE, dtype=torch.bool), index, index)
+    coarse = torch.randint(256, (2, batch, 3, 9, 9), generator=generator).float()
+    first, second = (torch.nn.functional.interpolate(each, (side, side)).to(torch.uint8) for each in coarse)
+    blocks = torch.randint(num_classes, (batch, 1, 9, 9), generator=generator).float()
+    label = torch.nn.functional.interpolate(blocks, (side, side))[:, 0].to(torch.uint8)
+    second = second if unlabeled else second[:0]
+    index = torch.arange(batch)
+    valid = torch.ones(len(second), side, side, dtype=torch.bool)
+    return LoadedBatch(first, label, second, valid, index, index[: len(second)]).to(device)
 
 
-def main() -> None:
-    """Times whole steps, and inside them every function of iMAS that is not a pass through the network."""
-    args = common.arguments(__doc__)
-    classes = ClassTable.of([str(i) for i in range(CLASSES)], background=0)
+class Phases:
+    """Seconds of each part of a step. Of what is inside something else, only the inner name is charged."""
 
-    def network() -> Network:
-        with seeded(0):
-            return build(Config(encoder="resnet50", weights=None), CLASSES)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.open: list[tuple[str, float, float]] = []  # name, begin, seconds of what was inside
 
-    method = imas.Method(imas.Config(), network, classes).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(method.param_groups(10.0), lr=1e-3, momentum=0.9)
-    loaded = loaded_batch()
-    spent: dict[str, float] = defaultdict(float)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charges what happens here; a phase inside itself is one."""
+        if self.open and self.open[-1][0] == name:
+            yield
+            return
+        common.synchronise(self.device)
+        self.open.append((name, time.perf_counter(), 0.0))
+        yield
+        common.synchronise(self.device)
+        name, begin, inside = self.open.pop()
+        took = time.perf_counter() - begin
+        self.seconds[name] += took - inside
+        if self.open:
+            outer, started, others = self.open.pop()
+            self.open.append((outer, started, others + took))
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, name: str, function: Callable[..., Any], always: bool = True) -> Callable[..., Any]:
+        """`function` as a phase; if not `always`, only where it is not part of the hardness forwards."""
+
         def run(*positional: Any, **named: Any) -> Any:
-            begin = time.perf_counter()
-            found = function(*positional, **named)
-            spent[name] += time.perf_counter() - begin
-            return found
+            if not always and self.open and self.open[-1][0] == "hardness forwards":
+                return function(*positional, **named)
+            with self.phase(name):
+                return function(*positional, **named)
 
         return run
 
-    def step(number: int) -> None:
-        begin = time.perf_counter()
-        batch = make_batch(loaded, method.views, method.student.normalisation, 0, number)
-        spent["views (uint8 to strong, normalised)"] += time.perf_counter() - begin
-        begin = time.perf_counter()
-        losses = method(batch, Progress(number, 1000))
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        method.after_step(number)
-        spent["step"] += time.perf_counter() - begin
+    @contextmanager
+    def watching(self, ours: Ours) -> Iterator[None]:
+        """Times the parts of iMAS's steps. What the method's forward does besides is mixing: blend, CutMix, batches."""
+        stepper, method = ours.stepper, ours.method
+        places = [
+            (engine_step, "make_batch", "views", True),
+            (imas, "predict", "hardness forwards", True),
+            (imas, "easiness", "hardness", True),
+            (imas, "confident_cross_entropy", "losses", True),
+            (method, "forward", "mixing", True),
+            (method.student, "forward", "student forward", False),
+            (stepper.runtime, "backward", "backward", True),
+            (stepper.runtime, "step", "optimizer", True),
+            (method, "after_step", "EMA", True),
+        ]
+        with ExitStack() as stack:
+            for owner, name, phase, always in places:
+                stack.enter_context(patch.object(owner, name, self.timed(phase, getattr(owner, name), always)))
+            labeled = type(method.config.labeled_loss)
+            stack.enter_context(patch.object(labeled, "__call__", self.timed("losses", labeled.__call__)))
+            yield
 
+
+def profile(run: common.Settings, results: common.Results, ours: Ours, sizes: tuple[int, int]) -> None:
+    """Real steps, from files on: every phase, with the device idle between them."""
+    side, batch = sizes
     rows: dict[str, list[float]] = defaultdict(list)
-    patches = [patch.object(imas, name, timed(name, getattr(imas, name))) for name in EXTRAS]
-    for active in patches:
-        active.start()
-    for number in range(args.repeats + 2):
-        spent.clear()
-        step(number)
-        if number >= 2:
-            for name, seconds in spent.items():
-                rows[name].append(seconds)
-            rows["iMAS beyond the network"].append(sum(spent[name] for name in EXTRAS))
-            rows["share of the step"].append(rows["iMAS beyond the network"][-1] / spent["step"])
-    for active in patches:
-        active.stop()
-    share = common.summary(rows.pop("share of the step"))
-    results = {name: common.summary(seconds) for name, seconds in rows.items()}
-    shape = {"encoder": "resnet50", "batch": f"{BATCH}+{BATCH}", "side_px": SIDE, "threads": args.threads}
-    common.write("step", args.machine, {**shape, **results, "share of the step": share["median_s"]})
+    warm_up, repeats = (1 if run.tiny else 2), run.times(7)
+    workers = run.size(2, 8, 0)
+    with photographs(run.data, max(16, 4 * batch + 4)) as photos:
+        images, settings = loader.dataset(photos, side, workers)
+        batches = iter(
+            train_loader(
+                images, settings, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=warm_up + repeats
+            )
+        )
+        for number in range(warm_up + repeats):
+            phases = Phases(run.device)
+            with phases.watching(ours), phases.phase("everything else"):
+                with phases.phase("input wait"):
+                    loaded = next(batches).to(run.device)
+                ours.take(loaded)
+            if number >= warm_up:
+                for name, seconds in phases.seconds.items():
+                    rows[name].append(seconds)
+        results.settings |= {"phases": f"{photos.describe()}, {workers} loader workers"}
+    order = ("input wait", "views", "hardness forwards", "hardness", "mixing", "student forward", "losses", "backward",
+             "optimizer", "EMA", "everything else")  # fmt: skip
+    results.profile({name: rows[name] for name in order})
+    steps = [sum(seconds) for seconds in zip(*rows.values(), strict=True)]
+    beyond = [
+        sum(seconds for name, seconds in zip(rows, values, strict=True) if name not in NETWORK_PHASES)
+        for values in zip(*rows.values(), strict=True)
+    ]
+    results.figure("step, sum of its phases", "s", *steps)
+    results.figure("beyond forwards and backward", "s", *beyond)
+    results.figure("input wait", "s", *rows["input wait"])
+    results.ratio("share beyond forwards and backward", "beyond forwards and backward", "step, sum of its phases")
+    results.ratio("share of input wait", "input wait", "step, sum of its phases")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], Tensor]:
+    """One matrix multiplication of 2 * side ** 3 operations."""
+    first, second = torch.randn(2, side, side, device=device).to(dtype).unbind()
+    return lambda: first @ second
+
+
+def measure(run: common.Settings, results: common.Results) -> None:
+    """Everything that the first lines name."""
+    side, batch, encoder = run.size((321, 4, "resnet50"), (513, 16, "resnet50"), (33, 2, "tu-test_efficientnet"))
+    precision: Precision = "bf16" if run.device.type == "cuda" else "fp32"
+    results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "classes": 21,
+                         "precision": precision}  # fmt: skip
+    candidates = everyone(run, results, side, batch, encoder, precision)
+    ours = Ours(run.device, encoder=encoder, precision=precision)
+    loaded = loaded_batch(batch, side, 21, run.device)
+    with FlopCounterMode(display=False) as counter:
+        ours.take(loaded)
+    operations = results.figure("semiseg, operations a step", "FLOP", float(counter.get_total_flops()))
+    profile(run, results, ours, (side, batch))
+    del ours
+
+    for name, build in candidates.items():
+        common.settle(run.device)
+        before = common.resident_mb(run.device)
+        step = build()
+        peak = common.peak_memory_mb(lambda step=step: (step(), step()), run.device)
+        results.figure(f"{name}, memory", "MB", peak - before)
+        if run.device.type == "cuda":  # one at a time: together they may not fit
+            results.time({name: step}, usual=9, warm_up=3)
+        del step
+    if run.device.type == "cpu":
+        results.time({name: build() for name, build in candidates.items()}, usual=5, warm_up=1)
+    common.settle(run.device)
+    compare(run, results)
+
+    dtype, size = (torch.bfloat16 if precision == "bf16" else torch.float32), run.size(2048, 8192, 64)
+    multiply = matmul_rate(run.device, dtype, size)
+    seconds = common.interleaved({"": multiply}, run.times(9), run.device)[""]
+    results.figure(f"matrix multiplication, {precision}", "FLOP/s", *(2 * size**3 / each for each in seconds))
+    step_s = results.figures["semiseg"].median
+    results.figure("semiseg, images a second", "images/s", 2 * batch / step_s)
+    results.figure("semiseg, operations a second", "FLOP/s", operations / step_s)
+    results.ratio(
+        "share of the matrix multiplication rate", "semiseg, operations a second", f"matrix multiplication, {precision}"
+    )
+    grow(run, results, encoder, precision)
+
+
+Build = Callable[[], Callable[[], Any]]
+
+
+def everyone(
+    run: common.Settings, results: common.Results, side: int, batch: int, encoder: str, precision: Precision
+) -> dict[str, Build]:
+    """Who is timed, and whose memory is measured: each is built anew for either."""
+    device = run.device
+    loaded = loaded_batch(batch, side, 21, device)
+    labeled_only = loaded_batch(batch, side, 21, device, unlabeled=False)
+
+    def of(loaded: LoadedBatch, **options: Any) -> Build:
+        def build() -> Callable[[], Any]:
+            ours = Ours(device, encoder=encoder, **options)
+            return lambda: ours.take(loaded)
+
+        return build
+
+    candidates = {"semiseg": of(loaded, precision=precision),
+                  "semiseg, supervised": of(labeled_only, method="supervised", precision=precision)}  # fmt: skip
+    if precision != "fp32":
+        candidates["semiseg, fp32"] = of(loaded)
+    normalise = Normalisation()
+    image, weak = normalise(loaded.image), normalise(loaded.weak)
+    strong, label = weak.flip(-1).contiguous(), loaded.label.long()
+    if path := run.peers.get("imas"):
+        peer = peer_imas.Imas(path, device)
+        results.peers["imas"] = peer.commit
+        results.settings["imas, share of steps with CutMix"] = round(peer.firing_rate() or 0.5, 3)
+        candidates["semiseg, with the network of imas"] = of(
+            loaded, precision=precision, network=lambda: peer.network(21)
+        )
+
+        def build(fires: bool) -> Build:
+            def built() -> Callable[[], Any]:
+                step = peer_imas.Step(peer, 21)
+                return lambda: step.take(image, label, weak, strong, fires)
+
+            return built
+
+        candidates |= {"imas, CutMix fires": build(True), "imas, CutMix does not fire": build(False)}
+    if path := run.peers.get("unimatch"):
+        other = peer_unimatch.UniMatch(path, device)
+        results.peers["unimatch"] = other.commit
+
+        def unimatch() -> Callable[[], Any]:
+            step = peer_unimatch.Step(other, 21)
+            return lambda: step.take(image, label, weak, strong)
+
+        candidates["unimatch"] = unimatch
+    return candidates
+
+
+def compare(run: common.Settings, results: common.Results) -> None:
+    """The ratios."""
+    seconds = {name: figure.median for name, figure in results.figures.items()}
+    needed = 11 / 3
+    results.figure("iMAS / supervised, needed", "1", needed)
+    results.figure("iMAS / supervised, measured", "1", seconds["semiseg"] / seconds["semiseg, supervised"])
+    results.ratio(
+        "iMAS / supervised, measured / needed",
+        "iMAS / supervised, measured",
+        "iMAS / supervised, needed",
+    )
+    results.note(
+        "Needed: a forward costs 1 an image, a backward 2. Supervised: b labelled images forward and backward, 3 b. "
+        "iMAS: b unlabelled images through student and teacher without gradient, 2 b, then labelled images and two "
+        "views of the unlabelled ones forward and backward, 9 b. 11 b over 3 b is 3.67."
+    )
+    if "imas" in results.peers:
+        share = float(results.settings["imas, share of steps with CutMix"])
+        for suffix, unit in (("", "s"), (", memory", "MB")):
+            fires, not_ = (seconds[f"imas, CutMix {word}{suffix}"] for word in ("fires", "does not fire"))
+            mean = max(fires, not_) if suffix else share * fires + (1 - share) * not_
+            results.figure(f"imas{suffix}", unit, mean)
+            results.ratio(f"semiseg / imas{suffix}", f"semiseg{suffix}", f"imas{suffix}")
+            results.ratio(
+                f"semiseg / imas, its network in both{suffix}",
+                f"semiseg, with the network of imas{suffix}", f"imas{suffix}",
+            )  # fmt: skip
+        results.ratio("semiseg / imas, CutMix does not fire", "semiseg", "imas, CutMix does not fire")
+        results.note(
+            "imas is the mean over steps with and without CutMix, which fires as often as the mean easiness in its own "
+            "logs says; its memory is the larger of the two. With CutMix its student sees four batches, else three. "
+            "Semiseg's step has three always, and makes its strong views inside the step; theirs lie ready. Both have "
+            "DeepLabV3+ on ResNet-50 with output stride 16, but that of segmentation_models_pytorch has separable "
+            "convolutions in its head and one convolution as a stem: the ratio with the network of imas in both leaves "
+            "that difference out."
+        )
+    if "unimatch" in results.peers:
+        results.ratio("semiseg / unimatch", "semiseg", "unimatch")
+        results.note("UniMatch is another method: no teacher, two strong views, feature dropout; a second reference.")
+    results.note("Memory is the peak above what was in use before networks were built; on a CPU that of the process.")
+
+
+def grow(run: common.Settings, results: common.Results, encoder: str, precision: Precision) -> None:
+    """By pixels, batch and classes, each with the others small."""
+    sides = run.size((129, 193, 257), (257, 385, 513), (33, 49))
+    batches = run.size((2, 4, 8), (4, 8, 16), (2, 3))
+    tables = run.size((2, 21, 150), (2, 21, 150), (2, 5))
+    few, small = batches[0], sides[0]
+
+    def at(batch: int, side: int, classes: int) -> Callable[[], Any]:
+        ours = Ours(run.device, encoder=encoder, num_classes=classes, precision=precision)
+        loaded = loaded_batch(batch, side, classes, run.device)
+        return lambda: ours.take(loaded)
+
+    results.grow("step", "px an image", {side * side: at(few, side, 21) for side in sides}, 3)
+    results.grow("step", "labelled images a batch", {batch: at(batch, small, 21) for batch in batches}, 3)
+    results.grow("step", "classes", {classes: at(few, small, classes) for classes in tables}, 3)
 
 
 if __name__ == "__main__":
-    main()
+    common.main("step", __doc__, measure)

@@ -1,0 +1,94 @@
+"""Saving and loading a checkpoint of iMAS: student, teacher and momentum.
+
+python benchmarks/checkpoint.py
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import torch
+
+from semiseg.engine import checkpoint
+from semiseg.methods import imas
+from semiseg.models.build import Config, build
+from semiseg.rng import seeded
+from semiseg.types import ClassTable, Normalisation
+
+CLASSES = ClassTable.of([str(number) for number in range(21)], background=0)
+
+
+def trained(encoder: str) -> tuple[imas.Method, torch.optim.Optimizer]:
+    """A method and an optimizer with momentum."""
+    with seeded(0):
+        method = imas.Method(imas.Config(), lambda: build(Config(encoder=encoder, weights=None), 21), CLASSES)
+    optimizer = torch.optim.SGD(method.param_groups(10.0), lr=1e-3, momentum=0.9)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return method, optimizer
+
+
+def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> Path:
+    """Anew: one that is there would stay."""
+    shutil.rmtree(checkpoint.path_of(folder, "step", 1), ignore_errors=True)
+    return checkpoint.save(
+        folder, step=1, recipe={}, classes=CLASSES, normalisation=Normalisation(), predictor="teacher",
+        model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer),
+    )  # fmt: skip
+
+
+def load(path: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> None:
+    """As a run that goes on."""
+    found = checkpoint.read(path)
+    found.load_model(method)
+    checkpoint.load_optimizer_tensors(optimizer, found.optimizer_state())
+
+
+def plain_write(path: Path, content: bytes) -> None:
+    """As many bytes, synced: what the disk takes by itself."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(run: common.Settings, results: common.Results) -> None:
+    """Times saving, loading, and the disk alone; then saving by size."""
+    encoder = run.size("resnet50", "resnet50", "tu-test_efficientnet")
+    encoders = run.size(
+        ("resnet18", "resnet50", "resnet101"), ("resnet18", "resnet50", "resnet101"), ("tu-test_efficientnet",)
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        method, optimizer = trained(encoder)
+        method.to(run.device)
+        content = b"".join(file.read_bytes() for file in save(folder, method, optimizer).iterdir())
+        results.settings |= {"encoder": encoder}
+        results.figure("size", "MB", len(content) / 1e6)
+        path = checkpoint.path_of(folder, "step", 1)
+        results.time(
+            {
+                "save": lambda: save(folder, method, optimizer),
+                "disk alone, as many bytes": lambda: plain_write(folder / "plain", content),
+                "load": lambda: load(path, method, optimizer),
+            },
+            usual=7,
+        )
+        results.ratio("save / disk alone", "save", "disk alone, as many bytes")
+        runs: dict[float, Callable[[], object]] = {}
+        for each in encoders:
+            parts = trained(each)
+            parts[0].to(run.device)
+            size = sum(value.numel() for value in parts[0].state_dict().values()) / 1e6
+            runs[round(size, 1)] = lambda parts=parts, each=each: save(folder / each, *parts)
+        results.grow("save", "million values in student and teacher", runs, 5)
+        results.note("Both are synced to the disk.")
+
+
+if __name__ == "__main__":
+    common.main("checkpoint", __doc__, measure)

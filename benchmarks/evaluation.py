@@ -1,0 +1,122 @@
+"""Evaluating an image of Cityscapes' size, in sliding windows and whole, at equal mIoU.
+
+ResNet-50, DeepLabV3+ with output stride 16, 1024 x 2048 px, 19 classes, windows of 769 px, fp32:
+python benchmarks/evaluation.py [--peer imas=PATH] [--peer unimatch=PATH]
+"""
+
+from collections.abc import Callable
+
+import common
+import peer_imas
+import peer_unimatch
+import torch
+import torch.nn.functional as F
+from photographs import street
+from step import wrapped
+
+from semiseg.data.loader import EvalItem
+from semiseg.engine.evaluate import Config, evaluate
+from semiseg.engine.runtime import Runtime
+from semiseg.models.build import Config as ModelConfig
+from semiseg.models.build import Network, build
+from semiseg.rng import seeded
+
+CLASSES = 19  # as many as UniMatch's code insists on
+
+
+def fit(network: Network, item: EvalItem, side: int, steps: int, device: torch.device) -> None:
+    """Trains on crops of the one image until its mIoU means something. This is not timed."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    image = network.normalisation(item.image[None].to(device))[0]
+    height, width = item.mask.shape
+    for _ in range(steps):
+        tops, lefts = (torch.randint(size - side + 1, (4,), generator=generator).tolist() for size in (height, width))
+        places = [(slice(top, top + side), slice(left, left + side)) for top, left in zip(tops, lefts, strict=True)]
+        crops = torch.stack([image[:, rows, columns] for rows, columns in places])
+        label = torch.stack([item.mask[rows, columns] for rows, columns in places]).long().to(device)
+        optimizer.zero_grad()
+        F.cross_entropy(network(crops), label).backward()
+        optimizer.step()
+    network.eval()
+
+
+def item_of(height: int) -> EvalItem:
+    """A drawn image, twice as wide as high."""
+    image, mask = street(height)
+    return EvalItem(0, torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask))
+
+
+def measure(run: common.Settings, results: common.Results) -> None:
+    """Times ours with our own network, and every peer's loop and ours with the peer's network."""
+    height, window, side, steps = run.size((1024, 769, 129, 60), (1024, 769, 257, 60), (66, 49, 33, 2))
+    item, runtime = item_of(height), Runtime(run.device.type)
+    modes = {"sliding": Config(mode="sliding", window=window), "whole": Config()}
+    results.settings |= {"image, px": f"{height} x {2 * height}", "window, px": window, "classes": CLASSES}
+
+    def ours(network: Network, mode: str) -> float:
+        iou = evaluate(network, [item], CLASSES, modes[mode], runtime).iou
+        return float(torch.tensor(iou).nan_to_num().mean())  # as the peers have it: absent classes count as 0
+
+    with seeded(0):
+        own = build(
+            ModelConfig(encoder=run.size("resnet50", "resnet50", "tu-test_efficientnet"), weights=None), CLASSES
+        )
+    own = own.to(run.device).to(memory_format=torch.channels_last)
+    candidates: dict[str, Callable[[], object]] = {
+        f"semiseg, {mode}": lambda mode=mode: ours(own, mode) for mode in modes
+    }
+    for option, kind in (("imas", peer_imas.Imas), ("unimatch", peer_unimatch.UniMatch)):
+        if path := run.peers.get(option):
+            peer = kind(path, run.device)
+            results.peers[option] = peer.commit
+            candidates |= pair(results, run, peer, item, window, (side, steps), ours)
+    results.time(candidates, usual=5, warm_up=1)
+    for option in results.peers:
+        name = f"semiseg, sliding, network of {option}"
+        results.ratio(f"{option} / semiseg, sliding, same network", f"{option}, sliding", name)
+        results.ratio(f"{option} / semiseg, sliding, each its own network", f"{option}, sliding", "semiseg, sliding")
+        results.ratio(f"{option} / semiseg, mIoU of sliding", f"{option}, mIoU", f"{name}, mIoU")
+    if results.peers:
+        results.note(
+            "The network in both loops was fitted to the drawn image beforehand, so that mIoU means something. The "
+            "peers' last windows end at the border and are smaller; ours are shifted back and cover more pixels."
+        )
+    items = {2 * size * size: item_of(size) for size in run.size((128, 256, 512), (256, 512, 1024), (32, 66))}
+    results.grow(
+        "whole", "px an image",
+        {
+            pixels: lambda each=each: evaluate(own, [each], CLASSES, modes["whole"], runtime)
+            for pixels, each in items.items()
+        },
+        5,
+    )  # fmt: skip
+
+
+def pair(
+    results: common.Results, run: common.Settings, peer: peer_imas.Imas | peer_unimatch.UniMatch, item: EvalItem,
+    window: int, fitting: tuple[int, int], ours: Callable[[Network, str], float],
+) -> dict[str, Callable[[], object]]:  # fmt: skip
+    """A peer's loop and ours, with its network in both; what they find is added at once."""
+    with seeded(0):
+        theirs = peer.network(CLASSES)
+    network = wrapped(theirs).to(memory_format=torch.channels_last)
+    fit(network, item, *fitting, run.device)
+    with seeded(0):
+        copy = peer.network(CLASSES)  # the same weights in their own memory layout
+    copy.load_state_dict(theirs.state_dict())
+    copy.eval()
+    image, mask = network.normalisation(item.image[None].to(run.device)), item.mask[None].long()
+
+    def loop() -> float:
+        return peer.sliding(copy, image, mask, window, CLASSES)
+
+    name = f"semiseg, sliding, network of {peer.name}"
+    results.figure(f"{peer.name}, mIoU", "1", loop())
+    results.figure(f"{name}, mIoU", "1", ours(network, "sliding"))
+    return {f"{peer.name}, sliding": loop, name: lambda: ours(network, "sliding")}
+
+
+if __name__ == "__main__":
+    common.main("evaluation", __doc__, measure)

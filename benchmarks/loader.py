@@ -1,0 +1,106 @@
+"""Images a second from files on disk to batches on the device, by number of worker processes.
+
+With weak views alone, and with weak and strong views as a step needs them:
+python benchmarks/loader.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VOC]
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import common
+import peers
+import torch
+from peer_imas import Imas
+from peer_unimatch import UniMatch
+from photographs import Photographs, photographs
+from views import VIEWS
+
+from semiseg import data
+from semiseg.augment.views import make_batch
+from semiseg.data.dataset import Dataset
+from semiseg.data.loader import train_loader
+from semiseg.data.voc import Config
+from semiseg.types import Normalisation
+
+
+def dataset(photos: Photographs, crop: int, workers: int) -> tuple[Dataset, Config]:
+    """The same images, masks and lists as the peers read."""
+    config = Config(
+        root=photos.root, masks="SegmentationClassAug", labeled="labeled.txt", unlabeled="unlabeled.txt",
+        val="val.txt", crop=crop, workers=workers,
+    )  # fmt: skip
+    return data.load(config), config
+
+
+def ours(photos: Photographs, crop: int, batch: int, workers: int, device: torch.device, strong: bool) -> Iterator[Any]:
+    """Batches on the device."""
+    images, config = dataset(photos, crop, workers)
+    batches = train_loader(images, config, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=10**6)
+    for step, loaded in enumerate(batches):
+        loaded = loaded.to(device)
+        yield make_batch(loaded, VIEWS, Normalisation(), 0, step) if strong else loaded
+
+
+def rate(start: Callable[[], Iterator[Any]], images: int, skip: int, number: int, device: torch.device) -> float:
+    """Images a second of a fresh iterator, once it has yielded what its workers had ready."""
+    batches = start()
+    for _ in range(skip):
+        next(batches)
+    common.synchronise(device)
+    begin = time.perf_counter()
+    for _ in range(number):
+        next(batches)
+    common.synchronise(device)
+    seconds = time.perf_counter() - begin
+    batches.close()  # type: ignore[attr-defined]
+    return images * number / seconds
+
+
+def measure(run: common.Settings, results: common.Results) -> None:
+    """Rates by worker, and of the peers with as many processes; loaders take turns and never run side by side."""
+    size, crop, batch, number = run.size((200, 321, 4, 12), (400, 513, 16, 12), (24, 32, 2, 2))
+    counts = run.size((0, 1, 2), (0, 2, 4, 8, 16), (0, 1))
+    main = 1 if run.tiny else 2
+    with photographs(run.data, size) as photos:
+        results.settings |= {"images": photos.describe(), "crop, px": crop, "batch": f"{batch}+{batch}"}
+
+        def of(workers: int, strong: bool) -> Callable[[], Iterator[Any]]:
+            return lambda: ours(photos, crop, batch, workers, run.device, strong)
+
+        starts = {f"semiseg, {main} workers, weak and strong views": of(main, True)}
+        for kind, option in ((Imas, "imas"), (UniMatch, "unimatch")):
+            if path := run.peers.get(option):
+                peer = kind(path, run.device)
+                results.peers[option] = peer.commit
+                for each in (1, 2):  # of two loaders: as many processes as ours, and twice as many
+                    name = f"{option}, 2 x {each} workers, weak and strong views"
+                    starts[name] = lambda peer=peer, each=each: peer.batches(photos, crop, batch, each)
+        with peers.as_written_for(run.device):
+            rates: dict[str, list[float]] = {name: [] for name in starts}
+            for _ in range(run.times(5)):
+                for name, start in starts.items():
+                    rates[name].append(rate(start, 2 * batch, 5, number, run.device))
+        for name, values in rates.items():
+            results.figure(name, "images/s", *values)
+        for option in results.peers:
+            best = max(
+                (name for name in rates if name.startswith(option)), key=lambda name: results.figures[name].median
+            )
+            results.ratio(f"semiseg / {option}", next(iter(starts)), best)
+        if results.peers:
+            results.note(
+                "Peers have one loader for labelled and one for unlabelled images: 2 x 1 workers are as many processes "
+                "as ours, 2 x 2 twice as many; the ratio is to the faster. UniMatch makes two strong views."
+            )
+        alone = {
+            float(workers): [
+                rate(of(workers, False), 2 * batch, 2 * workers + 1, number, run.device) for _ in range(run.times(3))
+            ]
+            for workers in counts
+        }
+        results.growth_of("semiseg, weak views alone", "worker processes", "images/s", alone)
+
+
+if __name__ == "__main__":
+    common.main("loader", __doc__, measure)

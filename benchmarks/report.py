@@ -1,0 +1,103 @@
+"""Writes docs/performance.md from the results files: python benchmarks/report.py, or make bench-report."""
+
+from collections.abc import Iterable
+
+import common
+from common import Record, shown
+from targets import TARGETS, Target, found
+
+PAGE = common.ROOT / "docs" / "performance.md"
+ORDER = ("correctness", "step", "hardness", "views", "loader", "evaluation", "checkpoint", "startup")
+HEAD = """# Performance
+
+Made by `make bench-report` from `benchmarks/results/`; `make bench` takes the figures of a CPU anew, and
+`python benchmarks/gpu.py` those of a GPU. Do not edit.
+
+Times are medians over repeats after a warm-up, with the interquartile range (IQR). Candidates take turns within one
+run, so that whatever else the machine does falls on all alike: ratios within a run mean more than the times. `imas` is
+the authors' code (github.com/ZhenZHAO/iMAS), `unimatch` that of another method (github.com/LiheYoung/UniMatch); both
+are called from a checkout, as they ship: fp32, contiguous.
+"""
+
+
+def page(records: Iterable[Record]) -> str:
+    """The whole page."""
+    ordered = sorted(records, key=lambda record: (ORDER.index(record.suite), record.device))
+    return "\n".join([HEAD, *targets(ordered), *(line for record in ordered for line in section(record))])
+
+
+def targets(records: list[Record]) -> list[str]:
+    """Every target, and where it stands."""
+    rows = []
+    for target in TARGETS:
+        values = [(record, ratio) for record in records if (ratio := found(target, record))]
+        head = [target.says, target.on.upper(), f"`{target.ratio}`", bound(target)]
+        rows += [[*head, f"{ratio.value:.3g}", target.verdict(ratio.value)] for _, ratio in values] or [
+            [*head, "", "not measured yet"]
+        ]
+    return ["## Targets", "", *table(["what", "where", "ratio", "target", "measured", "verdict"], rows), ""]
+
+
+def section(record: Record) -> list[str]:
+    """One results file."""
+    machine = record.machine
+    where = ", ".join(machine["gpus"]) or machine["cpu"]
+    lines = [f"## {record.title} ({'GPU' if record.device.startswith('cuda') else 'CPU'})", ""]
+    taken = [f"On {where}, {machine['threads']} CPU threads", f"commit {record.commit}", record.date]
+    taken += [f"{name} {version}" for name, version in record.versions.items()]
+    taken += [f"{name} at {commit}" for name, commit in record.peers.items()]
+    lines += [", ".join(taken) + "."]
+    if record.others is not None and record.others > 0.1:
+        lines += [f"**Provisional: other work took {record.others:.0%} of the cores' time meanwhile.**"]
+    lines += ["", "; ".join(f"{name}: {value}" for name, value in record.settings.items()) + ".", ""]
+    figures = [[each.name, shown(each.median, each.unit), spread(each.iqr, each.repeats, each.unit), str(each.repeats)]
+               for each in record.figures]  # fmt: skip
+    lines += table(["what", "median", "IQR", "times"], figures)
+    if record.phases:
+        rows = [[p.name, shown(p.median, "s"), shown(p.iqr, "s"), f"{p.share:.1%}"] for p in record.phases]
+        lines += ["", *table(["phase of a step", "median", "IQR", "share"], rows)]
+    if record.ratios:
+        lines += ["", *table(["ratio", "value", "target", "verdict"], [judged(record, r) for r in record.ratios])]
+    if record.growth:
+        rows = [[each.name, each.by, points(each), f"{each.exponent:.2f}"] for each in record.growth]
+        lines += ["", *table(["cost of", "by", "size: median (IQR)", "grows as size to the power of"], rows)]
+    return [*lines, *(f"\n{note}" for note in record.notes), ""]
+
+
+def points(growth: common.Growth) -> str:
+    """What was measured at each size."""
+    return "; ".join(f"{p.size:g}: {shown(p.median, growth.unit)} ({shown(p.iqr, growth.unit)})" for p in growth.points)
+
+
+def judged(record: Record, ratio: common.Ratio) -> list[str]:
+    """A ratio, with its target if it has one."""
+    for target in TARGETS:
+        if found(target, record) == ratio:
+            return [ratio.name, f"{ratio.value:.3g}", bound(target), target.verdict(ratio.value)]
+    return [ratio.name, f"{ratio.value:.3g}", "", ""]
+
+
+def bound(target: Target) -> str:
+    """As people write it."""
+    return f"{target.kind} {target.bound:.3g}"
+
+
+def spread(iqr: float, repeats: int, unit: str) -> str:
+    """The interquartile range of what was measured more than once."""
+    return shown(iqr, unit) if repeats > 1 else ""
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown."""
+    cells = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(page(common.read()), encoding="utf-8")
+    print(PAGE.relative_to(common.ROOT))
+
+
+if __name__ == "__main__":
+    main()

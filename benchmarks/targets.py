@@ -1,0 +1,59 @@
+"""What speed is aimed at: ratios of medians from one run, so that no two machines are compared.
+
+`on`: cpu is two cores, gpu one GPU.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common import Ratio, Record
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio that should be at least, or at most, `bound`."""
+
+    suite: str
+    ratio: str
+    on: Literal["cpu", "gpu"]
+    kind: Literal["at least", "at most"]
+    bound: float
+    says: str
+
+    def verdict(self, value: float) -> str:
+        """Met, or missed by how much."""
+        factor = self.bound / value if self.kind == "at least" else value / self.bound
+        return "met" if factor <= 1 else f"missed by a factor of {factor:.2f}"
+
+    def concerns(self, record: Record) -> bool:
+        """Whether it is about results of this suite and kind of device."""
+        return self.suite == record.suite and (self.on == "gpu") == record.device.startswith("cuda")
+
+
+def found(target: Target, record: Record) -> Ratio | None:
+    """The ratio that a target is about, where it was measured."""
+    return next((ratio for ratio in record.ratios if target.concerns(record) and ratio.name == target.ratio), None)
+
+
+TARGETS = (
+    Target("hardness", "imas / semiseg, from logits", "cpu", "at least", 5, "easiness of 16 x 21 x 513 x 513 logits"),
+    Target("hardness", "imas / semiseg, from logits", "gpu", "at least", 100, "easiness of 16 x 21 x 513 x 513 logits"),
+    Target("views", "imas / semiseg", "cpu", "at least", 2, "weak and strong view of an image"),
+    Target("views", "imas / semiseg", "gpu", "at least", 2, "weak and strong view of an image"),
+    Target("loader", "semiseg / imas", "cpu", "at least", 2, "images a second with strong views"),
+    Target("loader", "semiseg / imas", "gpu", "at least", 2, "images a second with strong views"),
+    Target("step", "semiseg / imas", "cpu", "at most", 0.75, "time of a step, ResNet-50, 321 px, 4+4, fp32"),
+    Target("step", "semiseg / imas", "gpu", "at most", 1 / 3, "time of a step, ResNet-50, 513 px, 16+16"),
+    Target("step", "semiseg / imas, memory", "gpu", "at most", 0.5, "memory of a step, ResNet-50, 513 px, 16+16"),
+    Target("step", "share beyond forwards and backward", "gpu", "at most", 0.05, "of a step, what is no network"),
+    Target("step", "share of input wait", "gpu", "at most", 0.03, "of a step, waiting for images"),
+    Target(
+        "step", "iMAS / supervised, measured / needed", "cpu", "at most", 1.1, "a step of iMAS over a supervised one"
+    ),
+    Target(
+        "step", "iMAS / supervised, measured / needed", "gpu", "at most", 1.1, "a step of iMAS over a supervised one"
+    ),
+    Target("evaluation", "imas / semiseg, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("evaluation", "imas / semiseg, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("correctness", "largest difference / allowed", "gpu", "at most", 1, "losses of ten steps, GPU against CPU"),
+)
