@@ -50,7 +50,7 @@ def item_of(height: int) -> EvalItem:
 
 def measure(run: common.Settings, results: common.Results) -> None:
     """Times ours with our own network, and every peer's loop and ours with the peer's network."""
-    height, window, side, steps = run.size((1024, 769, 129, 60), (1024, 769, 257, 60), (66, 49, 33, 2))
+    height, window, side, steps = run.size((1024, 769, 193, 40), (1024, 769, 193, 40), (66, 49, 33, 2))
     item, runtime = item_of(height), Runtime(run.device.type)
     modes = {"sliding": Config(mode="sliding", window=window), "whole": Config()}
     results.settings |= {"image, px": f"{height} x {2 * height}", "window, px": window, "classes": CLASSES}
@@ -72,7 +72,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
             peer = kind(path, run.device)
             results.peers[option] = peer.commit
             candidates |= pair(results, run, peer, item, window, (side, steps), ours)
-    results.time(candidates, usual=5, warm_up=1)
+    results.time(candidates, usual=3, warm_up=1)
     for option in results.peers:
         name = f"semiseg, sliding, network of {option}"
         results.ratio(f"{option} / semiseg, sliding, same network", f"{option}, sliding", name)
