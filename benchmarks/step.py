@@ -233,6 +233,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
         ours.take(loaded)
     operations = results.figure("semiseg, operations a step", "FLOP", float(counter.get_total_flops()))
     profile(run, results, ours, (side, batch))
+    weigh(results, "semiseg", ours.method.predictor(), side, run.device)
     del ours
 
     for name, build in candidates.items():
@@ -290,6 +291,7 @@ def everyone(
     if path := run.peers.get("imas"):
         peer = peer_imas.Imas(path, device)
         results.peers["imas"] = peer.commit
+        weigh(results, "imas", peer.network(21), side, device)
         results.settings["imas, share of steps with CutMix"] = round(peer.firing_rate() or 0.5, 3)
         candidates["semiseg, with the network of imas"] = of(
             loaded, precision=precision, network=lambda: peer.network(21)
@@ -306,6 +308,7 @@ def everyone(
     if path := run.peers.get("unimatch"):
         other = peer_unimatch.UniMatch(path, device)
         results.peers["unimatch"] = other.commit
+        weigh(results, "unimatch", other.network(21), side, device)
 
         def unimatch() -> Callable[[], Any]:
             step = peer_unimatch.Step(other, 21)
@@ -313,6 +316,15 @@ def everyone(
 
         candidates["unimatch"] = unimatch
     return candidates
+
+
+def weigh(results: common.Results, name: str, network: nn.Module, side: int, device: torch.device) -> None:
+    """What a network costs before anything is timed."""
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, side, side, device=device))
+    results.figure(f"{name}, network, forward of an image", "FLOP", float(counter.get_total_flops()))
+    results.figure(f"{name}, network, parameters", "million", sum(each.numel() for each in network.parameters()) / 1e6)
 
 
 def compare(run: common.Settings, results: common.Results) -> None:
@@ -342,6 +354,8 @@ def compare(run: common.Settings, results: common.Results) -> None:
                 f"semiseg / imas, its network in both{suffix}",
                 f"semiseg, with the network of imas{suffix}", f"imas{suffix}",
             )  # fmt: skip
+        for what in ("forward of an image", "parameters"):
+            results.ratio(f"semiseg / imas, network, {what}", f"semiseg, network, {what}", f"imas, network, {what}")
         results.ratio("semiseg / imas, CutMix does not fire", "semiseg", "imas, CutMix does not fire")
         results.note(
             "imas is the mean over steps with and without CutMix, which fires as often as the mean easiness in its own "

@@ -35,6 +35,8 @@ def found(target: Target, record: Record) -> Ratio | None:
     return next((ratio for ratio in record.ratios if target.concerns(record) and ratio.name == target.ratio), None)
 
 
+SAME = "semiseg / imas, its network in both"
+
 TARGETS = (
     Target("hardness", "imas / semiseg, from logits", "cpu", "at least", 5, "easiness of 16 x 21 x 513 x 513 logits"),
     Target("hardness", "imas / semiseg, from logits", "gpu", "at least", 100, "easiness of 16 x 21 x 513 x 513 logits"),
@@ -45,6 +47,9 @@ TARGETS = (
     Target("step", "semiseg / imas", "cpu", "at most", 0.75, "time of a step, ResNet-50, 321 px, 4+4, fp32"),
     Target("step", "semiseg / imas", "gpu", "at most", 1 / 3, "time of a step, ResNet-50, 513 px, 16+16"),
     Target("step", "semiseg / imas, memory", "gpu", "at most", 0.5, "memory of a step, ResNet-50, 513 px, 16+16"),
+    Target("step", SAME, "cpu", "at most", 0.75, "time of a step, the very same network"),
+    Target("step", SAME, "gpu", "at most", 1 / 3, "time of a step, the very same network"),
+    Target("step", f"{SAME}, memory", "gpu", "at most", 0.5, "memory of a step, the very same network"),
     Target("step", "share beyond forwards and backward", "gpu", "at most", 0.05, "of a step, what is no network"),
     Target("step", "share of input wait", "gpu", "at most", 0.03, "of a step, waiting for images"),
     Target(
