@@ -1,6 +1,6 @@
 """Evaluating an image of Cityscapes' size, in sliding windows and whole, at equal mIoU.
 
-ResNet-50, DeepLabV3+ with output stride 16, 1024 x 2048 px, 19 classes, windows of 769 px, fp32:
+ResNet-50, DeepLabV3+ with output stride 16, 1024 x 2048 px, 19 classes, windows of 769 px, fp32 and bf16:
 python benchmarks/evaluation.py [--peer imas=PATH] [--peer unimatch=PATH]
 """
 
@@ -16,12 +16,13 @@ from step import wrapped
 
 from semiseg.data.loader import EvalItem
 from semiseg.engine.evaluate import Config, evaluate
-from semiseg.engine.runtime import Runtime
+from semiseg.engine.runtime import Precision, Runtime
 from semiseg.models.build import Config as ModelConfig
 from semiseg.models.build import Network, build
 from semiseg.rng import seeded
 
 CLASSES = 19  # as many as UniMatch's code insists on
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def fit(network: Network, item: EvalItem, side: int, steps: int, device: torch.device) -> None:
@@ -51,12 +52,12 @@ def item_of(height: int) -> EvalItem:
 def measure(run: common.Settings, results: common.Results) -> None:
     """Times ours with our own network, and every peer's loop and ours with the peer's network."""
     height, window, side, steps = run.size((1024, 769, 193, 40), (1024, 769, 193, 40), (66, 49, 33, 2))
-    item, runtime = item_of(height), Runtime(run.device.type)
+    item, runtimes = item_of(height), {name: Runtime(run.device.type, name) for name in PRECISIONS}
     modes = {"sliding": Config(mode="sliding", window=window), "whole": Config()}
     results.settings |= {"image, px": f"{height} x {2 * height}", "window, px": window, "classes": CLASSES}
 
-    def ours(network: Network, mode: str) -> float:
-        iou = evaluate(network, [item], CLASSES, modes[mode], runtime).iou
+    def ours(network: Network, mode: str, precision: Precision) -> float:
+        iou = evaluate(network, [item], CLASSES, modes[mode], runtimes[precision]).iou
         return float(torch.tensor(iou).nan_to_num().mean())  # as the peers have it: absent classes count as 0
 
     with seeded(0):
@@ -65,7 +66,9 @@ def measure(run: common.Settings, results: common.Results) -> None:
         )
     own = own.to(run.device).to(memory_format=torch.channels_last)
     candidates: dict[str, Callable[[], object]] = {
-        f"semiseg, {mode}": lambda mode=mode: ours(own, mode) for mode in modes
+        f"semiseg, {mode}, {precision}": lambda mode=mode, precision=precision: ours(own, mode, precision)
+        for mode in modes
+        for precision in PRECISIONS
     }
     for option, kind in (("imas", peer_imas.Imas), ("unimatch", peer_unimatch.UniMatch)):
         if path := run.peers.get(option):
@@ -74,10 +77,15 @@ def measure(run: common.Settings, results: common.Results) -> None:
             candidates |= pair(results, run, peer, item, window, (side, steps), ours)
     results.time(candidates, usual=3, warm_up=1)
     for option in results.peers:
-        name = f"semiseg, sliding, network of {option}"
-        results.ratio(f"{option} / semiseg, sliding, same network", f"{option}, sliding", name)
-        results.ratio(f"{option} / semiseg, sliding, each its own network", f"{option}, sliding", "semiseg, sliding")
-        results.ratio(f"{option} / semiseg, mIoU of sliding", f"{option}, mIoU", f"{name}, mIoU")
+        theirs = f"{option}, sliding"
+        for precision in PRECISIONS:
+            name, head = (
+                f"semiseg, network of {option}, sliding, {precision}",
+                f"{option} / semiseg {precision}, sliding",
+            )
+            results.ratio(f"{head}, same network", theirs, name)
+            results.ratio(f"{head}, each its own network", theirs, f"semiseg, sliding, {precision}")
+            results.ratio(f"{head}, mIoU", f"{theirs}, mIoU", f"{name}, mIoU")
     if results.peers:
         results.note(
             "The network in both loops was fitted to the drawn image beforehand, so that mIoU means something. The "
@@ -87,7 +95,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
     results.grow(
         "whole", "px an image",
         {
-            pixels: lambda each=each: evaluate(own, [each], CLASSES, modes["whole"], runtime)
+            pixels: lambda each=each: evaluate(own, [each], CLASSES, modes["whole"], runtimes["fp32"])
             for pixels, each in items.items()
         },
         5,
@@ -96,8 +104,8 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
 def pair(
     results: common.Results, run: common.Settings, peer: peer_imas.Imas | peer_unimatch.UniMatch, item: EvalItem,
-    window: int, fitting: tuple[int, int], ours: Callable[[Network, str], float],
-) -> dict[str, Callable[[], object]]:  # fmt: skip
+    window: int, fitting: tuple[int, int], ours: Callable[[Network, str, Precision], float],
+) -> dict[str, Callable[[], float]]:  # fmt: skip
     """A peer's loop and ours, with its network in both; what they find is added at once."""
     with seeded(0):
         theirs = peer.network(CLASSES)
@@ -112,10 +120,13 @@ def pair(
     def loop() -> float:
         return peer.sliding(copy, image, mask, window, CLASSES)
 
-    name = f"semiseg, sliding, network of {peer.name}"
-    results.figure(f"{peer.name}, mIoU", "1", loop())
-    results.figure(f"{name}, mIoU", "1", ours(network, "sliding"))
-    return {f"{peer.name}, sliding": loop, name: lambda: ours(network, "sliding")}
+    runs: dict[str, Callable[[], float]] = {f"{peer.name}, sliding": loop}
+    for precision in PRECISIONS:
+        name = f"semiseg, network of {peer.name}, sliding, {precision}"
+        runs[name] = lambda precision=precision: ours(network, "sliding", precision)
+    for name, evaluated in runs.items():
+        results.figure(f"{name}, mIoU", "1", evaluated())
+    return runs
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ TARGETS = (
     Target(
         "step", "iMAS / supervised, measured / needed", "gpu", "at most", 1.1, "a step of iMAS over a supervised one"
     ),
-    Target("evaluation", "imas / semiseg, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
-    Target("evaluation", "imas / semiseg, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("evaluation", "imas / semiseg fp32, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("correctness", "largest difference / allowed", "gpu", "at most", 1, "losses of ten steps, GPU against CPU"),
 )
