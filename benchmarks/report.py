@@ -32,7 +32,7 @@ def targets(records: list[Record]) -> list[str]:
     for target in TARGETS:
         values = [(record, ratio) for record in records if (ratio := found(target, record))]
         head = [target.says, target.on.upper(), f"`{target.ratio}`", bound(target)]
-        rows += [[*head, f"{ratio.value:.3g}", target.verdict(ratio.value)] for _, ratio in values] or [
+        rows += [[*head, f"{ratio.value:.3g}", verdict(target, ratio, record)] for record, ratio in values] or [
             [*head, "", "not measured yet"]
         ]
     return ["## Targets", "", *table(["what", "where", "ratio", "target", "measured", "verdict"], rows), ""]
@@ -47,7 +47,7 @@ def section(record: Record) -> list[str]:
     taken += [f"{name} {version}" for name, version in record.versions.items()]
     taken += [f"{name} at {commit}" for name, commit in record.peers.items()]
     lines += [", ".join(taken) + "."]
-    if record.others is not None and record.others > 0.1:
+    if disturbed(record):
         lines += [f"**Provisional: other work took {record.others:.0%} of the cores' time meanwhile.**"]
     lines += ["", "; ".join(f"{name}: {value}" for name, value in record.settings.items()) + ".", ""]
     figures = [[each.name, shown(each.median, each.unit), spread(each.iqr, each.repeats, each.unit), str(each.repeats)]
@@ -73,8 +73,18 @@ def judged(record: Record, ratio: common.Ratio) -> list[str]:
     """A ratio, with its target if it has one."""
     for target in TARGETS:
         if found(target, record) == ratio:
-            return [ratio.name, f"{ratio.value:.3g}", bound(target), target.verdict(ratio.value)]
+            return [ratio.name, f"{ratio.value:.3g}", bound(target), verdict(target, ratio, record)]
     return [ratio.name, f"{ratio.value:.3g}", "", ""]
+
+
+def verdict(target: Target, ratio: common.Ratio, record: Record) -> str:
+    """Met or missed, as far as one can tell."""
+    return target.verdict(ratio.value) + (" (provisional)" if disturbed(record) else "")
+
+
+def disturbed(record: Record) -> bool:
+    """Whether other work ran beside it, so that it has to be measured again."""
+    return record.others is not None and record.others > 0.1
 
 
 def bound(target: Target) -> str:

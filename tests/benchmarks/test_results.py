@@ -41,6 +41,17 @@ def test_a_target_for_a_gpu_is_not_met_by_a_cpu():
                 assert (target.on == "gpu") == record.device.startswith("cuda")
 
 
+def test_figures_taken_beside_other_work_are_provisional():
+    record = common.Record(
+        suite="views", title="t", date="2026-01-01", commit=None, versions={},
+        machine={"gpus": [], "cpu": "c", "threads": 2},
+        others=0.5, device="cpu", peers={}, settings={}, figures=[], phases=[], growth=[], notes=[],
+        ratios=[common.Ratio(name="imas / semiseg", numerator="a", denominator="b", value=3)],
+    )  # fmt: skip
+    assert report.page([record]).count("met (provisional)") == 2  # among the targets, and in its section
+    assert "provisional" not in report.page([record.model_copy(update={"others": 0.0})]).lower()
+
+
 def test_a_target_that_was_not_measured_is_on_the_page_as_such():
     page = report.page([])
     assert page.count("not measured yet") == len(TARGETS)
