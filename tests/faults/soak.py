@@ -1,6 +1,6 @@
 """What only time shows: a run killed again and again, a disk that is really full, memory, resuming, checkpoints' cost.
 
-`make soak` runs all of it, in less than 40 minutes on two cores, and writes benchmarks/results/soak--<machine>.json.
+`make soak` runs all of it, in less than 40 minutes on two cores, and writes docs/soak--<machine>.json.
 Alone: `python tests/faults/soak.py --part killed`; `--quick` is a short form to try a change out, and writes nothing.
 """
 
@@ -16,20 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
+import torch
 import yaml
 
 from semiseg.data.scenes import write_scenes
+from semiseg.engine import environment
 from semiseg.runs import Run
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import common
-
+DOCS = Path(__file__).parents[2] / "docs"
 TINY = {
     "architecture": "unet",
     "encoder": "tu-test_efficientnet",
@@ -481,7 +482,15 @@ def main() -> None:
     if chosen.part or chosen.quick:
         print(json.dumps(results, indent=1))
     else:
-        common.write("soak", chosen.machine, results)
+        record = {
+            "suite": "soak",
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": environment.commit(),
+            "versions": {"torch": torch.__version__},
+            "machine": environment.machine(),
+            "results": results,
+        }
+        (DOCS / f"soak--{chosen.machine}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     faults = [f"{name}: {fault}" for name, found in results.items() for fault in found["faults"]]
     faults += [f"{name}: too few kills" for name, found in results.items() if not found.get("enough", True)]
     for name, found in results.items():
