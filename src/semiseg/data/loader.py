@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from semiseg.data import weak
 from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.read import fit, read_image, read_pair, resize_image, resize_mask
+from semiseg.data.read import fit, read_image, read_pair, resize_image
 from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
@@ -233,8 +233,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         index, (image, mask) = self._read("labeled", self.dataset.labeled, turn, read, skipped)
         size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
         params = weak.sample(fold_in(self.seed, "weak labeled", turn), size, self.config)
-        label = weak.apply_mask(resize_mask(mask, size), params)
-        return weak.apply_image(resize_image(image, size), params), label, index
+        return weak.apply_image(image, params), weak.apply_mask(mask, params), index
 
     def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
         def read(sample: Sample) -> Tensor:
@@ -243,7 +242,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         index, image = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
         size = fit(image.shape[1], image.shape[2], self.config.long_side)
         params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), size, self.config)
-        return weak.apply_image(resize_image(image, size), params), weak.valid(params), index
+        return weak.apply_image(image, params), weak.valid(params), index
 
     def _read(
         self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], S], skipped: list[str]
