@@ -213,3 +213,10 @@ def test_a_damaged_log_is_not_gone_on_with(run, name, added):
         file.write(f"{added}\n")
     with pytest.raises(UserError, match=rf"{name}: is damaged"):
         run.rewind(0)
+
+
+def test_the_logs_are_synced(run, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(runs, "sync", synced.append)
+    run.sync()
+    assert [path.name for path in synced] == ["metrics.jsonl", "hardness.csv"]

@@ -1,5 +1,6 @@
-"""Files in a stranger's reach: text is read within limits, pictures are written whole or not at all."""
+"""Files: text is read within limits, pictures are written whole or not at all, writes can be waited for."""
 
+import os
 from pathlib import Path
 
 from PIL import Image
@@ -44,3 +45,12 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the list of files in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

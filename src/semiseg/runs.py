@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semiseg.errors import UserError
+from semiseg.files import sync
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class Run:
             for line in _whole(file):
                 step, index, hardness = line.split(",")
                 yield int(step), names[int(index)], float(hardness)
+
+    def sync(self) -> None:
+        """Returns when the logs are on the disk: a checkpoint relies on them."""
+        for name in ("metrics.jsonl", "hardness.csv"):
+            with _naming(self.path / name):
+                sync(self.path / name)
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from semiseg import config, data
+from semiseg.data.loader import _TrainBatches
 from semiseg.engine import checkpoint, rehearse
 from semiseg.engine import train as training
 from semiseg.engine.evaluate import evaluate
@@ -71,6 +72,17 @@ def test_times_are_those_of_a_step_and_of_all_images(dry_run, recipe, monkeypatc
     assert 4 * 0.2 < found.evaluation_s < 12  # four images of one size
     assert len(scored) == 1
     assert len(scored[0]) == 1
+
+
+def test_a_step_waits_for_its_images(dry_run, monkeypatch):
+    load = _TrainBatches.__getitem__
+
+    def slow(self: Any, step: int) -> Any:
+        time.sleep(0.3)
+        return load(self, step)
+
+    monkeypatch.setattr(_TrainBatches, "__getitem__", slow)
+    assert 0.3 < dry_run(data={"workers": 0}).step_s < 3
 
 
 def test_too_few_images_for_batch_norm(dry_run):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,15 @@ def test_no_commit_is_known_of_an_installed_package(monkeypatch):
 
     monkeypatch.setattr("subprocess.run", missing)
     assert environment.commit() is None
+
+
+def test_the_logs_are_on_the_disk_before_the_checkpoint_that_relies_on_them(start, monkeypatch):
+    """After a power failure there is no checkpoint whose records are missing."""
+    happened: list[str] = []
+    save, synced, log = checkpoint.save, Run.sync, Run.log
+    monkeypatch.setattr(Run, "log", lambda run, record: happened.append("written") or log(run, record))
+    monkeypatch.setattr(Run, "sync", lambda run: happened.append("synced") or synced(run))
+    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: happened.append("saved") or save(*a, **k))
+    engine.train(*start(engine={"steps": 4, "eval_every": 2, "save_every": 2}))
+    assert happened.count("saved") >= 3
+    assert all(before == "synced" for before, now in pairwise(happened) if now == "saved")

@@ -8,7 +8,6 @@ A checkpoint is a folder, written aside, synced and renamed, so that it is whole
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from semiseg.errors import UserError
+from semiseg.files import sync
 from semiseg.types import ClassTable, Normalisation
 
 FORMAT = 2
@@ -137,9 +137,9 @@ def save(
             _write_tensors(aside / "optimizer.safetensors", optimizer)
         (aside / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         for written in (*aside.iterdir(), aside):
-            _sync(written)
+            sync(written)
         aside.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         kept = newest(folder)
@@ -198,9 +198,9 @@ def read(path: Path) -> Checkpoint:
             predictor=str(state["predictor"]),
             scaler=dict(state["scaler"]),
             pending=dict(state["pending"]),
-            skipped=list(state.get("skipped", [])),  # this and what follows came after the first of format 2
-            seconds=float(state.get("seconds", 0)),
-            waited=float(state.get("waited", 0)),
+            skipped=list(state["skipped"]),
+            seconds=float(state["seconds"]),
+            waited=float(state["waited"]),
         )
     except UserError:
         raise
@@ -248,11 +248,3 @@ def _delete(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f".{checkpoint.name}.tmp")
     checkpoint.rename(aside)
     shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,9 +30,7 @@ class _Step:
 
     done: int  # completed steps
     scalars: Tensor  # the loss, what the method names, and how many processes were asked to stop
-    index: Tensor | None = (
-        None  # of its images: labelled of the first process, unlabelled of it, labelled of the second
-    )
+    index: Tensor | None = None  # of its images: labelled and unlabelled of the first process, then of the second ...
     hardness: Tensor | None = None
 
 
@@ -99,7 +97,8 @@ class Log:
             NotFiniteError: the loss of a step is no number.
         """
         self.names = ["loss", *losses.scalars, "stop"]
-        scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), losses.total.new_tensor(float(stop))])
+        asked = torch.full_like(losses.total, float(stop))  # not torch.tensor: it waits until it has copied
+        scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), asked])
         index = self.runtime.gather(torch.cat([loaded.labeled_index, loaded.index]))
         hardness = None if losses.hardness is None else self.runtime.gather(losses.hardness)
         self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, hardness))

@@ -26,7 +26,7 @@ class Rehearsal:
     Attributes:
         train_mb: most memory of a step, MB; on a CPU resident memory of the process, without loader processes.
         evaluate_mb: the same after the largest validation image was evaluated too.
-        step_s: seconds a step takes.
+        step_s: seconds a step takes, with the wait for its images.
         evaluation_s: seconds an evaluation takes, from the largest image and the pixels of all.
         hours: for all steps, evaluations and nothing else.
         disk_mb: most room on disk: checkpoints, with the one that is being written, and the hardness history.
@@ -64,11 +64,11 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal |
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
+    begin = time.perf_counter()
     for step, loaded in enumerate(batches):
-        begin = time.perf_counter()
         losses = stepper.take(step, loaded.to(runtime.device))
         loss = runtime.sum(losses.total).item()  # waits for the device
-        step_s = time.perf_counter() - begin
+        step_s, begin = time.perf_counter() - begin, time.perf_counter()
     train_mb = runtime.peak_memory_mb()
 
     pixels = {sample: _pixels(sample, recipe.data.long_side) for sample in dataset.val}

@@ -215,6 +215,7 @@ class _Training:
                 f"{self.run.path}: weights are no finite numbers any more after step {self.done}; lower optim.lr, or "
                 "use engine.precision: bf16 or fp32; earlier checkpoints are kept"
             )
+        self.run.sync()
         checkpoint.save(
             self.run.checkpoints,
             step=self.done,
