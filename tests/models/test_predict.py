@@ -4,14 +4,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from semiseg.models import predict as predict_module
 from semiseg.models.build import Network
-from semiseg.models.predict import evaluating, predict, resize_probability, sliding, whole
+from semiseg.models.predict import evaluating, most_likely, predict, resize_probability, sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import Normalisation
 
 
 def network(net: nn.Module) -> Network:
     return Network(net, Normalisation(), 1)
+
+
+def answering(logits: Tensor) -> Network:
+    class Answer(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return logits
+
+    return network(Answer())
 
 
 def noise(*size: int) -> Tensor:
@@ -124,6 +133,28 @@ def test_confidence_is_the_probability_of_the_label(tiny):
     assert prediction.confidence.dtype == torch.float32
     assert not prediction.confidence.requires_grad
     assert (prediction.confidence <= 1).all()
+
+
+@pytest.mark.parametrize("few", [1, 7, 100])  # values at a time, of the 5 classes of a row of 6 px
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_prediction_is_that_of_the_softmax(few, layout, monkeypatch):
+    monkeypatch.setattr(predict_module, "_CACHED", few * 5)
+    logits = noise(2, 5, 4, 6).mul(5).to(memory_format=layout)
+    found = predict(answering(logits), noise(len(logits), 3, *logits.shape[2:]))
+    confidence, label = logits.softmax(1).max(1)
+    assert torch.equal(found.label, label)
+    assert torch.equal(most_likely(logits), label)
+    torch.testing.assert_close(found.confidence, confidence, atol=2e-6, rtol=0)
+
+
+def test_of_equal_classes_the_first_is_predicted_and_of_no_numbers_one_that_exists():
+    nan = float("nan")
+    logits = torch.tensor([[2.0, 1, 2, 0], [0, 3, 3, 3], [nan, 0, 0, 0], [nan, nan, nan, nan]])[:, :, None, None]
+    found = predict(answering(logits), noise(len(logits), 3, *logits.shape[2:]))
+    assert found.label[:2].flatten().tolist() == [0, 1]
+    assert found.confidence[1].item() == pytest.approx(1 / (3 + torch.tensor(-3.0).exp().item()))
+    assert all(0 <= label < 4 for label in found.label[2:].flatten().tolist())
+    assert found.confidence[2:].isnan().all()
 
 
 def test_confidence_of_a_network_of_few_bits_is_fp32():

@@ -12,7 +12,7 @@ from semiseg.data.loader import EvalItem
 from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores, add_confusion, scores
 from semiseg.models.build import Network
-from semiseg.models.predict import resize_probability, sliding, whole
+from semiseg.models.predict import most_likely, resize_probability, sliding, whole
 
 
 class Config(BaseModel):
@@ -67,7 +67,7 @@ def evaluate(
         image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
         with runtime.autocast():
             probability = config.probabilities(network, network.normalisation(image))
-        prediction = resize_probability(probability, *mask.shape).argmax(1)[0]
+        prediction = most_likely(resize_probability(probability, *mask.shape))[0]
         matrix = add_confusion(matrix, prediction, mask)
         on_image(done)
     return scores(runtime.sum(matrix).cpu())

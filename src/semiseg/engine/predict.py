@@ -20,7 +20,7 @@ from semiseg.errors import UserError
 from semiseg.files import save_image
 from semiseg.models import build
 from semiseg.models.build import Network
-from semiseg.models.predict import resize_probability
+from semiseg.models.predict import most_likely, resize_probability
 from semiseg.rng import seeded
 from semiseg.types import ClassTable
 
@@ -51,7 +51,7 @@ class Predictor:
         batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
         with self.runtime.autocast():
             probability = self.evaluate.probabilities(self.network, self.network.normalisation(batch))
-        return resize_probability(probability, height, width).argmax(1)[0].to(torch.uint8).cpu()
+        return most_likely(resize_probability(probability, height, width))[0].to(torch.uint8).cpu()
 
     def write(self, file: Path, index: Path, overlaid: Path | None = None) -> None:
         """Predicts an image file; writes its index mask and, where asked for, its overlay. Makes folders."""

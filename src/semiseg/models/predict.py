@@ -1,15 +1,18 @@
 """Running a network on whole images, on windows, or on a training batch."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from semiseg.models.build import Network
 from semiseg.types import Prediction
+
+_CACHED = 2**18  # fp32 values
 
 
 @contextmanager
@@ -28,17 +31,60 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def predict(network: Network, image: Float[Tensor, "b 3 h w"]) -> Prediction:
     """Hard prediction in eval mode (D16), its confidence in fp32."""
     with evaluating(network):
-        logits = network(image).float()
-    top, label = logits.max(1)
-    confidence = (top - logits.logsumexp(1)).exp()
+        logits = network(image)
+    confidence = torch.empty(logits.shape[0], *logits.shape[2:], device=logits.device)
+    label = torch.empty_like(confidence, dtype=torch.int64)
+    for band in _bands(logits):
+        below = _below_largest(logits, band)
+        confidence[band] = torch.exp2(below * math.log2(math.e)).sum(0).reciprocal_()
+        label[band] = _first_zero_(below)
     return Prediction(label, confidence, logits.shape[1])
+
+
+def most_likely(value: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
+    """The class with the largest logit or probability, the first of equal ones."""
+    label = torch.empty(value.shape[0], *value.shape[2:], dtype=torch.int64, device=value.device)
+    for band in _bands(value):
+        label[band] = _first_zero_(_below_largest(value, band))
+    return label
+
+
+# On a CPU maps go through its caches in bands, and without what torch does not vectorise there (argmax, max with
+# indices, exp, comparisons that yield booleans): a fourth of the time of logsumexp and max, a fifteenth of argmax's.
+
+
+def _bands(value: Float[Tensor, "b c h w"]) -> list[tuple[slice, slice]]:
+    """Images and rows: on a CPU as many at a time as its caches hold, elsewhere all."""
+    batch, num_classes, height, width = value.shape
+    if value.device.type != "cpu":
+        return [(slice(None), slice(None))]
+    rows = max(1, _CACHED // (num_classes * width))
+    return [
+        (slice(image, image + 1), slice(top, top + rows)) for image in range(batch) for top in range(0, height, rows)
+    ]
+
+
+def _below_largest(value: Float[Tensor, "b c h w"], band: tuple[slice, slice]) -> Float[Tensor, "c B H w"]:
+    """Of a band, in fp32: how far each class is below the largest, which is at 0."""
+    part = value.movedim(1, 0)[(slice(None), *band)]
+    exact = torch.empty(part.shape, device=part.device).copy_(part)
+    return exact.sub_(exact.amax(0))
+
+
+def _first_zero_(below: Float[Tensor, "c b h w"]) -> Float[Tensor, "b h w"]:
+    """Which class it is that is at 0; one that exists if none is (NaN)."""
+    backwards = torch.arange(len(below), 0, -1, device=below.device)[:, None, None, None]
+    return len(below) - below.eq_(0).mul_(backwards).amax(0).clamp_(min=1)
 
 
 @torch.no_grad()
 def whole(network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-    """Class probabilities from one pass over the whole image."""
+    """Class probabilities from one pass over the whole image.
+
+    `forward` is the network as it is, where a call would compile one that training compiles for each size of image.
+    """
     with evaluating(network):
-        return network(image).float().softmax(1)
+        return network.forward(image).float().softmax(1)
 
 
 @torch.no_grad()
