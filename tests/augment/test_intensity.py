@@ -1,3 +1,5 @@
+import colorsys
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +48,7 @@ ZEROS = (0.0,) * 5
 
 
 # Every operation against a slow one on single images. 0 grey levels of tolerance where both are exact. 1 for the four
-# factors, because PIL and torchvision cut the mixture off where we round it, and for the blur, because it is done in
+# factors and hue, because PIL and torchvision cut off where we round, and for the blur, because it is done in
 # two passes (and PIL has no Gaussian blur: its own is a sum of box filters).
 @pytest.mark.parametrize(
     ("op", "reference", "magnitudes", "tolerance"),
@@ -65,7 +67,7 @@ ZEROS = (0.0,) * 5
         ("color", lambda x, f: unpil(ImageEnhance.Color(pil(x)).enhance(f)), FACTORS, 1),
         ("brightness", lambda x, f: tv.adjust_brightness(x, f), FACTORS, 1),
         ("brightness", lambda x, f: unpil(ImageEnhance.Brightness(pil(x)).enhance(f)), FACTORS, 1),
-        ("hue", lambda x, s: tv.adjust_hue(x, s), (-0.5, -0.2, 0.0, 0.1, 0.5), 0),
+        ("hue", lambda x, s: tv.adjust_hue(x, s), (-0.5, -0.2, 0.0, 0.1, 0.5), 1),
         ("posterize", lambda x, b: unpil(ImageOps.posterize(pil(x), int(b))), (4.0, 5.0, 6.0, 7.0, 8.0), 0),
         ("solarize", lambda x, t: unpil(ImageOps.solarize(pil(x), int(t))), (1.0, 2.0, 100.0, 255.0, 256.0), 0),
     ],
@@ -227,6 +229,18 @@ def test_hue_has_both_directions_and_a_least_shift():
     shift = Fixed(Config(hue=(0.1, 0.2)))["hue"]
     assert 0.1 <= shift.abs().min() <= shift.abs().max() <= 0.2 + 1e-6
     assert 0.4 < (shift < 0).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.3, -0.01, 0.0, 1 / 6, 0.2, 0.5])
+def test_hue_is_rounded_to_the_nearest_colour(shift):
+    levels = (0, 1, 77, 128, 254, 255)
+    colors = list(itertools.product(levels, levels, levels))  # greys, ties and every order of the channels among them
+    image = torch.tensor(colors, dtype=torch.uint8).T[None, :, None]
+    found = apply(image, draws("hue", shift))[0, :, 0].T.tolist()
+    for before, after in zip(colors, found, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in before))
+        wanted = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)
+        assert after == pytest.approx([255 * level for level in wanted], abs=0.501)
 
 
 def test_ranges_of_one_value():
