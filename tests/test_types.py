@@ -1,8 +1,10 @@
+import pickle
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
 
+from semiseg.rng import fold_in
 from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Normalisation, voc_color
 
 
@@ -80,3 +82,27 @@ def test_losses_need_no_more_than_a_total():
     assert one.scalars == {}
     assert one.scalars is not other.scalars
     assert one.hardness is None
+
+
+@pytest.mark.parametrize("unlabeled", [0, 2])
+def test_a_batch_crosses_processes_in_one_piece(unlabeled):
+    generator = fold_in(0, "batch")
+    image = torch.randint(256, (4, 3, 5, 7), dtype=torch.uint8, generator=generator)
+    batch = LoadedBatch(
+        image=image[:2],
+        label=image[:2, 0],
+        weak=image[2 : 2 + unlabeled],
+        valid=image[2 : 2 + unlabeled, 0] > 99,
+        labeled_index=torch.tensor([2**40, 7]),
+        index=torch.arange(unlabeled),
+        skipped=("a.png: no such file",),
+    )
+    _, (content, *_) = batch.__reduce__()
+    assert content.dtype == torch.uint8
+    again = pickle.loads(pickle.dumps(batch))
+    assert again.skipped == batch.skipped
+    for name in ("image", "label", "weak", "valid", "labeled_index", "index"):
+        one, other = getattr(batch, name), getattr(again, name)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.equal(one, other)
+        assert other.untyped_storage().data_ptr() == again.image.untyped_storage().data_ptr()

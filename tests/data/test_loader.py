@@ -1,10 +1,12 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from semiseg.data import folder as layout
@@ -215,3 +217,88 @@ def test_a_worker_that_died_is_told_from_one_that_failed(dataset, config, monkey
     else:
         with pytest.raises(type(error)):
             batches(dataset, config, **tell)
+
+
+@pytest.fixture
+def photographs(folder, write) -> Dataset:
+    """JPEGs of 200x240 px, ten times the ramps, with masks of that size."""
+    for path in sorted((folder / "images").glob("*.png")):
+        small = Image.open(path)
+        path.unlink()
+        write(f"images/{path.stem}.jpg", np.array(small.resize((240, 200), Image.Resampling.BILINEAR)), quality=95)
+    for path in (folder / "masks").glob("*.png"):
+        write(f"masks/{path.name}", np.array(Image.open(path).resize((240, 200), Image.Resampling.NEAREST)))
+    return layout.load(layout.Config(root=folder))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_large_photographs_are_decoded_small_and_stay_aligned(photographs, config, cached):
+    changed = config.model_copy(update={"long_side": 24, "cache": cached})
+    seen = 0
+    for batch in batches(photographs, changed):
+        inner = batch.label != IGNORE
+        inner[:, :, 0] = inner[:, :, -1] = False  # filters find less at the border
+        seen += int(inner.sum())
+        assert ((batch.image[:, 0].int() - 8 * batch.label.int()).abs()[inner] <= 14).float().mean() > 0.97
+    assert seen > 1000
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_changes_nothing(dataset, config, workers):
+    changed = config.model_copy(update={"cache": True, "workers": workers})
+    assert_equal(batches(dataset, changed), batches(dataset, config))
+
+
+def test_what_one_worker_has_decoded_the_others_need_not(dataset, config):
+    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 8}
+    expected = batches(dataset, config)
+    loader = train_loader(dataset, config.model_copy(update={"cache": True, "workers": 2}), **settings)
+    assert_equal(list(loader)[:6], expected)
+    for sample in (*dataset.labeled, *dataset.unlabeled):
+        sample.image.unlink()
+    assert_equal(list(loader)[:6], expected)  # new processes, the same memory
+
+
+def test_a_list_without_unlabelled_images_takes_no_memory_for_them(dataset, config):
+    loader = train_loader(dataset, config.model_copy(update={"cache": True}), batch_size=4, unlabeled=False, seed=0,
+                          start=0, num_steps=1)  # fmt: skip
+    labeled, unlabeled = loader.dataset.caches  # type: ignore[attr-defined]
+    assert labeled.content.numel() == 6 * 20 * 24 * 4
+    assert unlabeled.content.numel() == 0
+
+
+def test_an_unreadable_image_is_told_with_a_cache_too(dataset, config):
+    dataset.unlabeled[1].image.write_bytes(b"no image")
+    cached = config.model_copy(update={"cache": True})
+    with pytest.raises(UserError, match="not a readable image"):
+        batches(dataset, cached)
+    skipping = cached.model_copy(update={"on_unreadable": "skip"})
+    ours = batches(dataset, skipping)
+    theirs = batches(dataset, config.model_copy(update={"on_unreadable": "skip"}))
+    assert [batch.skipped for batch in ours] == [batch.skipped for batch in theirs]
+    assert torch.equal(ours[-1].weak, theirs[-1].weak)
+
+
+@pytest.mark.parametrize(
+    ("free", "enough"), [(6 * 20 * 24 * 4 + 20000, True), (6 * 20 * 24 * 4 + 10000, False), (99, False)]
+)
+def test_too_little_memory_is_said_before_it_is_taken(dataset, config, monkeypatch, free, enough):
+    """Room for batches on their way is left: 2 of 4 + 4 images of 16x16 px, 4 bytes a pixel."""
+    monkeypatch.setattr("semiseg.data.cache.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    cached = config.model_copy(update={"cache": True})
+    if enough:
+        batches(dataset, cached, unlabeled=False)
+        return
+    with pytest.raises(
+        UserError, match=r"data.cache: decoded images take 0.00 GB and batches .* /dev/shm has .* use cache"
+    ):
+        batches(dataset, cached, unlabeled=False)
+
+
+def test_memory_that_another_process_took_meanwhile_is_one_line_too(dataset, config, monkeypatch):
+    def taken(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", taken)
+    with pytest.raises(UserError, match=r"data\.cache: decoded images take"):
+        batches(dataset, config.model_copy(update={"cache": True}))

@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from semiseg.data.dataset import Sample
 from semiseg.data.read import fit, read_image, read_mask, read_pair, read_size, resize_image, resize_mask
@@ -215,6 +216,48 @@ def test_resizing_keeps_image_and_mask_aligned(write, ramp, size):
     inner = slice(2, -2)
     # red is 8 times the column: a mask that is off by one column would be off by 8
     assert ((image[0].int() - 8 * mask.int()).abs()[:, inner] <= 5).all()
+
+
+@pytest.mark.parametrize(
+    ("enough", "size"), [(None, (200, 240)), (239, (200, 240)), (121, (200, 240)), (120, (100, 120)), (31, (50, 60))]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_jpeg_is_decoded_no_larger_than_enough(write, ramp, enough, size, turned):
+    pixels = np.array(Image.fromarray(ramp(20, 24)[0]).resize((240, 200), Image.Resampling.BILINEAR))
+    exif = Image.Exif()
+    if turned:
+        exif[ExifTags.Base.Orientation] = 6
+    path = write("a.jpg", pixels, quality=95, exif=exif)
+    image, full = read_image(path, enough), read_image(path)
+    assert image.shape[1:] == (size[::-1] if turned else size) == read_size(path, enough)
+    assert (resize_image(full, (25, 30)).int() - resize_image(image, (25, 30)).int()).abs().float().mean() < 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("enough", [None, 50, 1000])
+def test_turned_files_are_compared_with_their_masks_the_right_way_up(write, ramp, suffix, enough):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = write(f"a.{suffix}", np.zeros((60, 100, 3), np.uint8), exif=exif)
+    sample = Sample("a", path, write("mask.png", np.zeros((100, 60), np.uint8)))
+    image, mask = read_pair(sample, 24, None, enough)
+    assert image.shape[1:] == read_size(path, enough)
+    assert mask.shape == (100, 60) == read_size(path)
+    with pytest.raises(UserError, match="they must be of one size"):
+        read_pair(replace(sample, mask=write("b.png", np.zeros((60, 100), np.uint8))), 24, None, enough)
+
+
+def test_other_files_are_decoded_whole(write, ramp):
+    assert read_image(write("a.png", ramp(20, 24)[0]), 5).shape == (3, 20, 24)
+
+
+def test_a_pair_is_compared_at_the_sizes_on_disk(write, ramp):
+    pixels = np.array(Image.fromarray(ramp(20, 24)[0]).resize((240, 200), Image.Resampling.BILINEAR))
+    sample = Sample("a", write("a.jpg", pixels), write("a.png", np.zeros((200, 240), np.uint8)))
+    image, mask = read_pair(sample, 24, None, 60)
+    assert (image.shape[1:], mask.shape) == ((50, 60), (200, 240))
+    with pytest.raises(UserError, match=r"60x50 px, but .*a.jpg has 240x200"):
+        read_pair(replace(sample, mask=write("b.png", np.zeros((50, 60), np.uint8))), 24, None, 60)
 
 
 def assert_one_line(error: Exception, *parts: str) -> None:

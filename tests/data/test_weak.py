@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from semiseg.data import weak
 from semiseg.data.dataset import DataConfig
+from semiseg.data.read import fit, resize_image
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE
 
@@ -24,24 +25,34 @@ def draw(seed: int, size: tuple[int, int], **settings) -> weak.WeakParams:
     height=st.integers(1, 60),
     width=st.integers(1, 60),
     crop=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    long_side=st.none() | st.integers(16, 80),
 )
-def test_the_crop_lies_in_the_image_wherever_the_image_is_large_enough(seed, height, width, crop):
-    params = draw(seed, (height, width), crop=crop)
+def test_a_part_of_the_image_fills_the_crop_or_the_whole_is_padded(seed, height, width, crop, long_side):
+    params = draw(seed, (height, width), crop=crop, long_side=long_side)
     assert params.crop == crop
-    for scaled, side, start, length in zip(params.size, (height, width), (params.top, params.left), crop, strict=True):
-        assert round(0.5 * side) <= scaled <= round(2 * side) or scaled == 1
-        assert 0 <= start <= max(0, scaled - length)
+    fitted = fit(height, width, long_side)
+    for side, wanted, (first, stop), shown, length in zip(
+        (height, width), fitted, (params.rows, params.columns), params.size, crop, strict=True
+    ):
+        assert 0 <= first < stop <= side
+        if shown < length:
+            assert (first, stop) == (0, side)
+            assert round(0.5 * wanted) <= shown <= round(2 * wanted) or shown == 1
+        else:
+            assert shown == length
+            assert 0.5 * wanted * (stop - first - 1) - 1 <= length * side  # no less is shown than at half,
+            assert length * side <= 2 * wanted * (stop - first + 1) + side  # no more than at twice the size
 
 
 def test_draws_cover_scales_positions_and_both_directions():
     drawn = [draw(seed, (100, 80), crop=40) for seed in range(400)]
-    scales = [params.size[0] / 100 for params in drawn]
+    scales = [40 / (params.rows[1] - params.rows[0]) for params in drawn]
     assert min(scales) < 0.55
     assert max(scales) > 1.95
     assert 1.15 < sum(scales) / len(scales) < 1.35  # uniform in [0.5, 2], mean 1.25
     assert 0.4 < sum(params.flip for params in drawn) / len(drawn) < 0.6
     full = [draw(seed, (8, 8), crop=6, scale=(1, 1)) for seed in range(100)]
-    assert {params.top for params in full} == {params.left for params in full} == {0, 1, 2}
+    assert {params.rows for params in full} == {params.columns for params in full} == {(0, 6), (1, 7), (2, 8)}
 
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, {False}), (1.0, {True})])
@@ -51,24 +62,39 @@ def test_flip_probability_is_respected_at_its_ends(flip, expected):
 
 def test_scale_changes_height_and_width_alike():
     for seed in range(20):
-        height, width = draw(seed, (100, 200), crop=10).size
+        height, width = draw(seed, (100, 200), crop=1000).size
         assert abs(width - 2 * height) <= 1
+        (top, bottom), (left, right) = (getattr(draw(seed, (100, 200), crop=20), axis) for axis in ("rows", "columns"))
+        assert abs((bottom - top) - (right - left)) <= 1
 
 
 def test_unscaled_crop_and_flip_are_exact(ramp):
     pixels, columns = ramp(6, 8)
     image, mask = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(columns)
-    params = weak.WeakParams(size=(6, 8), crop=(3, 4), top=2, left=3, flip=True)
+    params = weak.WeakParams(rows=(2, 5), columns=(3, 7), size=(3, 4), crop=(3, 4), flip=True)
     assert torch.equal(weak.apply_image(image, params), image[:, 2:5, 3:7].flip(-1))
     assert weak.apply_mask(mask, params).tolist() == [[6, 5, 4, 3]] * 3
     assert weak.valid(params).all()
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.5, 2.0])
+def test_a_resized_part_is_that_part_of_the_resized_image(scale):
+    coarse = torch.randint(256, (1, 3, 12, 15), generator=fold_in(0, "image")).float()
+    image = torch.nn.functional.interpolate(coarse, (120, 150), mode="bilinear")[0].to(torch.uint8)
+    params = draw(0, (120, 150), crop=60, scale=(scale, scale), flip=0.0)
+    whole = resize_image(image, (round(120 * scale), round(150 * scale)))
+    top, left = (round(part[0] * scale) for part in (params.rows, params.columns))
+    view = weak.apply_image(image, params)
+    wanted = whole[:, top : top + 60, left : left + 60]
+    difference = (view.int() - wanted.int()).abs()[:, 3:-3, 3:-3]  # filters find less at the border
+    assert difference.float().mean() < 4  # half a pixel of an image that changes by 8 a pixel
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_padding_is_right_and_below(ramp, flip):
     pixels, columns = ramp(3, 4)
     image, mask = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(columns)
-    params = weak.WeakParams(size=(3, 4), crop=(5, 6), top=0, left=0, flip=flip)
+    params = weak.WeakParams(rows=(0, 3), columns=(0, 4), size=(3, 4), crop=(5, 6), flip=flip)
     view, label, valid = weak.apply_image(image, params), weak.apply_mask(mask, params), weak.valid(params)
     assert torch.equal(view[:, :3, :4], image.flip(-1) if flip else image)
     outside = torch.ones(5, 6, dtype=torch.bool)
@@ -78,12 +104,12 @@ def test_padding_is_right_and_below(ramp, flip):
     assert (view[:, outside] == torch.tensor(weak.PAD_COLOR)[:, None]).all()
 
 
-@given(seed=st.integers(0, 10_000))
-def test_image_mask_and_valid_go_the_same_way(seed):
+@given(seed=st.integers(0, 10_000), crop=st.sampled_from([(22, 26), (9, 11)]))
+def test_image_mask_and_valid_go_the_same_way(seed, crop):
     columns = torch.arange(24, dtype=torch.uint8).expand(20, 24)
     rows = torch.arange(20, dtype=torch.uint8)[:, None].expand(20, 24)
     image = torch.stack([8 * columns, 8 * rows, torch.zeros_like(rows)])
-    params = draw(seed, (20, 24), crop=(22, 26))
+    params = draw(seed, (20, 24), crop=crop)
     view, valid = weak.apply_image(image, params), weak.valid(params)
     column, row = weak.apply_mask(columns, params), weak.apply_mask(rows, params)
     assert view.dtype == column.dtype == torch.uint8

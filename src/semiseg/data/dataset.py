@@ -1,5 +1,6 @@
 """What a layout on disk becomes: lists of samples and a class table."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,6 +56,7 @@ class DataConfig(BaseModel):
     crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
+    cache: bool = False  # keep decoded training images in memory, shared by the loader processes
     workers: int = Field(2, ge=0, le=256)  # loader processes; they change the speed, never the result
     on_unreadable: Literal["error", "skip"] = "error"  # skip: another image takes a broken one's place in training
 
@@ -62,6 +64,11 @@ class DataConfig(BaseModel):
     def crop_size(self) -> tuple[int, int]:
         """Height and width of a training crop, px."""
         return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    @property
+    def largest_side(self) -> int | None:
+        """What the longer side of a training image is at most resized to, px; None: that depends on the image."""
+        return None if self.long_side is None else math.ceil(self.long_side * self.scale[1])
 
     @field_validator("root", "labeled", "unlabeled", "val")
     @classmethod

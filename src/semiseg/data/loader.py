@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semiseg.data import weak
+from semiseg.data.cache import Cache
 from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.read import fit, read_image, read_pair, resize_image
+from semiseg.data.read import fit, read_image, read_pair, read_size, resize_image, resize_mask
 from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
 
 T = TypeVar("T", covariant=True)
-S = TypeVar("S")
+Images = tuple[Tensor, ...]  # an image, and its mask if it has one
 OnRestart = Callable[[int, str], None]
 
 _MAX_DEATHS = 3  # of workers before a batch comes: something is wrong that new workers do not mend
@@ -63,7 +64,7 @@ def train_loader(
 
     Args:
         dataset: what to load.
-        config: crop, scale, flip, long side, workers.
+        config: crop, scale, flip, long side, cache, workers.
         batch_size: labelled images, and as many unlabelled ones, a step and process.
         unlabeled: whether to load unlabelled images at all; batches have none otherwise.
         seed: decides order and augmentation.
@@ -75,13 +76,21 @@ def train_loader(
 
     Raises:
         UserError: there are no unlabelled images; while iterating, an image or mask cannot be read (with
-            `on_unreadable: skip`, a hundred in a row), or workers die again and again.
+            `on_unreadable: skip`, a hundred in a row), or workers die again and again; decoded images do not fit into
+            memory.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabelled images, and the method needs some; add images or a list"
         )
-    batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size)
+    caches = None
+    if config.cache:
+        pool = dataset.unlabeled if unlabeled else ()
+        height, width = config.crop_size
+        batches_px = (2 * config.workers + 2) * batch_size * height * width  # which loader processes share, too
+        lists = (dataset.labeled, 4), (pool, 3)
+        caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
+    batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches)
     return _loader(batches, range(start, num_steps), config.workers, False, on_restart)
 
 
@@ -191,6 +200,17 @@ def _loader(
     )
 
 
+def _sizes(samples: Sequence[Sample], config: DataConfig) -> list[tuple[int, int] | None]:
+    """Height and width of each image as it is decoded, None where that cannot be known."""
+    sizes: list[tuple[int, int] | None] = []
+    for sample in samples:
+        try:
+            sizes.append(read_size(sample.image, config.largest_side))
+        except UnreadableError:  # told, or skipped, when its turn comes
+            sizes.append(None)
+    return sizes
+
+
 @dataclass(frozen=True)
 class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     """Step -> the batch of that step, or the UserError that prevents it."""
@@ -202,6 +222,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     seed: int
     rank: int
     world_size: int
+    caches: tuple[Cache, ...] | None  # of labelled and of unlabelled images
 
     def __getitem__(self, step: int) -> LoadedBatch | UserError:  # type: ignore[override]
         first = (step * self.world_size + self.rank) * self.batch_size
@@ -227,26 +248,27 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         )
 
     def _labeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
-        def read(sample: Sample) -> tuple[Tensor, Tensor]:
-            return read_pair(sample, len(self.dataset.classes), self.dataset.values)
+        def read(sample: Sample) -> tuple[Tensor, ...]:
+            values, enough = self.dataset.values, self.config.largest_side
+            image, mask = read_pair(sample, len(self.dataset.classes), values, enough)
+            size = (image.shape[1], image.shape[2])
+            return image, mask if mask.shape == size else resize_mask(mask, size)
 
         index, (image, mask) = self._read("labeled", self.dataset.labeled, turn, read, skipped)
-        size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
-        params = weak.sample(fold_in(self.seed, "weak labeled", turn), size, self.config)
+        params = weak.sample(fold_in(self.seed, "weak labeled", turn), (mask.shape[0], mask.shape[1]), self.config)
         return weak.apply_image(image, params), weak.apply_mask(mask, params), index
 
     def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
-        def read(sample: Sample) -> Tensor:
-            return read_image(sample.image)
+        def read(sample: Sample) -> tuple[Tensor, ...]:
+            return (read_image(sample.image, self.config.largest_side),)
 
-        index, image = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
-        size = fit(image.shape[1], image.shape[2], self.config.long_side)
-        params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), size, self.config)
+        index, (image,) = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
+        params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), (image.shape[1], image.shape[2]), self.config)
         return weak.apply_image(image, params), weak.valid(params), index
 
     def _read(
-        self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], S], skipped: list[str]
-    ) -> tuple[int, S]:
+        self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], Images], skipped: list[str]
+    ) -> tuple[int, Images]:
         """Position and content of the sample whose turn it is, or of the next readable one after it in its lap."""
         lap, place = divmod(turn, len(samples))
         order = _order(self.seed, f"{stream} order", len(samples), lap)
@@ -254,7 +276,10 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         for attempt in range(attempts):
             index = int(order[(place + attempt) % len(samples)])
             try:
-                return index, read(samples[index])
+                if self.caches is None:
+                    return index, read(samples[index])
+                cache = self.caches[stream == "unlabeled"]
+                return index, cache.get(index, partial(read, samples[index]))
             except UnreadableError as error:
                 if self.config.on_unreadable == "error":
                     raise
@@ -277,6 +302,7 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
             return error
 
     def _load(self, index: int) -> EvalItem:
+        # Decoded whole, as for predictions: what is measured are the masks that would be written.
         image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
         size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)

@@ -1,0 +1,66 @@
+"""Decoded images in memory that loader processes share."""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from semiseg.errors import UserError
+
+_SHARED = Path("/dev/shm")  # where Linux keeps it; often small in a container
+
+
+class Cache:
+    """Keeps what was decoded of each image of a list, so that it is decoded once in a run.
+
+    The memory is taken at once and shared by the loader processes of one training process, however they are started.
+    Two that decode an image at the same time write the same bytes.
+
+    Args:
+        sizes: (height, width) of each image, px; None for one that is not to be kept.
+        planes: uint8 values a pixel: 3, or 4 for an image with its mask.
+        spare: bytes of shared memory that must be left for others.
+
+    Raises:
+        UserError: there is not as much shared memory.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int] | None], planes: int, spare: int = 0) -> None:
+        self.sizes, self.planes = sizes, planes
+        lengths = (size[0] * size[1] * planes if size else 0 for size in sizes)
+        self.starts = [0, *accumulate(lengths)]
+        needed = self.starts[-1]
+        free = shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
+        too_much = UserError(
+            f"data.cache: decoded images take {needed / 1e9:.2f} GB and batches {spare / 1e9:.2f} GB, and {_SHARED} "
+            f"has {free / 1e9:.2f} GB free; use cache: false, a smaller long_side, or give the machine or container "
+            "more shared memory"
+        )
+        if needed + spare > free:
+            raise too_much
+        try:
+            self.content = torch.empty(needed, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # another process was faster
+            raise too_much from error
+        self.kept = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    def get(self, index: int, decode: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `decode` yields for image `index`: an image (3, h, w) and maybe a mask (h, w)."""
+        size = self.sizes[index]
+        if size is None:
+            return decode()
+        content = self.content[self.starts[index] : self.starts[index + 1]]
+        image = content[: 3 * size[0] * size[1]].view(*size, 3).permute(2, 0, 1)  # strided as decoders do it
+        found = (image, content[image.numel() :].view(size)) if self.planes == 4 else (image,)
+        if not self.kept[index]:
+            decoded = decode()
+            if any(new.shape != place.shape for new, place in zip(decoded, found, strict=True)):
+                return decoded  # the file was replaced meanwhile, or is not of the size that its head says
+            for place, new in zip(found, decoded, strict=True):
+                place.copy_(new)
+            self.kept[index] = True
+        return found
