@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm.layers
@@ -115,3 +116,28 @@ def test_batch_norm_is_synchronised_on_several_gpus(lite):
 def test_batch_norm_stays_as_it_is_elsewhere(lite, device, processes):
     prepared(lite, device, processes)
     assert not any(isinstance(norm, nn.SyncBatchNorm) for norm in norms(lite))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "calls"),
+    [
+        (2**31 - 1, [(-3, 2**31 - 1), (-1, 2**31 - 1)]),
+        (2**25, [(-3, 2**31 - 1), (-3, 2**25), (-1, 2**31 - 1)]),
+        (0, [(-3, 2**31 - 1), (-3, 2**25)]),  # one threshold without the other would make every tensor slow
+    ],
+)
+def test_freed_memory_is_kept_as_far_as_the_c_library_lets_it(monkeypatch, accepted, calls):
+    asked = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        asked.append((parameter, value))
+        return int(parameter != -3 or value <= accepted)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    Runtime("cpu")
+    assert asked == calls
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    Runtime("cpu")
