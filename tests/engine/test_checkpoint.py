@@ -200,3 +200,15 @@ def test_optimizer_tensors_go_back():
         optimizer.step()
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.bias, other.bias)
+
+
+def test_momentum_goes_back_in_the_layout_of_its_parameter():
+    """It is saved row by row; a fused step reads it as it lies in memory."""
+    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    saved = {"0.momentum_buffer": torch.rand(4, 3, 3, 3)}
+    checkpoint.load_optimizer_tensors(optimizer, saved)
+    momentum = optimizer.state[layer.weight]["momentum_buffer"]
+    assert torch.equal(momentum, saved["0.momentum_buffer"])
+    assert momentum.stride() == layer.weight.stride()
+    assert layer.bias not in optimizer.state

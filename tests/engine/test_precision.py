@@ -137,7 +137,7 @@ def test_an_overflow_leaves_a_step_out_and_lowers_the_scale(prepare, scale, afte
     trained = [key for key in start if key.startswith("student") and "running" not in key and "tracked" not in key]
     left_out = after < scale
     assert all(torch.equal(weights[key], start[key]) for key in trained) == left_out
-    assert (saved.optimizer_state() == {}) == left_out  # no momentum yet
+    assert any(value.any() for value in saved.optimizer_state().values()) != left_out  # no momentum yet
 
 
 def test_half_precision_goes_on_where_it_was(prepare, monkeypatch):

@@ -1,10 +1,17 @@
+from collections import OrderedDict
+from collections.abc import Callable
+
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
+from semiseg.engine import checkpoint
 from semiseg.engine.schedule import Config, build_optimizer, set_lr
 from semiseg.methods import supervised
-from semiseg.types import ClassTable
+from semiseg.models.build import Network
+from semiseg.rng import fold_in, seeded
+from semiseg.types import ClassTable, Normalisation
 
 CLASSES = ClassTable.of(("a", "b", "c"))
 
@@ -58,6 +65,49 @@ def test_the_first_step_by_hand(method):
     optimizer.step()
     torch.testing.assert_close(conv.detach(), before[0] - 0.5 * (1 + 0.1 * before[0]))
     torch.testing.assert_close(head.detach(), before[1] - 2.0 * (1 + 0.1 * before[1]))
+
+
+def steps_taken(build: Callable[[Config, supervised.Method], torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """Weights and momentum of some steps of a network whose weights lie as on a device, channels last."""
+    with seeded(0, "steps"):
+        net = nn.Sequential(OrderedDict(encoder=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), head=nn.Conv2d(8, 3, 1)))
+    network = Network(net, Normalisation(), 1).to(memory_format=torch.channels_last)
+    method = supervised.Method(supervised.Config(), lambda: network, CLASSES)
+    optimizer = build(Config(weight_decay=0.1), method)
+    for step in range(5):
+        set_lr(optimizer, 0.1 / (step + 1))
+        method.student(torch.rand(2, 3, 8, 8, generator=fold_in(0, step))).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(method.state_dict()) | checkpoint.optimizer_tensors(optimizer)
+
+
+def test_fused_steps_are_those_of_plain_sgd():
+    def plain(config: Config, method: supervised.Method) -> torch.optim.Optimizer:
+        groups = method.param_groups(config.head_lr_factor)
+        return torch.optim.SGD(groups, lr=1, momentum=0.9, weight_decay=0.1, foreach=False, fused=False)
+
+    fused, other = steps_taken(build_optimizer), steps_taken(plain)
+    assert fused.keys() == other.keys()
+    for key, value in fused.items():
+        torch.testing.assert_close(value, other[key], rtol=1e-6, atol=1e-8, msg=key)
+
+
+def test_a_first_step_left_out_leaves_no_momentum(method):
+    """Torch's own fused step takes what lies in fresh memory for momentum then."""
+    optimizer, scaler = build_optimizer(Config(), method), torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    scaler.scale((method.student(torch.rand(2, 3, 8, 8)) * 2.0**100).sum()).backward()
+    scaler.step(optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items() if "running" not in key
+               and "tracked" not in key)  # fmt: skip
+    momentum = checkpoint.optimizer_tensors(optimizer)
+    assert len(momentum) == sum(parameter.requires_grad for parameter in method.parameters())
+    assert not any(value.any() for value in momentum.values())
+
+
+def test_without_momentum_there_is_none(method):
+    assert checkpoint.optimizer_tensors(build_optimizer(Config(momentum=0), method)) == {}
 
 
 def test_a_group_without_parameters_is_left_out(method):

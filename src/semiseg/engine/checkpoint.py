@@ -219,12 +219,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts tensors back that `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Puts tensors back that `optimizer_tensors` gave, in the memory layout of their parameters.
+
+    A fused step reads both as they lie in memory. What there is no tensor of stays.
+    """
+    packed = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        like = parameters[int(number)]
+        packed["state"].setdefault(int(number), {})[name] = torch.empty_like(like).copy_(value)
+    optimizer.load_state_dict(packed)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
