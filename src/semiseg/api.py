@@ -96,7 +96,15 @@ def folder(path: Path) -> Path:
     return path
 
 
-_FREE = ("data.root", "data.workers", "data.on_unreadable", "engine.device", "engine.keep_checkpoints")
+_FREE = (
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "data.on_unreadable",
+    "engine.device",
+    "engine.compile",
+    "engine.keep_checkpoints",
+)
 
 
 def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:

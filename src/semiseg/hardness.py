@@ -3,12 +3,15 @@
 All functions are batched, differentiate nothing, and never wait for the device.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from semiseg.types import Prediction
+from semiseg.errors import UserError
+from semiseg.types import ClassTable, Prediction
 
 
 def confusion(
@@ -63,6 +66,24 @@ def weighted_iou(
 
 def _weighted_mean(value: Float[Tensor, "b c"], weight: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
     return (value * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def class_to_ignore(setting: int | Literal["background", "none"], classes: ClassTable) -> int | None:
+    """The class without weight in wIoU, None for none (D12).
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if setting == "background":
+        return classes.background
+    if setting == "none":
+        return None
+    if not 0 <= setting < len(classes):
+        raise UserError(
+            f"method.ignore_class: there is no class {setting}; the data have {len(classes)} classes, counted from 0; "
+            "name one, background, or none"
+        )
+    return setting
 
 
 def confident_ratio(

@@ -40,7 +40,7 @@ class SemiMethod(nn.Module):
     def __init__(self, config: Any, build_model: Callable[[], Network], classes: ClassTable) -> None:
         super().__init__()
 
-    def observe(self, batch: SemiBatch) -> Any:
+    def observe(self, batch: SemiBatch, at: Progress) -> Any:
         """What has to be known of all unlabelled images of a step before the first gradient, None for nothing.
 
         A dataclass of tensors with one row for each unlabelled image of `batch`. The engine calls this for every part
@@ -58,12 +58,12 @@ class SemiMethod(nn.Module):
         """
         raise NotImplementedError
 
-    def alone(self, batch: SemiBatch) -> Whole:
+    def alone(self, batch: SemiBatch, at: Progress) -> Whole:
         """`batch` as a whole of its own."""
         return Whole(
             num_labeled=len(batch.image),
             labeled_px=(batch.label != IGNORE).sum(),
-            observed=self.observe(batch),
+            observed=self.observe(batch, at),
             rows=slice(0, len(batch.weak)),
         )
 

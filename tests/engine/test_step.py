@@ -15,7 +15,7 @@ from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.methods import imas
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Whole
+from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Progress, Whole
 
 CLOSE = 1e-5  # sums in another order
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
@@ -102,6 +102,7 @@ SETTINGS = {
     "weak forward": {"extra_weak_forward": True},
     "padding counts": {"ignore_padding": False},
     "half": {"when_unmixed": "half"},
+    "rare looks": {"hardness_every": 2},
     "all ignored": {"all_ignored": "hardest", "ignore_class": 1},
 }
 CASES = [(name, "as it is") for name in methods.names()] + [("imas", key) for key in list(SETTINGS)[1:]]
@@ -144,13 +145,22 @@ def test_a_method_ranks_the_images_of_the_whole_batch(take, monkeypatch):
     assert not torch.equal(partner, by_part)
 
 
+def test_the_level_of_a_look_is_that_of_the_whole_batch(take):
+    whole, parts = (take.make("imas", micro, hardness_every=2) for micro in (None, 4))
+    for step in range(2):  # in the second one the teacher stands in
+        one, other = whole.take(step, loaded()), parts.take(step, loaded())
+        assert torch.allclose(one.hardness, other.hardness, atol=CLOSE)
+    assert 0.1 < whole.method.agreement < 0.99
+    assert parts.method.agreement == pytest.approx(whole.method.agreement.item(), abs=CLOSE)
+
+
 def test_the_gradients_tell_when_micro_batches_are_ranked_by_themselves(take, monkeypatch):
     whole = next(step for step in (take("imas", None, n) for n in range(20)) if step[1].scalars["mixed"] == 1)
     wholes = Stepper._wholes
 
-    def by_themselves(self: Stepper, parts: list[Any]) -> list[Whole]:
-        whole = wholes(self, parts)[0]
-        return [Whole(4, whole.labeled_px, self.method.observe(part), slice(0, 4)) for part in parts]
+    def by_themselves(self: Stepper, parts: list[Any], at: Progress) -> list[Whole]:
+        whole = wholes(self, parts, at)[0]
+        return [Whole(4, whole.labeled_px, self.method.observe(part, at), slice(0, 4)) for part in parts]
 
     monkeypatch.setattr(Stepper, "_wholes", by_themselves)
     assert difference(whole, take("imas", 4)) > 1000 * CLOSE

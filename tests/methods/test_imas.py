@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semiseg.augment import intensity
 from semiseg.augment.cutmix import sample_boxes, sample_boxes_official
 from semiseg.errors import UserError
-from semiseg.hardness import easiness, shrink, subsample
+from semiseg.hardness import confident_ratio, easiness, shrink, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
 from semiseg.methods.imas import Config, Method
 from semiseg.models.predict import predict
@@ -303,6 +303,45 @@ def test_hardness_scale(make):
     teacher, valid = subsample(predict(cheap.teacher, BATCH.weak), BATCH.valid, (8, 8))
     easy = easiness(predict(cheap.student, small), teacher, TAU, valid, 0)
     assert torch.equal(other.losses.hardness, 1 - easy)
+
+
+def test_hardness_every(make):
+    """Every third step the student looks; in between the teacher stands in, at the level of the last look."""
+    exact, cheap = make(), make(hardness_every=3)
+    looked: list[int] = []
+    cheap.student.register_forward_pre_hook(lambda m, args: looked.append(step) if not m.training else None)
+    for step in range(6):
+        with torch.no_grad():
+            for method in (exact, cheap):
+                method.teacher.net.head.weight *= 1 + step / 10  # so that levels differ
+        one, other = take(exact, Progress(step, 10)), take(cheap, Progress(step, 10))
+        teacher = predict(cheap.teacher, BATCH.weak)
+        alone = easiness(teacher, teacher, TAU, BATCH.valid, 0)
+        assert torch.equal(alone, confident_ratio(teacher.confidence, TAU, BATCH.valid))
+        if step % 3 == 0:
+            assert_same(one, other, "hardness", "unlabeled", "first", "second", "mixed")
+            level = ((1 - one.losses.hardness).mean() / alone.mean()).clamp(max=1)
+        else:
+            assert_differ(one, other, "hardness", "unlabeled")
+            torch.testing.assert_close(other.losses.hardness, 1 - alone * level)
+        torch.testing.assert_close(cheap.agreement, level)
+    assert looked == [0, 3]
+
+
+def test_the_level_of_a_look_is_kept_in_checkpoints_and_only_where_it_is_needed(make):
+    cheap = make(hardness_every=3)
+    take(cheap, Progress(0, 10))
+    again = make(hardness_every=3)
+    again.load_state_dict(cheap.state_dict())
+    assert_same(take(cheap, Progress(1, 10)), take(again, Progress(1, 10)), "hardness", "unlabeled")
+    assert not any("agreement" in key for key in make().state_dict())
+
+
+def test_while_nothing_is_sure_everything_is_hard(make):
+    cheap = make(hardness_every=2, confidence=1.0)
+    for step in range(2):
+        assert (take(cheap, Progress(step, 10)).losses.hardness == 1).all()
+    assert cheap.agreement == 1
 
 
 def test_intensity(make):

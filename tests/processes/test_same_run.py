@@ -22,7 +22,12 @@ MEASURED = ("images_per_second", "waited", "peak_memory_mb")
 @pytest.fixture(scope="module")
 def recipes(gentle) -> dict[str, Any]:
     standard = {"cutmix": "standard", "boxes": "official", "extra_weak_forward": True}
-    return {"supervised": gentle("supervised"), "imas": gentle("imas"), "standard": gentle("imas", **standard)}
+    return {
+        "supervised": gentle("supervised"),
+        "imas": gentle("imas"),
+        "standard": gentle("imas", **standard),
+        "rare looks": gentle("imas", hardness_every=3, confidence=0.6),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def assert_same_hardness(one: Run, other: Run) -> None:
 
 def test_the_run_alone(alone):
     """What the others are compared with says something."""
-    for name, distinct in (("supervised", 0), ("imas", 40), ("standard", 40)):
+    for name, distinct in (("supervised", 0), ("imas", 40), ("standard", 40), ("rare looks", 40)):
         run = Run(alone / name)
         rows = [row[2] for row in run.hardness()]
         assert len(rows) == 20 * 12 * bool(distinct)

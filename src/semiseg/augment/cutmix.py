@@ -49,6 +49,9 @@ def sample_boxes_official(
     return _inside(start, stop, height, width)
 
 
+BOXES = {"each": sample_boxes, "official": sample_boxes_official}
+
+
 def _inside(
     start: Float[Tensor, "2 b"], stop: Float[Tensor, "2 b"], height: int, width: int
 ) -> Bool[Tensor, "b {height} {width}"]:

@@ -28,6 +28,7 @@ class EngineConfig(BaseModel):
     seed: int = Field(0, ge=0)
     precision: Precision = "fp32"
     device: Device = "auto"
+    compile: bool = False  # the networks, for training; no gain on a CPU, not tried on a GPU
     log_every: int = Field(10, ge=1)  # steps
     eval_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run

@@ -1,7 +1,7 @@
 """One optimizer step, whatever the number of processes and micro-batches that share its batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from semiseg.augment.views import make_batch
+from semiseg.engine.compiled import compile_networks, compiling
 from semiseg.engine.recipe import Recipe
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.schedule import build_optimizer, set_lr
@@ -42,16 +43,22 @@ class Stepper:
     def start(self) -> None:
         """Wraps method and optimizer for several processes and low precision. Load weights before."""
         self.method.train()
+        if self.recipe.engine.compile:
+            compile_networks(self.method)
         self.wrapped, self.wrapped_optimizer = self.runtime.prepare(self.method, self.optimizer)
 
     def take(self, step: int, loaded: LoadedBatch) -> Losses:
         """Takes step `step` on this process's share of its batch, already on the device; returns its share."""
+        with compiling() if self.recipe.engine.compile else nullcontext():
+            return self._take(step, loaded)
+
+    def _take(self, step: int, loaded: LoadedBatch) -> Losses:
         engine, runtime = self.recipe.engine, self.runtime
         set_lr(self.wrapped_optimizer, self.recipe.optim.lr_at(step, engine.steps))
         parts = self._parts(step, loaded)
         at = Progress(step, engine.steps, engine.seed)
         shares = []
-        for number, (batch, whole) in enumerate(zip(parts, self._wholes(parts), strict=True)):
+        for number, (batch, whole) in enumerate(zip(parts, self._wholes(parts, at), strict=True)):
             seed_global(engine.seed, "step", step, runtime.rank * len(parts) + number)  # dropout
             with runtime.reducing(self.wrapped, number == len(parts) - 1), _enough_for_batch_norm(self.part_size):
                 share = self.wrapped(batch, at, whole)
@@ -73,11 +80,11 @@ class Stepper:
             first += len(part.weak)
         return parts
 
-    def _wholes(self, parts: list[SemiBatch]) -> list[Whole]:
+    def _wholes(self, parts: list[SemiBatch], at: Progress) -> list[Whole]:
         """What each part is a part of."""
         runtime = self.runtime
         with torch.no_grad(), runtime.autocast():
-            observed = [self.method.observe(batch) for batch in parts]
+            observed = [self.method.observe(batch, at) for batch in parts]
         labeled_px = runtime.sum(torch.stack([(batch.label != IGNORE).sum() for batch in parts]).sum())
         everyone = _join(observed, runtime)
         num_labeled = runtime.world_size * sum(len(batch.image) for batch in parts)
@@ -93,7 +100,7 @@ class Stepper:
 def _enough_for_batch_norm(part_size: int) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the compiler runs a network too, and wraps what it raises
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(

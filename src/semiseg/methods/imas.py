@@ -19,23 +19,16 @@ from torch import Tensor
 
 from semiseg.augment import intensity
 from semiseg.augment.blend import blend
-from semiseg.augment.cutmix import (
-    hard_easy_partners,
-    paste,
-    random_partners,
-    sample_boxes,
-    sample_boxes_official,
-    triggered,
-)
+from semiseg.augment.cutmix import BOXES, hard_easy_partners, paste, random_partners, triggered
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
-from semiseg.hardness import confident_ratio, easiness, shrink, subsample
+from semiseg.hardness import class_to_ignore, confident_ratio, easiness, shrink, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
-from semiseg.types import ClassTable, Losses, Progress, SemiBatch, Whole
+from semiseg.types import ClassTable, Losses, Prediction, Progress, SemiBatch, Whole
 
 Adaptive = Literal["adaptive", "standard"]
 
@@ -48,7 +41,10 @@ class Config(MethodConfig):
     ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
     labeled_loss: LabeledLoss = LabeledLoss()
     strong: intensity.Config = intensity.Config()  # Table 1
-    hardness_scale: float = Field(1.0, gt=0, le=1)  # of the weak view in Eq. 5: below 1 a cheaper look, not the paper's
+
+    # Cheaper hardness, not the paper's; docs/methods/imas.md says what either is worth.
+    hardness_every: int = Field(1, ge=1)  # steps between two looks of the student at weak views (Eq. 5)
+    hardness_scale: float = Field(1.0, gt=0, le=1)  # of the weak view that the student looks at
 
     # The ablations of Table 5 and Figure 2.
     loss: Adaptive = "adaptive"  # weigh each image's loss by its easiness (Eq. 11), or all alike (Eq. 4)
@@ -100,27 +96,39 @@ class Observed:
 class Method(SemiMethod, config=Config):
     """Algorithm 1."""
 
+    agreement: Tensor  # how much of the teacher's own easiness was left when the student last looked
+
     def __init__(self, config: Config, build_model: Callable[[], Network], classes: ClassTable) -> None:
         super().__init__(config, build_model, classes)
         self.config = config
         self.views = Views(strong=(config.strong,))
         self.student = build_model()
         self.teacher = make_teacher(self.student)
-        self.ignore_class = _ignore_class(config, classes)
+        self.ignore_class = class_to_ignore(config.ignore_class, classes)
+        if config.hardness_every > 1:
+            self.register_buffer("agreement", torch.ones(()))
         if self.ignore_class is None and config.all_ignored == "hardest":
             raise UserError("method.all_ignored: hardest needs a class to ignore; name one in method.ignore_class")
 
-    def observe(self, batch: SemiBatch) -> Observed:
-        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabelled image."""
+    def observe(self, batch: SemiBatch, at: Progress) -> Observed:
+        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabelled image.
+
+        With `hardness_every` the student looks in some steps only. In the others the teacher stands in for it, and the
+        easiness, which is then the teacher's confident ratio, is lowered to the level of the last look.
+        """
         cfg = self.config
         valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)
         teacher = predict(self.teacher, batch.weak)  # Eq. 6
-        student = predict(self.student, shrink(batch.weak, cfg.hardness_scale))  # Eq. 5
-        same, inside = subsample(teacher, valid, student.label.shape[-2:])
-        easy = easiness(  # 1 - Eq. 7
-            student, same, cfg.confidence, inside, self.ignore_class, cfg.all_ignored == "hardest"
-        )
+        if at.step % cfg.hardness_every == 0:
+            student = predict(self.student, shrink(batch.weak, cfg.hardness_scale))  # Eq. 5
+            easy = self._easiness(student, *subsample(teacher, valid, student.label.shape[-2:]))  # 1 - Eq. 7
+        else:
+            easy = self._easiness(teacher, teacher, valid) * self.agreement
         return Observed(batch.weak, teacher.label, teacher.confidence, valid, easy)
+
+    def _easiness(self, student: Prediction, teacher: Prediction, valid: Bool[Tensor, "u h w"]) -> Float[Tensor, " u"]:
+        cfg = self.config
+        return easiness(student, teacher, cfg.confidence, valid, self.ignore_class, cfg.all_ignored == "hardest")
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
         """Algorithm 1, one student pass for everything that has a gradient.
@@ -130,7 +138,7 @@ class Method(SemiMethod, config=Config):
         nothing has to wait for the device to know whether it fired.
         """
         cfg = self.config
-        whole = whole or self.alone(batch)
+        whole = whole or self.alone(batch, at)
         everyone: Observed = whole.observed
         own = everyone[whole.rows]
         share = len(own.easy) / len(everyone.easy)
@@ -143,6 +151,11 @@ class Method(SemiMethod, config=Config):
 
         views = [batch.image, first, second] + ([own.weak] if cfg.extra_weak_forward else [])
         logits = self.student(torch.cat(views)).split([len(view) for view in views])
+
+        if cfg.hardness_every > 1 and at.step % cfg.hardness_every == 0:
+            teacher = Prediction(everyone.label, everyone.sure, logits[0].shape[1])
+            alone = self._easiness(teacher, teacher, everyone.valid)
+            self.agreement.copy_(everyone.easy.mean() / alone.mean()).nan_to_num_(1.0).clamp_(max=1)
 
         labeled = cfg.labeled_loss(logits[0], batch.label, whole)  # Eq. 3
         on_first = confident_cross_entropy(logits[1], own.label, own.sure, cfg.confidence, own.valid)
@@ -169,8 +182,7 @@ class Method(SemiMethod, config=Config):
         """Of the whole batch: whether CutMix fires, each image's partner, and its box (on the CPU)."""
         cfg, device = self.config, everyone.easy.device
         generator = at.generator("cutmix")
-        sample = sample_boxes if cfg.boxes == "each" else sample_boxes_official
-        box = sample(*everyone.valid.shape, generator=generator)
+        box = BOXES[cfg.boxes](*everyone.valid.shape, generator=generator)
         if cfg.cutmix == "adaptive":
             return triggered(everyone.easy.mean(), generator), hard_easy_partners(everyone.easy), box
         probability = 0.5 if cfg.cutmix_probability is None else cfg.cutmix_probability
@@ -184,16 +196,3 @@ class Method(SemiMethod, config=Config):
     def predictor(self) -> Network:
         """The teacher, which the authors report."""
         return self.teacher
-
-
-def _ignore_class(config: Config, classes: ClassTable) -> int | None:
-    if config.ignore_class == "background":
-        return classes.background
-    if config.ignore_class == "none":
-        return None
-    if not 0 <= config.ignore_class < len(classes):
-        raise UserError(
-            f"method.ignore_class: there is no class {config.ignore_class}; the data have {len(classes)} classes, "
-            "counted from 0; name one, background, or none"
-        )
-    return config.ignore_class

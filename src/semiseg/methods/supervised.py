@@ -38,7 +38,7 @@ class Method(SemiMethod, config=Config):
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
         """Eq. 3."""
-        loss = self.config.labeled_loss(self.student(batch.image), batch.label, whole or self.alone(batch))
+        loss = self.config.labeled_loss(self.student(batch.image), batch.label, whole or self.alone(batch, at))
         return Losses(total=loss, scalars={"labeled": loss.detach()})
 
     def after_step(self, step: int) -> None:

@@ -1,0 +1,186 @@
+"""Compiled networks train as others do, leave the same behind, and are compiled once."""
+
+import inspect
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from semiseg import api, config, methods
+from semiseg.engine import checkpoint, compiled
+from semiseg.engine import step as stepping
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.step import Stepper
+from semiseg.errors import UserError
+from semiseg.models import build as building
+from semiseg.models.build import Network
+from semiseg.models.predict import sliding, whole
+from semiseg.rng import fold_in, seeded
+from semiseg.types import ClassTable, LoadedBatch, Normalisation
+
+CLOSE = 1e-5
+CLASSES = ClassTable.of(("background", "red", "green"), background=0)
+DEEPLAB = {"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}}  # has dropout
+TRACED = {"dynamic": False, "backend": "eager"}  # graphs that are made and not compiled further
+Make = Callable[..., Stepper]
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch) -> None:
+    """The graphs of the compiler without its C++, and networks whose shapes are not checked: checks end graphs."""
+    monkeypatch.setattr(compiled, "_HOW", {"dynamic": False, "backend": "aot_eager"})
+    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    torch.compiler.reset()
+    counters.clear()
+
+
+def small(num_classes: int = 3) -> Network:
+    """A network with batch norm and dropout."""
+    with seeded(0, "small"):
+        encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        return Network(
+            nn.Sequential(OrderedDict(encoder=encoder, head=nn.Conv2d(8, num_classes, 1))), Normalisation(), 1
+        )
+
+
+@pytest.fixture
+def make(recipe) -> Make:
+    """make("imas", compile=True) -> what takes steps of that method with small networks, or with those of `model`."""
+
+    def make(name: str, compile: bool, model: dict[str, Any] | None = None, **engine: Any) -> Stepper:
+        settings = {"steps": 10, "batch_size": 4, "compile": compile} | engine
+        validated = config.validate(recipe(name, engine=settings, model=model or {}), "recipe")
+
+        def network() -> Network:
+            with seeded(0, "network"):
+                return building.build(validated.model, len(CLASSES)) if model is not None else small()
+
+        stepper = Stepper(validated, methods.load(name)(validated.method, network, CLASSES), Runtime("cpu"))
+        stepper.start()
+        return stepper
+
+    return make
+
+
+def loaded(step: int) -> LoadedBatch:
+    image = torch.randint(256, (8, 3, 33, 33), generator=fold_in(0, step)).to(torch.uint8)
+    label = (image[:4].argmax(1)).to(torch.uint8)
+    valid = torch.ones(4, 33, 33, dtype=torch.bool)
+    return LoadedBatch(image[:4], label, image[4:], valid, torch.arange(4), torch.arange(4))
+
+
+def assert_same_steps(one: Stepper, other: Stepper, steps: int = 4) -> None:
+    for step in range(steps):
+        losses, its = one.take(step, loaded(step)), other.take(step, loaded(step))
+        assert losses.total.item() == pytest.approx(its.total.item(), abs=CLOSE)
+        for name, scalar in losses.scalars.items():
+            assert scalar.item() == pytest.approx(its.scalars[name].item(), abs=CLOSE), name
+    state, its_state = one.method.state_dict(), other.method.state_dict()
+    assert state.keys() == its_state.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(value, its_state[key], rtol=1e-4, atol=CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_same_steps_with_the_same_dropout(make, name):
+    assert_same_steps(make(name, True), make(name, False))
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
+def test_the_same_steps_in_cpp(make, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    assert_same_steps(make("imas", True), make("imas", False), steps=3)
+    assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > 0
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("imas", 3), ("supervised", 1)])
+def test_each_network_is_whole_and_compiled_once_for_each_mode(make, monkeypatch, name, graphs):
+    """Of iMAS the teacher, and the student in either mode."""
+    monkeypatch.setattr(compiled, "_HOW", TRACED)
+    stepper = make(name, True, DEEPLAB)
+    for step in range(2):
+        stepper.take(step, loaded(step))
+    assert counters["graph_break"] == {}
+    assert counters["stats"]["unique_graphs"] == graphs
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for step in range(2, 4):
+            stepper.take(step, loaded(step))
+
+
+def test_micro_batches_share_the_graphs(make):
+    stepper = make("imas", True, micro_batch_size=2)
+    stepper.take(0, loaded(0))
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_evaluation_goes_around_the_graphs(make):
+    """Images have many sizes, and each would be compiled for."""
+    stepper = make("imas", True)
+    stepper.take(0, loaded(0))
+    compiled_before = dict(counters["stats"]), dict(counters["frames"])
+    network = stepper.method.predictor()
+    for side in (16, 20, 33, 40):
+        image = torch.rand(1, 3, side, 24, generator=fold_in(0, side))
+        whole(network, image)
+        sliding(network, image, (16, 16), (8, 8))
+    assert (dict(counters["stats"]), dict(counters["frames"])) == compiled_before
+
+
+def test_runs_in_turn_do_not_fill_the_cache(make, monkeypatch):
+    """Torch gives up beyond eight graphs, which all networks of a process share."""
+    monkeypatch.setattr(compiled, "_HOW", TRACED)
+    for run in range(1, 4):
+        make("imas", True).take(0, loaded(0))
+        assert counters["stats"]["unique_graphs"] == 3 * run
+
+
+def test_batches_too_small_for_batch_norm(make, monkeypatch):
+    monkeypatch.setattr(compiled, "_HOW", TRACED)
+    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labelled image "):
+        make("supervised", True, DEEPLAB, micro_batch_size=1).take(0, loaded(0))
+
+
+def test_a_machine_that_cannot_compile(make, monkeypatch):
+    monkeypatch.setattr(compiled, "_HOW", {"dynamic": False})
+    nothing = {"cpp.cxx": (None, "/nowhere/g++"), "fx_graph_cache": False}
+    says = r"engine.compile: a network cannot be compiled here \(No working C\+\+ compiler .*; .*use compile: false$"
+    with torch._inductor.config.patch(nothing), pytest.raises(UserError, match=says) as caught:
+        make("supervised", True).take(0, loaded(0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_goes_on_with_or_without_the_compiler(recipe, tmp_path, monkeypatch, first):
+    monkeypatch.setattr(building, "build", lambda config, num_classes: small(num_classes))
+    engine = {"steps": 6, "log_every": 1, "eval_every": 3, "save_every": 2}
+    with_it, without = (config.validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
+    make_batch, calls = stepping.make_batch, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return make_batch(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stepping, "make_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.train(with_it if first else without, tmp_path / "run")
+    graphs = counters["stats"]["unique_graphs"]
+    run = api.train(without if first else with_it, tmp_path / "run")
+    assert (graphs, counters["stats"]["unique_graphs"]) == ((3, 3) if first else (0, 3))
+    undisturbed = api.train(without, tmp_path / "whole")
+    for kind in ("train", "val"):
+        for one, other in zip(run.metrics(kind), undisturbed.metrics(kind), strict=True):
+            key = "loss" if kind == "train" else "miou"
+            assert one[key] == pytest.approx(other[key], abs=CLOSE)
+    one, other = (checkpoint.newest(each.checkpoints) for each in (run, undisturbed))
+    assert one.model_state().keys() == other.model_state().keys()
+    assert one.optimizer_state().keys() == other.optimizer_state().keys()
