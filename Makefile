@@ -13,7 +13,7 @@ MACHINE ?= cpu-$(shell nproc)-cores
 PEERS ?=
 DATA ?=
 BENCH_PYTHON ?= $(BIN)/python
-SUITES := hardness views loader step evaluation checkpoint startup
+SUITES := hardness views inputs loader step evaluation checkpoint startup
 
 .PHONY: demo test check soak bench bench-report clean
 

@@ -26,8 +26,12 @@ from semiseg.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "pillow", "opencv-python-headless")
+PACKAGES = (
+    "torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "pillow", "opencv-python-headless",
+    "simplejpeg", "torchcodec",
+)  # fmt: skip
 PEERS = ("imas", "unimatch")
+GrowthUnit = Literal["s", "images/s", "1"]
 
 
 class Strict(BaseModel):
@@ -56,7 +60,7 @@ class Phase(Strict):
 
 
 class Point(Strict):
-    """Cost at one size."""
+    """What was found at one size."""
 
     size: float
     median: float
@@ -64,13 +68,13 @@ class Point(Strict):
 
 
 class Growth(Strict):
-    """How a cost grows: about as size ** exponent."""
+    """How a cost grows: about as size ** exponent. Or the course of something that follows no such law."""
 
     name: str
     by: str  # what the size is, e.g. "px an image"
-    unit: Literal["s", "images/s"]
+    unit: GrowthUnit
     points: list[Point]
-    exponent: float
+    exponent: float | None
 
 
 class Ratio(Strict):
@@ -168,16 +172,19 @@ class Results:
         seconds = interleaved(runs, self.run.times(usual), self.run.device, warm_up)
         self.growth_of(name, by, "s", {size: seconds[str(size)] for size in candidates})
 
-    def growth_of(self, name: str, by: str, unit: Literal["s", "images/s"], values: dict[float, list[float]]) -> None:
-        """Adds how something grows that was measured already."""
+    def growth_of(
+        self, name: str, by: str, unit: GrowthUnit, values: dict[float, list[float]], power_law: bool = True
+    ) -> None:
+        """Adds how something grows that was measured already; without a power law its course alone."""
         points = [
             Point(size=size, median=median, iqr=iqr)
             for size, (median, iqr) in ((size, summary(found)) for size, found in values.items())
         ]
-        exponent = slope([(point.size, point.median) for point in points])
+        exponent = slope([(point.size, point.median) for point in points]) if power_law else None
         self.growth.append(Growth(name=name, by=by, unit=unit, points=points, exponent=exponent))
         sizes = ", ".join(f"{point.size:g}: {shown(point.median, unit)}" for point in points)
-        print(f"{name} by {by}: {sizes}; grows as size ** {exponent:.2f}", flush=True)
+        law = "" if exponent is None else f"; grows as size ** {exponent:.2f}"
+        print(f"{name} by {by}: {sizes}{law}", flush=True)
 
     def ratio(self, name: str, numerator: str, denominator: str) -> None:
         """Adds a ratio of medians."""

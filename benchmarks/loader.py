@@ -6,6 +6,7 @@ python benchmarks/loader.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VO
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import common
@@ -21,21 +22,24 @@ from semiseg.augment.views import make_batch
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import train_loader
 from semiseg.data.voc import Config
+from semiseg.engine.runtime import Runtime
 from semiseg.types import Normalisation
 
 
-def dataset(photos: Photographs, crop: int, workers: int) -> tuple[Dataset, Config]:
+def dataset(photos: Photographs, crop: int, workers: int, cache: bool = False) -> tuple[Dataset, Config]:
     """The same images, masks and lists as the peers read."""
     config = Config(
         root=photos.root, masks="SegmentationClassAug", labeled="labeled.txt", unlabeled="unlabeled.txt",
-        val="val.txt", crop=crop, workers=workers,
+        val="val.txt", crop=crop, workers=workers, cache=cache,
     )  # fmt: skip
     return data.load(config), config
 
 
-def ours(photos: Photographs, crop: int, batch: int, workers: int, device: torch.device, strong: bool) -> Iterator[Any]:
+def ours(
+    photos: Photographs, crop: int, batch: int, workers: int, device: torch.device, strong: bool, cache: bool = False
+) -> Iterator[Any]:
     """Batches on the device."""
-    images, config = dataset(photos, crop, workers)
+    images, config = dataset(photos, crop, workers, cache)
     batches = train_loader(images, config, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=10**6)
     for step, loaded in enumerate(batches):
         loaded = loaded.to(device)
@@ -62,6 +66,15 @@ def measure(run: common.Settings, results: common.Results) -> None:
     size, crop, batch, number = run.size((200, 321, 4, 12), (400, 513, 16, 12), (24, 32, 2, 2))
     counts = run.size((0, 1, 2), (0, 2, 4, 8, 16), (0, 1))
     main = 1 if run.tiny else 2
+    usual = torch.get_num_threads()
+    Runtime(run.device.type)  # sets the process up as for training
+    if run.device.type == "cpu":
+        torch.set_num_threads(1)
+        results.settings["threads"] = 1
+        results.note(
+            "The training process has one thread: loader processes hold the cores that others would wait for. In "
+            "training on a CPU they rest most of the time."
+        )
     with photographs(run.data, size) as photos:
         results.settings |= {"images": photos.describe(), "crop, px": crop, "batch": f"{batch}+{batch}"}
 
@@ -78,7 +91,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
                     starts[name] = lambda peer=peer, each=each: peer.batches(photos, crop, batch, each)
         with peers.as_written_for(run.device):
             rates: dict[str, list[float]] = {name: [] for name in starts}
-            for _ in range(run.times(5)):
+            for _ in range(run.times(9)):
                 for name, start in starts.items():
                     rates[name].append(rate(start, 2 * batch, 5, number, run.device))
         for name, values in rates.items():
@@ -93,6 +106,18 @@ def measure(run: common.Settings, results: common.Results) -> None:
                 "Peers have one loader for labelled and one for unlabelled images: 2 x 1 workers are as many processes "
                 "as ours, 2 x 2 twice as many; the ratio is to the faster. UniMatch makes two strong views."
             )
+        kept = {cache: partial(ours, photos, crop, batch, main, run.device, False, cache) for cache in (False, True)}
+        lap = len(photos.unlabeled) // batch + 1  # after which everything is in memory
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(run.times(5)):
+            for cache, start in kept.items():
+                found[cache].append(rate(start, 2 * batch, lap + 2 * main, 2 * number, run.device))
+        for cache, where in ((False, "files"), (True, "the cache")):
+            results.figure(f"semiseg, {main} workers, weak views alone, from {where}", "images/s", *found[cache])
+        results.ratio(
+            "from the cache / from files", *(f"semiseg, {main} workers, weak views alone, from {where}"
+                                             for where in ("the cache", "files"))
+        )  # fmt: skip
         alone = {
             float(workers): [
                 rate(of(workers, False), 2 * batch, 2 * workers + 1, number, run.device) for _ in range(run.times(3))
@@ -100,6 +125,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
             for workers in counts
         }
         results.growth_of("semiseg, weak views alone", "worker processes", "images/s", alone)
+    torch.set_num_threads(usual)
 
 
 if __name__ == "__main__":

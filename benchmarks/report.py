@@ -7,7 +7,8 @@ from common import Record, shown
 from targets import TARGETS, Target, found
 
 PAGE = common.ROOT / "docs" / "performance.md"
-ORDER = ("correctness", "step", "hardness", "views", "loader", "evaluation", "checkpoint", "startup")
+ORDER = ("correctness", "step", "hardness", "views", "inputs", "loader", "evaluation", "checkpoint", "startup",
+         "cheaper_hardness")  # fmt: skip
 HEAD = """# Performance
 
 Made by `make bench-report` from `benchmarks/results/`; `make bench` takes the figures of a CPU anew, and
@@ -58,15 +59,27 @@ def section(record: Record) -> list[str]:
         lines += ["", *table(["phase of a step", "median", "IQR", "share"], rows)]
     if record.ratios:
         lines += ["", *table(["ratio", "value", "target", "verdict"], [judged(record, r) for r in record.ratios])]
-    if record.growth:
-        rows = [[each.name, each.by, points(each), f"{each.exponent:.2f}"] for each in record.growth]
+    rows = [[g.name, g.by, points(g), f"{g.exponent:.2f}"] for g in record.growth if g.exponent is not None]
+    if rows:
         lines += ["", *table(["cost of", "by", "size: median (IQR)", "grows as size to the power of"], rows)]
+    for by in dict.fromkeys(each.by for each in record.growth if each.exponent is None):
+        lines += ["", *course(by, [each for each in record.growth if each.exponent is None and each.by == by])]
     return [*lines, *(f"\n{note}" for note in record.notes), ""]
 
 
 def points(growth: common.Growth) -> str:
     """What was measured at each size."""
     return "; ".join(f"{p.size:g}: {shown(p.median, growth.unit)} ({shown(p.iqr, growth.unit)})" for p in growth.points)
+
+
+def course(by: str, series: list[common.Growth]) -> list[str]:
+    """What follows no power law: one column a size, empty where nothing was found."""
+    sizes = sorted({point.size for each in series for point in each.points})
+    rows = []
+    for each in series:
+        found = {point.size: shown(point.median, each.unit) for point in each.points}
+        rows.append([each.name, *(found.get(size, "") for size in sizes)])
+    return table([f"by {by}", *(f"{size:g}" for size in sizes)], rows)
 
 
 def judged(record: Record, ratio: common.Ratio) -> list[str]:

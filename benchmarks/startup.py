@@ -1,17 +1,24 @@
-"""Start-up time of the command line: from the shell until it answers.
+"""Start-up time of the command line: from the shell until it answers, and until a run has taken its first step.
 
-python benchmarks/startup.py
+python benchmarks/startup.py [--data VOC]
 """
 
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import common
+from photographs import photographs
+
+RECIPE = common.ROOT / "recipes" / "voc-mini-cpu.yaml"
 
 COMMANDS = {
     "python -c pass": ("-c", "pass"),
     "import torch": ("-c", "import torch"),
     "import semiseg": ("-c", "import semiseg"),
+    "import everything that trains": ("-c", "import semiseg.engine.train"),
     "semiseg --help": ("-m", "semiseg", "--help"),
     "semiseg methods": ("-m", "semiseg", "methods"),
     "semiseg train, refused for want of a recipe": ("-m", "semiseg", "train", "no-such-recipe.yaml"),
@@ -24,11 +31,42 @@ def start(words: tuple[str, ...]) -> None:
     assert done.returncode == (2 if words[-1].endswith(".yaml") else 0), done.stderr
 
 
+def first_step(root: Path) -> float:
+    """Seconds from the start of `semiseg train` until its first step is on record; then it is stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        words = ["train", str(RECIPE), "--out", str(out), "--set", f"data.root={root}", "--set", "engine.log_every=1"]
+        lists = [f"data.{name}={name}.txt" for name in ("labeled", "unlabeled", "val")]
+        settings = [word for name in ("data.masks=SegmentationClassAug", *lists) for word in ("--set", name)]
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "semiseg", *words, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            while not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").stat().st_size):
+                if process.poll() is not None:
+                    raise AssertionError(process.communicate()[0].decode())
+                time.sleep(0.005)
+            seconds = time.perf_counter() - begin
+            process.terminate()
+            process.communicate()
+        return seconds
+
+
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times every command in turns."""
+    """Times every command in turns, then training beside its imports."""
     results.time({name: lambda words=words: start(words) for name, words in COMMANDS.items()}, usual=5, warm_up=1)
-    results.ratio("semiseg --help / python", "semiseg --help", "python -c pass")
+    results.ratio("semiseg --help / import torch", "semiseg --help", "import torch")
     results.ratio("semiseg methods / import torch", "semiseg methods", "import torch")
+    imports = results.figures["import everything that trains"].median
+    with photographs(run.data, run.size(1600, 1600, 24)) as photos:
+        results.settings |= {"images": photos.describe(), "recipe": f"recipes/{RECIPE.name}"}
+        first_step(photos.root)
+        seconds = [first_step(photos.root) for _ in range(run.times(5))]
+    results.figure("semiseg train, until its first step is taken", "s", *seconds)
+    results.figure("the same beyond imports", "s", *(each - imports for each in seconds))
+    for name, allowed in (("semiseg --help", 0.5), ("the same beyond imports", 10.0)):
+        results.figure(f"allowed for {name}", "s", allowed)
+        results.ratio(f"{name} / allowed", name, f"allowed for {name}")
 
 
 if __name__ == "__main__":

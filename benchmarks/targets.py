@@ -59,6 +59,9 @@ TARGETS = (
         "step", "iMAS / supervised, measured / needed", "gpu", "at most", 1.1, "a step of iMAS over a supervised one"
     ),
     Target("evaluation", "imas / semiseg fp32, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("evaluation", "imas / semiseg bf16, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("startup", "semiseg --help / allowed", "cpu", "at most", 1, "`semiseg --help` in half a second"),
+    Target("startup", "the same beyond imports / allowed", "cpu", "at most", 1, "the first step of a run in 10 s"),
     Target("correctness", "largest difference / allowed", "gpu", "at most", 1, "losses of ten steps, GPU against CPU"),
 )

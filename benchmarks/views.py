@@ -16,6 +16,7 @@ from semiseg.augment import intensity
 from semiseg.augment.views import Views, make_batch
 from semiseg.data import weak
 from semiseg.data.dataset import DataConfig
+from semiseg.engine.runtime import Runtime
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch, Normalisation
 
@@ -53,6 +54,7 @@ def random_batch(batch: int, side: int, device: torch.device) -> LoadedBatch:
 def measure(run: common.Settings, results: common.Results) -> None:
     """Times both pipelines over the same images, on one core; then ours alone as it grows."""
     number, crop, batch = run.size((32, 321, 16), (64, 513, 16), (8, 32, 4))
+    Runtime(run.device.type)  # sets the process up as for training
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     with photographs(run.data, number * 4 // 3) as photos:

@@ -41,13 +41,28 @@ def test_a_target_for_a_gpu_is_not_met_by_a_cpu():
                 assert (target.on == "gpu") == record.device.startswith("cuda")
 
 
-def test_figures_taken_beside_other_work_are_provisional():
-    record = common.Record(
+@pytest.fixture
+def record() -> common.Record:
+    return common.Record(
         suite="views", title="t", date="2026-01-01", commit=None, versions={},
         machine={"gpus": [], "cpu": "c", "threads": 2},
         others=0.5, device="cpu", peers={}, settings={}, figures=[], phases=[], growth=[], notes=[],
         ratios=[common.Ratio(name="imas / semiseg", numerator="a", denominator="b", value=3)],
     )  # fmt: skip
+
+
+def test_what_follows_no_power_law_has_a_column_for_each_size(record: common.Record):
+    def growth(name: str, sizes: tuple[float, ...], exponent: float | None = None) -> common.Growth:
+        points = [common.Point(size=size, median=size / 8, iqr=0) for size in sizes]
+        return common.Growth(name=name, by="step", unit="1", points=points, exponent=exponent)
+
+    series = [growth("a", (2, 4)), growth("b", (4,)), growth("c", (2, 4), exponent=1.0)]
+    page = report.page([record.model_copy(update={"growth": series})])
+    assert "| by step | 2 | 4 |\n| --- | --- | --- |\n| a | 0.25 | 0.5 |\n| b |  | 0.5 |\n" in page
+    assert "| c | step | 2: 0.25 (0); 4: 0.5 (0) | 1.00 |\n" in page
+
+
+def test_figures_taken_beside_other_work_are_provisional(record: common.Record):
     assert report.page([record]).count("met (provisional)") == 2  # among the targets, and in its section
     assert "provisional" not in report.page([record.model_copy(update={"others": 0.0})]).lower()
 

@@ -7,18 +7,20 @@ import common
 import evaluation
 import gpu
 import hardness
+import inputs
 import loader
 import pytest
 import startup
 import step
+import targets
 import torch
 import views
 from photographs import photographs
 
 from semiseg.errors import UserError
 
-MODULES = {"hardness": hardness, "views": views, "loader": loader, "checkpoint": checkpoint, "evaluation": evaluation,
-           "step": step}  # fmt: skip
+MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loader, "checkpoint": checkpoint,
+           "evaluation": evaluation, "step": step}  # fmt: skip
 
 
 @pytest.fixture
@@ -36,15 +38,23 @@ def test_a_suite_runs_without_peers(suite: str, run: common.Settings):
     assert record.figures
     assert record.growth
     assert record.peers == {}
-    assert all(figure.median > 0 for figure in record.figures if not figure.name.endswith("memory"))
+    assert all(figure.median > 0 for figure in record.figures if not figure.name.endswith(("memory", "difference")))
 
 
-def test_start_up_commands_answer(run: common.Settings, monkeypatch):
-    monkeypatch.setattr(
-        startup, "COMMANDS", {name: startup.COMMANDS[name] for name in ("python -c pass", "semiseg --help")}
-    )
-    monkeypatch.setattr(common.Results, "ratio", lambda *_: None)
-    startup.measure(run, common.Results(run))
+def test_a_first_step_is_waited_for():
+    with photographs(None, 24) as photos:
+        assert startup.first_step(photos.root) > 0.5
+
+
+def test_start_up_is_measured_beyond_imports(run: common.Settings, monkeypatch):
+    kept = ("import torch", "semiseg --help", "semiseg methods", "import everything that trains")
+    monkeypatch.setattr(startup, "COMMANDS", dict.fromkeys(kept, ("-c", "pass")))
+    monkeypatch.setattr(startup, "first_step", lambda root: 5.0)
+    startup.measure(run, results := common.Results(run))
+    assert 4 < results.figures["the same beyond imports"].median < 5
+    assert {ratio.name for ratio in results.ratios} >= {
+        target.ratio for target in targets.TARGETS if target.suite == "startup"
+    }
 
 
 def test_phases_are_charged_to_the_innermost():
