@@ -1,3 +1,6 @@
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,8 +78,13 @@ def test_windows_cover_the_image_shifted_and_not_shrunk(height, width, side, ste
         assert (tall, wide) == (min(side, height), min(side, width))
         assert top + tall <= height
         assert left + wide <= width
-        assert top % step == 0 or top + tall == height
-        assert left % step == 0 or left + wide == width
+    for length, axis in ((height, 0), (width, 1)):
+        starts = sorted({place[axis] for place in spy.windows})
+        gaps = [after - before for before, after in pairwise(starts)]
+        assert starts[0] == 0
+        assert starts[-1] == max(length - side, 0)
+        assert len(gaps) == math.ceil(starts[-1] / step)  # as few as can be
+        assert max(gaps, default=0) <= min(gaps, default=0) + 1  # and even
     assert len(set(spy.windows)) == len(spy.windows)
     covered = {
         (y, x)
@@ -93,7 +101,10 @@ def test_windows_by_hand():
     assert spy.windows == [(0, 0, 4, 4), (3, 0, 4, 4), (6, 0, 4, 4)]
     spy.windows.clear()
     sliding(network(spy), coordinates(9, 3), (4, 4), (3, 3))
-    assert spy.windows == [(0, 0, 4, 3), (3, 0, 4, 3), (5, 0, 4, 3)]
+    assert spy.windows == [(0, 0, 4, 3), (2, 0, 4, 3), (5, 0, 4, 3)]
+    spy.windows.clear()
+    sliding(network(spy), coordinates(4, 9), (4, 4), (4, 4))
+    assert spy.windows == [(0, 0, 4, 4), (0, 2, 4, 4), (0, 5, 4, 4)]
 
 
 @given(**sizes)

@@ -93,8 +93,8 @@ def sliding(
 ) -> Float[Tensor, "b c h w"]:
     """Class probabilities averaged over windows that cover the image.
 
-    Windows are `window` pixels (height, width), `stride` apart; the last ones are shifted back to end at the border,
-    never shrunk (D40). An image smaller than the window is one window.
+    Windows are `window` pixels (height, width) and never shrunk (D40). They are as few as a distance of at most
+    `stride` allows, evenly spread from border to border. An image smaller than the window is one window.
     """
     height, width = image.shape[-2:]
     total: Tensor | None = None
@@ -112,9 +112,10 @@ def sliding(
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side: every `stride` pixels, the last shifted back to the border."""
+    """Where windows start along one side."""
     last = max(length - window, 0)
-    return [*range(0, last, stride), last]
+    gaps = math.ceil(last / stride)
+    return [last * number // max(gaps, 1) for number in range(gaps + 1)]
 
 
 def resize_probability(
