@@ -86,3 +86,20 @@ def test_torchrun_and_accelerate(launch, tmp_path):
     told = [(event["event"], event["step"], event.get("processes")) for event in run.events()]
     assert told == [("started", 0, 2), ("resumed", done, 2)]
     assert [record["step"] for record in run.metrics("train")] == list(range(1, STEPS + 1))
+
+
+def test_processes_part_before_python_is_taken_down(environ, tmp_path):
+    """Threads of gloo that let go of a tensor after that abort a process that did all its work."""
+    program = (
+        "import atexit, torch.distributed as dist\n"
+        "atexit.register(lambda: print('still one of a group:', dist.is_initialized()))\n"
+        "from semiseg.engine.runtime import Runtime\n"
+        "for _ in range(2):\n"
+        "    print('one of a group:', Runtime('cpu').accelerator.num_processes, dist.is_initialized())\n"
+    )
+    group = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environ | group, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["one of a group: 1 True"] * 2 + ["still one of a group: False"]

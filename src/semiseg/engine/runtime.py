@@ -1,6 +1,8 @@
 """Device, precision and processes, through Accelerate. Nothing outside the engine knows that they exist."""
 
+import atexit
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -60,6 +62,9 @@ class Runtime:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             _keep_freed_memory()
+        if torch.distributed.is_initialized():
+            atexit.unregister(_leave_the_others)  # once, however many runs a process has
+            atexit.register(_leave_the_others)
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
@@ -163,6 +168,17 @@ class Runtime:
         """Puts the scaler back where it was."""
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
+
+
+def _leave_the_others() -> None:
+    """Ends the communication between processes while Python is still there.
+
+    Threads of gloo may hold tensors of the last exchange; one that lets go of them while the interpreter is being taken
+    down aborts the process, after all its work was done.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()  # wrappers that still refer to the group
+        torch.distributed.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:
