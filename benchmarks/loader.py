@@ -125,6 +125,18 @@ def measure(run: common.Settings, results: common.Results) -> None:
             for workers in counts
         }
         results.growth_of("semiseg, weak views alone", "worker processes", "images/s", alone)
+
+        def strong(side: int, batch: int) -> list[float]:
+            def start() -> Iterator[Any]:
+                return ours(photos, side, batch, main, run.device, True)
+
+            return [rate(start, 2 * batch, 2 * main + 1, number, run.device) for _ in range(run.times(3))]
+
+        sides = run.size((161, 321, 641), (257, 513, 1025), (16, 32))
+        batches = run.size((2, 4, 8), (4, 8, 16), (2, 4))
+        name = "semiseg, weak and strong views"
+        results.growth_of(name, "px a crop", "images/s", {side * side: strong(side, batch) for side in sides})
+        results.growth_of(name, "labelled images a batch", "images/s", {each: strong(crop, each) for each in batches})
     torch.set_num_threads(usual)
 
 

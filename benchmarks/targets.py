@@ -60,6 +60,9 @@ TARGETS = (
     ),
     Target("evaluation", "imas / semiseg fp32, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "cpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target(
+        "evaluation", "imas / semiseg bf16, sliding by 640 px, same network", "cpu", "at least", 2, "the same, wider"
+    ),
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("startup", "semiseg --help / allowed", "cpu", "at most", 1, "`semiseg --help` in half a second"),
     Target("startup", "the same beyond imports / allowed", "cpu", "at most", 1, "the first step of a run in 10 s"),
