@@ -233,6 +233,25 @@ def test_a_jpeg_is_decoded_no_larger_than_enough(write, ramp, enough, size, turn
     assert (resize_image(full, (25, 30)).int() - resize_image(image, (25, 30)).int()).abs().float().mean() < 1
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("size", "enough", "sides"),
+    [
+        ((1365, 2048), 1024, (683, 1024)),  # the shorter side need not divide
+        ((1365, 2048), 512, (342, 512)),
+        ((1365, 2048), 1025, (1365, 2048)),
+        ((2048, 1365), 256, (256, 171)),
+        ((667, 1000), 500, (334, 500)),
+        ((1, 64), 8, (1, 64)),  # no pixel would be left
+    ],
+)
+def test_what_does_not_divide_is_decoded_small_too(write, size, enough, sides, turned):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6 if turned else 1
+    path = write("a.jpg", np.zeros((*size, 3), np.uint8), exif=exif)
+    assert tuple(read_image(path, enough).shape[1:]) == (sides[::-1] if turned else sides) == read_size(path, enough)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("enough", [None, 50, 1000])
 def test_turned_files_are_compared_with_their_masks_the_right_way_up(write, ramp, suffix, enough):

@@ -148,3 +148,24 @@ def test_resumed_in_low_precision(recipe, tmp_path):
     values = recipe("imas", engine=ENGINE | {"precision": "bf16"}, model=DEEPLAB)
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 6))
+
+
+def test_resumed_between_two_looks_of_the_student(recipe, tmp_path):
+    """What the last look found is in the checkpoint of step 4; the next look is in step 6."""
+    values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "confidence": 0.4})
+    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    assert 0 < whole["step-00000007"][1]["agreement"] < 1
+    check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 5))
+
+
+@pytest.mark.parametrize("cached_first", [False, True])
+def test_resumed_with_another_way_to_load(recipe, uninterrupted, tmp_path, cached_first):
+    first, second = (
+        config.validate(recipe("imas", engine=ENGINE, data={"workers": 0, "cache": cache}), "recipe")
+        for cache in (cached_first, not cached_first)
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt(patched, "semiseg.engine.step.make_batch", 6)
+        with pytest.raises(KeyboardInterrupt):
+            api.train(first, tmp_path / "run")
+    assert_same(left_behind(api.train(second, tmp_path / "run")), uninterrupted("imas", "unet"))

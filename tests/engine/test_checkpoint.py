@@ -212,3 +212,12 @@ def test_momentum_goes_back_in_the_layout_of_its_parameter():
     assert torch.equal(momentum, saved["0.momentum_buffer"])
     assert momentum.stride() == layer.weight.stride()
     assert layer.bias not in optimizer.state
+
+
+@pytest.mark.parametrize("key", ["0.momentum_buffer", "2.momentum_buffer"])
+def test_momentum_of_another_network_is_refused(key):
+    """One value would fill a parameter of any shape."""
+    layer = nn.Conv2d(3, 4, 3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(UserError, match=f"tensor {key} belongs to no parameter"):
+        checkpoint.load_optimizer_tensors(optimizer, {key: torch.rand(1)})

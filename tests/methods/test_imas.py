@@ -673,9 +673,13 @@ def test_the_teacher_is_evaluated(make):
     assert method.predictor() is method.teacher
 
 
-@pytest.mark.parametrize("settings", [{}, {"cutmix": "standard", "boxes": "official", "ignore_padding": False}])
-def test_the_host_never_waits(make, no_host_sync, settings):
-    at = Progress(0, 10)
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"cutmix": "standard", "boxes": "official", "ignore_padding": False}, {"hardness_every": 2}],
+)
+def test_the_host_never_waits(make, no_host_sync, settings, step):
+    at = Progress(step, 10)
     losses = no_host_sync(lambda method, batch: method(batch, at), make(norm=True, **settings), BATCH)
     assert losses.total.is_meta
 

@@ -222,4 +222,5 @@ def test_probabilities_at_another_size():
 
 def test_the_host_never_waits(no_host_sync, tiny):
     assert no_host_sync(predict, tiny(), noise(2, 3, 8, 8)).label.is_meta
+    assert no_host_sync(most_likely, noise(2, 3, 8, 8)).is_meta
     assert no_host_sync(sliding, tiny(), noise(2, 3, 8, 8), (4, 4), (3, 3)).is_meta

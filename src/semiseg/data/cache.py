@@ -34,19 +34,13 @@ class Cache:
         lengths = (size[0] * size[1] * planes if size else 0 for size in sizes)
         self.starts = [0, *accumulate(lengths)]
         needed = self.starts[-1]
-        free = shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
-        too_much = UserError(
-            f"data.cache: decoded images take {needed / 1e9:.2f} GB and batches {spare / 1e9:.2f} GB, and {_SHARED} "
-            f"has {free / 1e9:.2f} GB free; use cache: false, a smaller long_side, or give the machine or container "
-            "more shared memory"
-        )
-        if needed + spare > free:
-            raise too_much
+        if needed + spare > _free():
+            raise _too_much(needed, spare)
         try:
             self.content = torch.empty(needed, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+            self.kept = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # another process was faster
-            raise too_much from error
-        self.kept = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+            raise _too_much(needed, spare) from error
 
     def get(self, index: int, decode: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `decode` yields for image `index`: an image (3, h, w) and maybe a mask (h, w)."""
@@ -64,3 +58,15 @@ class Cache:
                 place.copy_(new)
             self.kept[index] = True
         return found
+
+
+def _free() -> int | float:
+    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
+
+
+def _too_much(needed: int, spare: int) -> UserError:
+    return UserError(
+        f"data.cache: decoded images take {needed / 1e9:.2f} GB and batches {spare / 1e9:.2f} GB in each process of "
+        f"this run, and {_SHARED} has {_free() / 1e9:.2f} GB free; use cache: false, a smaller long_side (it makes "
+        "large JPEGs smaller, nothing else), or give the machine or container more shared memory"
+    )

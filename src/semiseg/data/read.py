@@ -1,6 +1,5 @@
 """Image and mask files as uint8 tensors, the right way up, or one line that says why not."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,9 +99,7 @@ def read_pair(
     """
     assert sample.mask is not None, f"{sample.name} is not labelled"
     image, mask = read_image(sample.image, enough), read_mask(sample.mask, num_classes, values)
-    size: Sequence[int] = image.shape[1:]
-    if enough is not None and (whole := read_size(sample.image)) != read_size(sample.image, enough):
-        size = whole  # it was decoded smaller
+    size = image.shape[1:] if enough is None else read_size(sample.image)  # it may have been decoded smaller
     if tuple(size) != mask.shape:
         raise UserError(
             f"{sample.mask}: {_size(mask.shape)} px, but {sample.image} has {_size(size)}; they must be of one size"
@@ -170,8 +167,8 @@ def _open(path: Path) -> Image.Image:
 def _shrink(image: Image.Image, enough: int | None) -> None:
     """Has a JPEG's decoder leave out what is more than `enough` px on the longer side; others decode all."""
     if enough is not None:
-        ratio = enough / max(image.size)
-        image.draft(None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio)))
+        factor = next((factor for factor in (8, 4, 2) if max(image.size) >= factor * enough), 1)
+        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
 
 
 def _decode(path: Path, enough: int | None = None) -> Image.Image:

@@ -221,12 +221,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Puts tensors back that `optimizer_tensors` gave, in the memory layout of their parameters.
 
-    A fused step reads both as they lie in memory. What there is no tensor of stays.
+    A fused step reads both as they lie in memory (and gradients, which autograd lays out as their parameters). What
+    there is no tensor of stays.
+
+    Raises:
+        UserError: a tensor belongs to no parameter, or has another shape than its parameter.
     """
     packed = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         number, name = key.split(".", 1)
+        if int(number) >= len(parameters) or parameters[int(number)].shape != value.shape:
+            raise UserError(
+                f"the optimizer's tensor {key} belongs to no parameter of this network; delete the newest checkpoint "
+                "to go on from an earlier one"
+            )
         like = parameters[int(number)]
         packed["state"].setdefault(int(number), {})[name] = torch.empty_like(like).copy_(value)
     optimizer.load_state_dict(packed)

@@ -23,8 +23,8 @@ _HOW: dict[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
 def compile_networks(method: SemiMethod) -> None:
     """Has the method's networks compiled at their first calls.
 
-    What an earlier run of this process compiled is forgotten: torch limits the graphs of all networks together, and
-    would leave those beyond uncompiled.
+    What was compiled in this process before, by an earlier run or by others, is forgotten: torch limits the graphs of
+    all networks together, and would leave those beyond uncompiled.
     """
     torch.compiler.reset()
     for module in method.modules():

@@ -114,7 +114,8 @@ class Method(SemiMethod, config=Config):
         """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabelled image.
 
         With `hardness_every` the student looks in some steps only. In the others the teacher stands in for it, and the
-        easiness, which is then the teacher's confident ratio, is lowered to the level of the last look.
+        easiness, which is then the teacher's confident ratio (0 where all_ignored says so), is lowered to the level of
+        the last look.
         """
         cfg = self.config
         valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)

@@ -72,7 +72,7 @@ def _below_largest(value: Float[Tensor, "b c h w"], band: tuple[slice, slice]) -
 
 
 def _first_zero_(below: Float[Tensor, "c b h w"]) -> Float[Tensor, "b h w"]:
-    """Which class it is that is at 0; one that exists if none is (NaN)."""
+    """Which class it is that is at 0; one that exists if none is (NaN, or infinite logits)."""
     backwards = torch.arange(len(below), 0, -1, device=below.device)[:, None, None, None]
     return len(below) - below.eq_(0).mul_(backwards).amax(0).clamp_(min=1)
 
