@@ -1,7 +1,7 @@
 """Cheaper hardness: the teacher alone between looks of the student, a smaller view, the easiness of earlier weights.
 
 It needs trained runs, so `make bench` leaves it out. The first run is looked at in all its checkpoints, the others lend
-their scores and times:
+their scores:
 
     common="--set data.root=PATH/camvid --set engine.keep_checkpoints=8 --set engine.save_every=125"
     semiseg train recipes/camvid-cpu.yaml $common --out runs/exact
@@ -130,9 +130,7 @@ def measure(run: common.Settings, results: common.Results, paths: list[Path], ro
         if not number:
             follow(run, results, each, recipe)
         score(results, name, each, recipe)
-        if number:
-            results.ratio(f"a step, {name} / {next(iter(runs))}", f"{name}, a step", f"{next(iter(runs))}, a step")
-    results.note("Runs were not taken in turns: their times compare only as far as the machine was as busy in each.")
+    results.note("Of the runs, scores alone: they were not taken in turns. What a step costs is in the suite of steps.")
 
 
 def follow(run: common.Settings, results: common.Results, first: Run, recipe: Recipe) -> None:
@@ -191,7 +189,7 @@ def by_chance(batch: int) -> float:
 
 
 def score(results: common.Results, name: str, each: Run, recipe: Recipe) -> None:
-    """What a run reached, and how fast; its evaluations left out of the time."""
+    """What a run reached."""
     train = each.metrics("train")
     if not train:
         raise UserError(f"--run {each.path}: has no training record yet; train it first")
@@ -202,8 +200,6 @@ def score(results: common.Results, name: str, each: Run, recipe: Recipe) -> None
     for which, record in (("last", each.last()), ("best", each.best())):
         if record:
             results.figure(f"{name}, mIoU, {which}", "1", record["miou"])
-    seconds = [record["images_per_step"] / record["images_per_second"] for record in train]
-    results.figure(f"{name}, a step", "s", *seconds)
 
 
 def arguments(words: list[str] | None = None) -> tuple[common.Settings, list[Path], Path | None]:

@@ -91,7 +91,6 @@ def test_every_checkpoint_is_looked_at_and_every_run_has_its_score(followed: Run
     assert courses["mean absolute difference, checkpoint before"][4] > easy[4] - easy[2] - 1e-6 > 0.1
     assert results.figures["exact, mIoU, last"].median == followed.last()["miou"]
     assert results.figures["observe, scale 0.25"].repeats == 8  # two checkpoints, four batches
-    assert "trained, a step" in results.figures
     assert record.settings["exact"] == "hardness_scale 1, hardness_every 1, 4 of 4 steps, seed 0"
 
 
