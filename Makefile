@@ -1,7 +1,7 @@
 # make demo   sets up .venv on the first call and shows semi-supervised training in a few minutes
 # make test   sets up .venv on the first call and runs every check that CI runs
 # make soak   kills runs, fills disks, watches memory: less than 40 minutes on two cores
-# make bench  measures speed on this machine's CPU, 10 to 25 minutes on two idle cores, and writes docs/performance.md
+# make bench  measures speed on this machine's CPU and writes docs/performance.md (with peers 25 to 40 minutes)
 
 PYTHON ?= python3
 VENV := .venv
