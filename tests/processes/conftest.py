@@ -63,6 +63,7 @@ def processes(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         return [_ended(folder, str(name), *end) for name, end in zip([*range(count), "agent"], ends, strict=False)]
 
     yield processes
+    print(json.dumps({"order": "leave"}), file=launcher.stdin, flush=True)
     launcher.stdin.close()
     assert launcher.wait(60) == 0
     launcher.stdout.close()

@@ -113,5 +113,7 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     for line in sys.stdin:
         order = json.loads(line)
+        if order["order"] == "leave":  # the end of its input may not come: forks of the tests have it open, too
+            break
         print(json.dumps({"start": start, "wait": wait}[order.pop("order")](**order)), file=answers, flush=True)
     os._exit(0)  # tidying up after torch takes seconds
