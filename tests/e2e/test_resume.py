@@ -1,6 +1,8 @@
 """A run that was interrupted, wherever, and goes on equals one that was not, to the last bit."""
 
+import gc
 import importlib
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,17 @@ def test_resumed_with_another_way_to_load(recipe, uninterrupted, tmp_path, cache
         with pytest.raises(KeyboardInterrupt):
             api.train(first, tmp_path / "run")
     assert_same(left_behind(api.train(second, tmp_path / "run")), uninterrupted("imas", "unet"))
+
+
+def test_no_loader_process_outlives_a_run(recipe, tmp_path):
+    values = settings(recipe, "imas", "unet", workers=1)
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            interrupt(patched, "semiseg.engine.step.make_batch", 6)  # after an evaluation
+            with pytest.raises(KeyboardInterrupt):
+                api.train(config.validate(values, "recipe"), tmp_path / "run")
+        api.train(config.validate(values, "recipe"), tmp_path / "run")
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()

@@ -102,8 +102,8 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     on_restart: OnRestart = lambda key, reason: None,
-) -> DataLoader[EvalItem]:
-    """Yields `samples` one by one, each exactly once over all ranks.
+) -> "_Loader[EvalItem]":
+    """Yields `samples` one by one, each exactly once over all ranks. Its workers are kept until it is closed.
 
     Args:
         samples: labelled samples, usually `dataset.val`.
@@ -153,10 +153,14 @@ class _Loader(DataLoader[T], Generic[T]):
                 )
                 continue
             if isinstance(item, UserError):
-                self._iterator = None  # stops kept workers now: left to the garbage collector, they time out first
+                self.close()
                 raise item
             yield item
             done, deaths = done + 1, 0
+
+    def close(self) -> None:
+        """Ends kept workers now: left to the garbage collector, they live on."""
+        self._iterator = None
 
     def _workers_of(self, loader: DataLoader[T]) -> Iterator[T]:
         """Starts workers. A dead one is found when its item is asked for.
@@ -188,7 +192,7 @@ def _first_line(error: Exception) -> str:
 
 def _loader(
     items: torch.utils.data.Dataset[T], keys: range, workers: int, keep_workers: bool, on_restart: OnRestart
-) -> DataLoader[T]:
+) -> _Loader[T]:
     # torch sets each worker to one thread, so that workers and the training process do not fight for cores
     return _Loader(
         items,

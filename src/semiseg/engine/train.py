@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import torch
 
@@ -99,7 +99,7 @@ class _Training:
         self.stepper.start()
         if self.evaluated < cfg.steps:
             self.log.event("resumed" if self.done else "started", self.done, **runtime.describe())
-        with self._nothing_lost():
+        with closing(self.val), self._nothing_lost():
             if self.done:
                 self._what_is_due()  # an interruption may have come between a step and what follows it
             for step in range(self.done, cfg.steps):
