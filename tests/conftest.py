@@ -1,8 +1,10 @@
 """Every test runs with the shapes in semiseg's annotations checked by beartype."""
 
 import copy
+import importlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,35 @@ def _to_meta(value: Any) -> Any:
     if is_dataclass(value):
         return type(value)(**{name: _to_meta(item) for name, item in vars(value).items()})
     return value
+
+
+@pytest.fixture(scope="session")
+def interrupted() -> Callable[[str, int], AbstractContextManager[None]]:
+    """`with interrupted("module.function", 4):` is left by a KeyboardInterrupt in place of the fourth call."""
+
+    @contextmanager
+    def interrupted(where: str, call: int) -> Iterator[None]:
+        place, _, name = where.rpartition(".")
+        try:
+            owner = importlib.import_module(place)
+        except ModuleNotFoundError:  # a method
+            module, _, kind = place.rpartition(".")
+            owner = getattr(importlib.import_module(module), kind)
+        function, calls = getattr(owner, name), 0
+
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(owner, name, stopping)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return interrupted
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run that was interrupted, wherever, and goes on equals one that was not, to the last bit."""
 
 import gc
-import importlib
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -49,23 +48,6 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
-    """Has the function `where` raise KeyboardInterrupt in place of its `call`-th call."""
-    module, _, name = where.rpartition(".")
-    calls = 0
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    target = Run if module == "semiseg.runs.Run" else importlib.import_module(module)
-    function = getattr(target, name)
-    monkeypatch.setattr(target, name, interrupted)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(recipe, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """uninterrupted("imas", "unet") -> what a run leaves behind that nothing disturbed; each is trained once."""
@@ -86,13 +68,15 @@ def settings(recipe: Callable[..., dict], method: str, architecture: str, worker
     return recipe(method, engine=ENGINE, model=model, data={"workers": workers})
 
 
-def check(values: dict[str, Any], out: Path, expected: dict[str, Any], *interruptions: tuple[str, int]) -> None:
-    for where, call in interruptions:
-        with pytest.MonkeyPatch.context() as patched:
-            interrupt(patched, where, call)
-            with pytest.raises(KeyboardInterrupt):
+@pytest.fixture
+def check(interrupted) -> Callable[..., None]:
+    def check(values: dict[str, Any], out: Path, expected: dict[str, Any], *interruptions: tuple[str, int]) -> None:
+        for where, call in interruptions:
+            with interrupted(where, call):
                 api.train(config.validate(values, "recipe"), out)
-    assert_same(left_behind(api.train(config.validate(values, "recipe"), out)), expected)
+        assert_same(left_behind(api.train(config.validate(values, "recipe"), out)), expected)
+
+    return check
 
 
 def test_the_uninterrupted_run(uninterrupted):
@@ -128,31 +112,31 @@ def test_the_uninterrupted_run(uninterrupted):
         ("semiseg.engine.checkpoint.prune", 2),  # there is one too many
     ],
 )
-def test_resumed_equals_uninterrupted(recipe, uninterrupted, tmp_path, where, call):
+def test_resumed_equals_uninterrupted(check, recipe, uninterrupted, tmp_path, where, call):
     check(settings(recipe, "imas", "unet"), tmp_path / "run", uninterrupted("imas", "unet"), (where, call))
 
 
 @pytest.mark.parametrize("method", ["supervised", "imas"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_with_workers_and_dropout(recipe, uninterrupted, tmp_path, method, workers):
+def test_with_workers_and_dropout(check, recipe, uninterrupted, tmp_path, method, workers):
     values = settings(recipe, method, "deeplabv3plus", workers)
     at = ("semiseg.engine.step.make_batch", 6)
     check(values, tmp_path / "run", uninterrupted(method, "deeplabv3plus"), at)  # of a run without workers
 
 
-def test_interrupted_again_and_again(recipe, uninterrupted, tmp_path):
+def test_interrupted_again_and_again(check, recipe, uninterrupted, tmp_path):
     at = "semiseg.engine.step.make_batch"
     stops = ((at, 4), (at, 2), (at, 3), ("semiseg.engine.checkpoint.save_file", 1))
     check(settings(recipe, "imas", "unet"), tmp_path / "run", uninterrupted("imas", "unet"), *stops)
 
 
-def test_resumed_in_low_precision(recipe, tmp_path):
+def test_resumed_in_low_precision(check, recipe, tmp_path):
     values = recipe("imas", engine=ENGINE | {"precision": "bf16"}, model=DEEPLAB)
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 6))
 
 
-def test_resumed_between_two_looks_of_the_student(recipe, tmp_path):
+def test_resumed_between_two_looks_of_the_student(check, recipe, tmp_path):
     """What the last look found is in the checkpoint of step 4; the next look is in step 6."""
     values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "confidence": 0.4})
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
@@ -161,26 +145,22 @@ def test_resumed_between_two_looks_of_the_student(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("cached_first", [False, True])
-def test_resumed_with_another_way_to_load(recipe, uninterrupted, tmp_path, cached_first):
+def test_resumed_with_another_way_to_load(interrupted, recipe, uninterrupted, tmp_path, cached_first):
     first, second = (
         config.validate(recipe("imas", engine=ENGINE, data={"workers": 0, "cache": cache}), "recipe")
         for cache in (cached_first, not cached_first)
     )
-    with pytest.MonkeyPatch.context() as patched:
-        interrupt(patched, "semiseg.engine.step.make_batch", 6)
-        with pytest.raises(KeyboardInterrupt):
-            api.train(first, tmp_path / "run")
+    with interrupted("semiseg.engine.step.make_batch", 6):
+        api.train(first, tmp_path / "run")
     assert_same(left_behind(api.train(second, tmp_path / "run")), uninterrupted("imas", "unet"))
 
 
-def test_no_loader_process_outlives_a_run(recipe, tmp_path):
+def test_no_loader_process_outlives_a_run(interrupted, recipe, tmp_path):
     values = settings(recipe, "imas", "unet", workers=1)
     gc.disable()
     try:
-        with pytest.MonkeyPatch.context() as patched:
-            interrupt(patched, "semiseg.engine.step.make_batch", 6)  # after an evaluation
-            with pytest.raises(KeyboardInterrupt):
-                api.train(config.validate(values, "recipe"), tmp_path / "run")
+        with interrupted("semiseg.engine.step.make_batch", 6):  # after an evaluation
+            api.train(config.validate(values, "recipe"), tmp_path / "run")
         api.train(config.validate(values, "recipe"), tmp_path / "run")
         assert multiprocessing.active_children() == []
     finally:

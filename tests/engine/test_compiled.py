@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 
 from semiseg import api, config, methods
 from semiseg.engine import checkpoint, compiled
-from semiseg.engine import step as stepping
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
@@ -157,22 +156,12 @@ def test_a_machine_that_cannot_compile(make, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_run_goes_on_with_or_without_the_compiler(recipe, tmp_path, monkeypatch, first):
+def test_a_run_goes_on_with_or_without_the_compiler(recipe, interrupted, tmp_path, monkeypatch, first):
     monkeypatch.setattr(building, "build", lambda config, num_classes: small(num_classes))
     engine = {"steps": 6, "log_every": 1, "eval_every": 3, "save_every": 2}
     with_it, without = (config.validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
-    make_batch, calls = stepping.make_batch, []
-
-    def interrupted(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return make_batch(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stepping, "make_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            api.train(with_it if first else without, tmp_path / "run")
+    with interrupted("semiseg.engine.step.make_batch", 4):
+        api.train(with_it if first else without, tmp_path / "run")
     graphs = counters["stats"]["unique_graphs"]
     run = api.train(without if first else with_it, tmp_path / "run")
     assert (graphs, counters["stats"]["unique_graphs"]) == ((3, 3) if first else (0, 3))

@@ -12,7 +12,6 @@ from semiseg import config, data
 from semiseg.data.read import read_image
 from semiseg.data.scenes import write_scenes
 from semiseg.engine import checkpoint
-from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
@@ -140,7 +139,7 @@ def test_an_overflow_leaves_a_step_out_and_lowers_the_scale(prepare, scale, afte
     assert any(value.any() for value in saved.optimizer_state().values()) != left_out  # no momentum yet
 
 
-def test_half_precision_goes_on_where_it_was(prepare, monkeypatch):
+def test_half_precision_goes_on_where_it_was(prepare, interrupted):
     """The scale falls at first and grows after; an interruption in between does not show."""
     plan = {"steps": 12, "log_every": 1, "eval_every": 12, "save_every": 1, "keep_checkpoints": 12}
     whole, parts = prepare("whole", engine=plan), prepare("parts", engine=plan)
@@ -150,18 +149,8 @@ def test_half_precision_goes_on_where_it_was(prepare, monkeypatch):
     assert min(scales) < scales[0]
     assert scales[-1] > min(scales)
     assert scalers[5]["_growth_tracker"] > 0  # the interruption comes between two changes
-    make_batch, calls = stepping.make_batch, []
-
-    def interrupted(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return make_batch(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stepping, "make_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.train(*parts, runtime=half(2.0**20))
+    with interrupted("semiseg.engine.step.make_batch", 7):
+        engine.train(*parts, runtime=half(2.0**20))
     assert checkpoint.newest(parts[2].checkpoints).step == 6
     engine.train(*parts, runtime=half(1.0))  # its own scale counts
     for path in whole[2].checkpoints.glob("step-*"):
