@@ -4,9 +4,9 @@ It needs trained runs, so `make bench` leaves it out. The first run is looked at
 their scores:
 
     common="--set data.root=PATH/camvid --set engine.keep_checkpoints=8 --set engine.save_every=125"
-    semiseg train recipes/camvid-cpu.yaml $common --out runs/exact
-    semiseg train recipes/camvid-cpu.yaml $common --set method.hardness_scale=0.5 --out runs/half
-    semiseg train recipes/camvid-cpu.yaml $common --set method.hardness_every=8 --out runs/every-8
+    semiseg train camvid-cpu $common --out runs/exact
+    semiseg train camvid-cpu $common --set method.hardness_scale=0.5 --out runs/half
+    semiseg train camvid-cpu $common --set method.hardness_every=8 --out runs/every-8
     python benchmarks/cheaper_hardness.py --run runs/exact --run runs/half --run runs/every-8 [--data-root PATH/camvid]
 """
 
@@ -71,7 +71,7 @@ class Observer:
         for method in self.methods.values():  # one has a level to remember, which is 1 at first
             method.load_state_dict(self.methods[EXACT].state_dict(), strict=False)
         for loaded in views:
-            batch = make_batch(loaded.to(self.runtime.device), Views(), saved.normalisation, SEED, saved.step)
+            batch = make_batch(loaded.to(self.runtime.device), Views(), saved.normalization, SEED, saved.step)
             for way, method in self.methods.items():
                 observe = partial(self._observe, method, batch, easy[way])
                 self.seconds[way].append(common.timed(observe, self.runtime.device))

@@ -16,7 +16,7 @@ from semiseg.engine import checkpoint
 from semiseg.methods import imas
 from semiseg.models.build import Config, build
 from semiseg.rng import seeded
-from semiseg.types import ClassTable, Normalisation
+from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable.of([str(number) for number in range(21)], background=0)
 
@@ -37,7 +37,7 @@ def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) ->
     """Anew: one that is there would stay."""
     shutil.rmtree(checkpoint.path_of(folder, "step", 1), ignore_errors=True)
     return checkpoint.save(
-        folder, step=1, recipe={}, classes=CLASSES, normalisation=Normalisation(), predictor="teacher",
+        folder, step=1, recipe={}, classes=CLASSES, normalization=Normalization(), predictor="teacher",
         model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer),
     )  # fmt: skip
 

@@ -346,14 +346,14 @@ def interleaved(
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call, from an idle device to an idle device."""
-    synchronise(device)
+    synchronize(device)
     begin = time.perf_counter()
     run()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - begin
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -366,10 +366,10 @@ def peak_memory_mb(run: Callable[[], Any], device: torch.device) -> float:
         UserError: the system does not say.
     """
     if device.type == "cuda":
-        synchronise(device)
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        synchronise(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts the peak anew

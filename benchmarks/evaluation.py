@@ -30,7 +30,7 @@ def fit(network: Network, item: EvalItem, side: int, steps: int, device: torch.d
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    image = network.normalisation(item.image[None].to(device))[0]
+    image = network.normalization(item.image[None].to(device))[0]
     height, width = item.mask.shape
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)  # statistics of batch norm settle at the end
@@ -141,7 +141,7 @@ def pair(
         copy = peer.network(CLASSES)  # the same weights in their own memory layout
     copy.load_state_dict(theirs.state_dict())
     copy.eval()
-    image, mask = network.normalisation(item.image[None].to(run.device)), item.mask[None].long()
+    image, mask = network.normalization(item.image[None].to(run.device)), item.mask[None].long()
 
     def loop() -> float:
         return peer.sliding(copy, image, mask, window, CLASSES)

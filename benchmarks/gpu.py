@@ -37,7 +37,7 @@ class OutOfTimeError(Exception):
 
 
 def correctness(run: common.Settings, results: common.Results) -> None:
-    """Takes the same steps on both devices, sure enough of itself that unlabelled images count."""
+    """Takes the same steps on both devices, sure enough of itself that unlabeled images count."""
     side, batch, encoder = run.size((129, 4, "resnet18"), (129, 4, "resnet18"), (33, 2, "tu-test_efficientnet"))
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS}
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -59,7 +59,7 @@ def losses(device: torch.device, encoder: str, batch: int, side: int) -> list[fl
     Weights that differ by 1e-7 give losses that differ by 2e-4 after ten of them, and by 5e-3 at ten times the rate. A
     gradient twice as large would make 5e-3.
     """
-    ours = step.Ours(device, encoder=encoder, confidence=0.2, lr=1e-4)
+    ours = step.Ours(device, encoder=encoder, threshold=0.2, lr=1e-4)
     loaded = step.loaded_batch(batch, side, 21, device)
     return [float(ours.take(turned(loaded, number)).total) for number in range(STEPS)]
 

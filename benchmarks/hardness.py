@@ -11,7 +11,7 @@ from torch import Tensor
 from semiseg.hardness import easiness
 from semiseg.models.build import Network
 from semiseg.models.predict import predict
-from semiseg.types import Normalisation, Prediction
+from semiseg.types import Normalization, Prediction
 
 BACKGROUND = 0
 
@@ -20,7 +20,7 @@ class Given(Network):
     """A network whose answer is known."""
 
     def __init__(self, logits: Tensor) -> None:
-        super().__init__(torch.nn.Identity(), Normalisation(), 1)
+        super().__init__(torch.nn.Identity(), Normalization(), 1)
         self.logits = logits
 
     def forward(self, image: Tensor) -> Tensor:

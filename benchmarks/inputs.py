@@ -56,9 +56,9 @@ def measure(run: common.Settings, results: common.Results) -> None:
         growth(results, images[0], photos.root)
     torch.set_num_threads(usual)
     results.note(
-        "Differences are in grey levels: of a decoded image from semiseg's, of a resized one from Pillow's, of a crop "
+        "Differences are in gray levels: of a decoded image from semiseg's, of a resized one from Pillow's, of a crop "
         "from one of the whole resized image. At half the size Pillow decodes a quarter of the pixels. torchvision's "
-        "decoders are deprecated since 0.29 in favour of torchcodec's."
+        "decoders are deprecated since 0.29 in favor of torchcodec's."
     )
 
 
@@ -97,7 +97,7 @@ def decode_images(results: common.Results, paths: list[Path], libraries: Librari
 
 
 def decode_masks(results: common.Results, paths: list[Path], narrow: list[Path], libraries: Libraries) -> None:
-    """Palette PNG to class indices, not to colours; `narrow` are masks of four bits a pixel."""
+    """Palette PNG to class indices, not to colors; `narrow` are masks of four bits a pixel."""
     ways: dict[str, Decode] = {
         "semiseg": lambda path: read_mask(path, 21, None),  # Pillow, and a look at every value
         "Pillow alone": lambda path: torch.from_numpy(pillow(path, "P")),
@@ -113,9 +113,9 @@ def decode_masks(results: common.Results, paths: list[Path], narrow: list[Path],
         )
         if not wide_right:
             del ways[name]
-            results.note(f"{name} gives the colours of a palette mask, not its class indices: it is not timed.")
+            results.note(f"{name} gives the colors of a palette mask, not its class indices: it is not timed.")
         elif not narrow_right:
-            results.note(f"{name} garbles, without a word, palette masks of up to 16 colours (four bits a pixel).")
+            results.note(f"{name} garbles, without a word, palette masks of up to 16 colors (four bits a pixel).")
     beside(results, "palette mask", {name: each(way, paths) for name, way in ways.items()}, len(paths))
 
 
@@ -252,7 +252,7 @@ def half(path: Path) -> Tensor:
 
 
 def palette_masks(photos: Photographs, colors: int) -> list[Path]:
-    """The masks as palette PNG; VOC's have 256 colours."""
+    """The masks as palette PNG; VOC's have 256 colors."""
     palette = [value for index in range(colors) for value in voc_color(index)]
     paths = []
     for name in photos.unlabeled:

@@ -23,7 +23,7 @@ from semiseg.data.dataset import Dataset
 from semiseg.data.loader import train_loader
 from semiseg.data.voc import Config
 from semiseg.engine.runtime import Runtime
-from semiseg.types import Normalisation
+from semiseg.types import Normalization
 
 
 def dataset(photos: Photographs, crop: int, workers: int, cache: bool = False) -> tuple[Dataset, Config]:
@@ -43,7 +43,7 @@ def ours(
     batches = train_loader(images, config, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=10**6)
     for step, loaded in enumerate(batches):
         loaded = loaded.to(device)
-        yield make_batch(loaded, VIEWS, Normalisation(), 0, step) if strong else loaded
+        yield make_batch(loaded, VIEWS, Normalization(), 0, step) if strong else loaded
 
 
 def rate(start: Callable[[], Iterator[Any]], images: int, skip: int, number: int, device: torch.device) -> float:
@@ -51,11 +51,11 @@ def rate(start: Callable[[], Iterator[Any]], images: int, skip: int, number: int
     batches = start()
     for _ in range(skip):
         next(batches)
-    common.synchronise(device)
+    common.synchronize(device)
     begin = time.perf_counter()
     for _ in range(number):
         next(batches)
-    common.synchronise(device)
+    common.synchronize(device)
     seconds = time.perf_counter() - begin
     batches.close()  # type: ignore[attr-defined]
     return images * number / seconds
@@ -103,7 +103,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
             results.ratio(f"semiseg / {option}", next(iter(starts)), best)
         if results.peers:
             results.note(
-                "Peers have one loader for labelled and one for unlabelled images: 2 x 1 workers are as many processes "
+                "Peers have one loader for labeled and one for unlabeled images: 2 x 1 workers are as many processes "
                 "as ours, 2 x 2 twice as many; the ratio is to the faster. UniMatch makes two strong views."
             )
         kept = {cache: partial(ours, photos, crop, batch, main, run.device, False, cache) for cache in (False, True)}
@@ -136,7 +136,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
         batches = run.size((2, 4, 8), (4, 8, 16), (2, 4))
         name = "semiseg, weak and strong views"
         results.growth_of(name, "px a crop", "images/s", {side * side: strong(side, batch) for side in sides})
-        results.growth_of(name, "labelled images a batch", "images/s", {each: strong(crop, each) for each in batches})
+        results.growth_of(name, "labeled images a batch", "images/s", {each: strong(crop, each) for each in batches})
     torch.set_num_threads(usual)
 
 

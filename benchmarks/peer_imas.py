@@ -53,17 +53,17 @@ class Imas:
             return self.losses.compute_ulb_hardness_all(student, teacher, THRESHOLD)[0]
 
     def views(self, long_side: int, crop: int) -> Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor, Tensor]]:
-        """(image, mask) -> weak view, strong view, label: one item of their unlabelled data set, without its files."""
+        """(image, mask) -> weak view, strong view, label: one item of their unlabeled data set, without its files."""
         with peers.as_written_for(self.device):
             weak = self.voc.build_basic_transfrom(_data(long_side, crop), "train", MEAN)
             strong = self.voc.build_additional_strong_transform(_data(long_side, crop))
-            normalise = self.voc.voc_dset._get_to_tensor_and_normalize(MEAN, STD)
+            normalize = self.voc.voc_dset._get_to_tensor_and_normalize(MEAN, STD)
 
         def item(image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
             image, mask = weak(image, mask)
             perturbed = strong(image, 0.999)
-            image, label = normalise(image, mask)
-            perturbed, _ = normalise(perturbed, mask)
+            image, label = normalize(image, mask)
+            perturbed, _ = normalize(perturbed, mask)
             return image, perturbed, label
 
         return item
@@ -71,7 +71,7 @@ class Imas:
     def batches(self, photos: Photographs, crop: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
         """Batches of their two loaders, each with `workers` processes, on the device. Must run inside as_written_for.
 
-        Their data set wants to know how many images there are: as many labelled as unlabelled ones are drawn.
+        Their data set wants to know how many images there are: as many labeled as unlabeled ones are drawn.
         """
         number = len(photos.unlabeled)
         cfg = {"dataset": _data(photos.long_side, crop) | {
@@ -84,7 +84,7 @@ class Imas:
                 yield [tensor.cuda() for tensor in (image, label, weak, strong)]
 
     def network(self, num_classes: int) -> nn.Module:
-        """Their DeepLabV3+, freshly initialised."""
+        """Their DeepLabV3+, freshly initialized."""
         net = {
             "num_classes": num_classes,
             "sync_bn": False,
@@ -103,7 +103,7 @@ class Imas:
         return self.models.ModelBuilder(net).to(self.device)
 
     def sliding(self, network: nn.Module, image: Tensor, mask: Tensor, window: int, num_classes: int) -> float:
-        """mIoU of one image by their sliding evaluation. It takes normalised images and a mask on the CPU."""
+        """mIoU of one image by their sliding evaluation. It takes normalized images and a mask on the CPU."""
         cfg = {
             "net": {"num_classes": num_classes},
             "dataset": {"ignore_label": 255, "val": {"crop": {"size": [window, window]}}},

@@ -1,6 +1,6 @@
 """UniMatch (github.com/LiheYoung/UniMatch), called from a checkout: another method, a second point of reference.
 
-It has one network and no teacher: a forward in eval mode on other images' weak views, one in train mode on labelled and
+It has one network and no teacher: a forward in eval mode on other images' weak views, one in train mode on labeled and
 weak views with and without feature dropout, one on two strong views. Its step stands inline in unimatch.py; `Step`
 calls what it calls, fp32, contiguous, one process.
 """
@@ -40,7 +40,7 @@ class UniMatch:
         self.commit = peers.commit(path)
 
     def network(self, num_classes: int) -> nn.Module:
-        """Their DeepLabV3+, freshly initialised: the pretrained weights on which they insist are left out."""
+        """Their DeepLabV3+, freshly initialized: the pretrained weights on which they insist are left out."""
         cfg = {
             "backbone": "resnet50",
             "replace_stride_with_dilation": [False, False, True],
@@ -52,9 +52,9 @@ class UniMatch:
             return self.models.DeepLabV3Plus(cfg).to(self.device)
 
     def batches(self, photos: Photographs, crop: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
-        """Batches of its loaders, labelled and unlabelled, on the device. Must run inside as_written_for.
+        """Batches of its loaders, labeled and unlabeled, on the device. Must run inside as_written_for.
 
-        Its second unlabelled loader, of the images to paste, is left out, which is in its favour.
+        Its second unlabeled loader, of the images to paste, is left out, which is in its favor.
         """
 
         def data(mode: str, name: str, number: int | None = None) -> DataLoader[list[Tensor]]:
@@ -89,7 +89,7 @@ class Step:
         self.pixel_loss = nn.CrossEntropyLoss(reduction="none")
 
     def take(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor) -> float:
-        """One step; the other unlabelled batch and the second strong view are the first ones, in another order."""
+        """One step; the other unlabeled batch and the second strong view are the first ones, in another order."""
         network, other = self.network, weak.flip(0)
         box = torch.zeros(weak.shape[0], *weak.shape[2:], dtype=torch.bool, device=weak.device)
         side = weak.shape[-1] // 2

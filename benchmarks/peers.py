@@ -142,7 +142,7 @@ _REAL_FROMARRAY, _REAL_SEED = Image.fromarray, random.seed
 
 
 def _fromarray(array: Any, mode: str | None = None) -> Image.Image:
-    """Pillow 13 has no `mode` any more; uint8 planes are grey anyway."""
+    """Pillow 13 has no `mode` any more; uint8 planes are gray anyway."""
     return _REAL_FROMARRAY(array)
 
 

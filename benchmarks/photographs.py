@@ -48,10 +48,10 @@ class Photographs:
 
 @contextmanager
 def photographs(data: Path | None, number: int) -> Iterator[Photographs]:
-    """`number` images, a quarter of them labelled and one for validation, in a folder that goes away afterwards.
+    """`number` images, a quarter of them labeled and one for validation, in a folder that goes away afterwards.
 
     Args:
-        data: holds JPEGImages and SegmentationClass (palette or grey PNG); None: scenes of 375 x 500 are drawn.
+        data: holds JPEGImages and SegmentationClass (palette or gray PNG); None: scenes of 375 x 500 are drawn.
         number: of images; fewer if the folder has fewer.
 
     Raises:
@@ -92,7 +92,7 @@ def _draw(root: Path, number: int) -> list[str]:
 
 
 def _link(data: Path, root: Path, number: int) -> list[str]:
-    """Masks are written anew as grey PNG: the peers read those alone."""
+    """Masks are written anew as gray PNG: the peers read those alone."""
     masks = data / "SegmentationClass"
     names = sorted(path.stem for path in (data / IMAGES).glob("*.jpg") if (masks / f"{path.stem}.png").is_file())
     if len(names) < 8:

@@ -12,7 +12,7 @@ from pathlib import Path
 import common
 from photographs import photographs
 
-RECIPE = common.ROOT / "recipes" / "voc-mini-cpu.yaml"
+RECIPE = "voc-mini-cpu"
 
 COMMANDS = {
     "python -c pass": ("-c", "pass"),
@@ -35,7 +35,7 @@ def first_step(root: Path) -> float:
     """Seconds from the start of `semiseg train` until its first step is on record; then it is stopped."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        words = ["train", str(RECIPE), "--out", str(out), "--set", f"data.root={root}", "--set", "engine.log_every=1"]
+        words = ["train", RECIPE, "--out", str(out), "--set", f"data.root={root}", "--set", "engine.log_every=1"]
         lists = [f"data.{name}={name}.txt" for name in ("labeled", "unlabeled", "val")]
         settings = [word for name in ("data.masks=SegmentationClassAug", *lists) for word in ("--set", name)]
         begin = time.perf_counter()
@@ -59,7 +59,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
     results.ratio("semiseg methods / import torch", "semiseg methods", "import torch")
     imports = results.figures["import everything that trains"].median
     with photographs(run.data, run.size(1600, 1600, 24)) as photos:
-        results.settings |= {"images": photos.describe(), "recipe": f"recipes/{RECIPE.name}"}
+        results.settings |= {"images": photos.describe(), "recipe": RECIPE}
         first_step(photos.root)
         seconds = [first_step(photos.root) for _ in range(run.times(5))]
     results.figure("semiseg train, until its first step is taken", "s", *seconds)

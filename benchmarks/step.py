@@ -1,6 +1,6 @@
 """A training step of iMAS: by phase, against the supervised step, against other code, and how it grows.
 
-ResNet-50, DeepLabV3+ with output stride 16; on a CPU 321 x 321 px, 4 labelled and 4 unlabelled images, fp32; on a GPU
+ResNet-50, DeepLabV3+ with output stride 16; on a CPU 321 x 321 px, 4 labeled and 4 unlabeled images, fp32; on a GPU
 513 x 513 px, 16 and 16, in bf16 and fp32:
 python benchmarks/step.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VOC]
 """
@@ -31,10 +31,10 @@ from semiseg.method import SemiMethod
 from semiseg.methods import imas
 from semiseg.methods import load as method_module
 from semiseg.models.build import Network
-from semiseg.types import ClassTable, LoadedBatch, Normalisation
+from semiseg.types import ClassTable, LoadedBatch, Normalization
 
 NETWORK_PHASES = ("hardness forwards", "student forward", "backward")
-NEEDED = {"iMAS": 11, "supervised": 3}  # forwards of each labelled image that a step is worth; compare() counts them
+NEEDED = {"iMAS": 11, "supervised": 3}  # forwards of each labeled image that a step is worth; compare() counts them
 STEPS = 10**6  # of the run that these steps would be part of: the learning rate hardly falls
 
 
@@ -95,7 +95,7 @@ class Ours:
 
 def wrapped(network: nn.Module) -> Network:
     """A peer's network as one of ours."""
-    return Network(_Logits(network), Normalisation(), 1)
+    return Network(_Logits(network), Normalization(), 1)
 
 
 class _Logits(nn.Module):
@@ -111,7 +111,7 @@ class _Logits(nn.Module):
 
 
 def loaded_batch(batch: int, side: int, num_classes: int, device: torch.device, unlabeled: bool = True) -> LoadedBatch:
-    """Blocks of colour with labels."""
+    """Blocks of color with labels."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(256, (2, batch, 3, 9, 9), generator=generator).float()
     first, second = (torch.nn.functional.interpolate(each, (side, side)).to(torch.uint8) for each in coarse)
@@ -137,10 +137,10 @@ class Phases:
         if self.open and self.open[-1][0] == name:
             yield
             return
-        common.synchronise(self.device)
+        common.synchronize(self.device)
         self.open.append((name, time.perf_counter(), 0.0))
         yield
-        common.synchronise(self.device)
+        common.synchronize(self.device)
         name, begin, inside = self.open.pop()
         took = time.perf_counter() - begin
         self.seconds[name] += took - inside
@@ -292,8 +292,8 @@ def everyone(
         candidates["semiseg, fp32"] = of(loaded)
     if device.type == "cuda":
         candidates["semiseg, compiled"] = of(loaded, precision=precision, compiled=True)
-    normalise = Normalisation()
-    image, weak = normalise(loaded.image), normalise(loaded.weak)
+    normalize = Normalization()
+    image, weak = normalize(loaded.image), normalize(loaded.weak)
     strong, label = weak.flip(-1).contiguous(), loaded.label.long()
     if path := run.peers.get("imas"):
         peer = peer_imas.Imas(path, device)
@@ -345,9 +345,9 @@ def compare(run: common.Settings, results: common.Results) -> None:
         "iMAS / supervised, needed",
     )
     results.note(
-        "Needed: a forward costs 1 an image, a backward 2. Supervised: b labelled images forward and backward, 3 b. "
-        "iMAS: b unlabelled images through student and teacher without gradient, 2 b, then labelled images and two "
-        "views of the unlabelled ones forward and backward, 9 b. 11 b over 3 b is 3.67. Operations a step are 11 b "
+        "Needed: a forward costs 1 an image, a backward 2. Supervised: b labeled images forward and backward, 3 b. "
+        "iMAS: b unlabeled images through student and teacher without gradient, 2 b, then labeled images and two "
+        "views of the unlabeled ones forward and backward, 9 b. 11 b over 3 b is 3.67. Operations a step are 11 b "
         "times those of a forward; a rate above that of a matrix multiplication is that of a faster library."
     )
     for other in ("between two looks of the student", "compiled"):
@@ -394,7 +394,7 @@ def grow(run: common.Settings, results: common.Results, encoder: str, precision:
         return lambda: ours.take(loaded)
 
     results.grow("step", "px an image", {side * side: at(few, side, 21) for side in sides}, 3)
-    results.grow("step", "labelled images a batch", {batch: at(batch, small, 21) for batch in batches}, 3)
+    results.grow("step", "labeled images a batch", {batch: at(batch, small, 21) for batch in batches}, 3)
     results.grow("step", "classes", {classes: at(few, small, classes) for classes in tables}, 3)
 
 

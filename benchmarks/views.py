@@ -1,4 +1,4 @@
-"""Weak and strong view of an unlabelled image, from decoded pixels to normalised tensors.
+"""Weak and strong view of an unlabeled image, from decoded pixels to normalized tensors.
 
 The weak view is made image by image on the CPU, the strong one for the batch on the device:
 python benchmarks/views.py [--peer imas=PATH] [--data VOC]
@@ -18,13 +18,13 @@ from semiseg.data import weak
 from semiseg.data.dataset import DataConfig
 from semiseg.engine.runtime import Runtime
 from semiseg.rng import fold_in
-from semiseg.types import LoadedBatch, Normalisation
+from semiseg.types import LoadedBatch, Normalization
 
 VIEWS = Views(strong=(intensity.Config(),))
 
 
 def weak_views(images: list[Tensor], crop: int, round_: int) -> LoadedBatch:
-    """As a loader's worker makes them, of unlabelled images alone."""
+    """As a loader's worker makes them, of unlabeled images alone."""
     config = DataConfig(layout="voc", root=".", crop=crop)
     params = [
         weak.sample(fold_in(round_, "weak", number), (image.shape[1], image.shape[2]), config)
@@ -42,7 +42,7 @@ def weak_views(images: list[Tensor], crop: int, round_: int) -> LoadedBatch:
 
 
 def random_batch(batch: int, side: int, device: torch.device) -> LoadedBatch:
-    """Unlabelled images of noise."""
+    """Unlabeled images of noise."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
     return LoadedBatch(
@@ -64,7 +64,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
     def at(batch: int, side: int) -> object:
         loaded, turn = random_batch(batch, side, run.device), iter(range(10**9))
-        return lambda: make_batch(loaded, VIEWS, Normalisation(), 0, next(turn))
+        return lambda: make_batch(loaded, VIEWS, Normalization(), 0, next(turn))
 
     sides, batches = run.size((129, 257, 513), (129, 257, 513), (17, 33)), run.size((1, 4, 16), (4, 16, 64), (1, 2))
     results.grow("strong views", "px an image", {side * side: at(batches[1], side) for side in sides}, 15)
@@ -82,7 +82,7 @@ def compare(run: common.Settings, results: common.Results, photos: Photographs, 
         number = next(turn)
         for first in range(0, len(images), batch):
             loaded = weak_views(images[first : first + batch], crop, number)
-            make_batch(loaded.to(run.device), VIEWS, Normalisation(), 0, number)
+            make_batch(loaded.to(run.device), VIEWS, Normalization(), 0, number)
 
     loaded = weak_views(images[:batch], crop, 0).to(run.device)
     candidates = {"semiseg, an image": ours}
@@ -101,14 +101,14 @@ def compare(run: common.Settings, results: common.Results, photos: Photographs, 
     results.time(candidates, usual=9, per=len(images))
     parts = {
         "semiseg, weak view, an image": lambda: weak_views(images[:batch], crop, next(turn)),
-        "semiseg, strong view and normalisation, an image": lambda: make_batch(
-            loaded, VIEWS, Normalisation(), 0, next(turn)
+        "semiseg, strong view and normalization, an image": lambda: make_batch(
+            loaded, VIEWS, Normalization(), 0, next(turn)
         ),
     }
     results.time(parts, usual=9, per=min(batch, len(images)))
     if "imas" in results.peers:
         results.ratio("imas / semiseg", "imas, an image", "semiseg, an image")
-        results.note("Theirs also takes the mask along, of unlabelled images too: so does their data set.")
+        results.note("Theirs also takes the mask along, of unlabeled images too: so does their data set.")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def tiny() -> Callable[..., nn.Module]:
     """
     from semiseg.models.build import Network
     from semiseg.rng import seeded
-    from semiseg.types import Normalisation
+    from semiseg.types import Normalization
 
     def tiny(seed: int = 0, norm: bool = True) -> Network:
         with seeded(seed, "tiny"):
@@ -116,14 +116,14 @@ def tiny() -> Callable[..., nn.Module]:
             head = nn.Conv2d(8, 3, 1)
         with torch.no_grad():
             head.weight *= 4
-        return Network(nn.Sequential(OrderedDict(encoder=encoder, head=head)), Normalisation(), 1)
+        return Network(nn.Sequential(OrderedDict(encoder=encoder, head=head)), Normalization(), 1)
 
     return tiny
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn scenes of 32 px in the plain layout: 6 labelled, 8 unlabelled, 4 for validation. Not to be changed."""
+    """Drawn scenes of 32 px in the plain layout: 6 labeled, 8 unlabeled, 4 for validation. Not to be changed."""
     from semiseg.data.scenes import write_scenes
 
     root = tmp_path_factory.mktemp("data") / "scenes"
@@ -136,8 +136,8 @@ def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
     """recipe("imas", engine={"steps": 2}) -> plain values of a recipe for `scenes` that trains in a second."""
 
     def recipe(method: str = "imas", /, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        # fast, and a teacher that is easily sure: hardness varies and unlabelled images count from the first steps on
-        settings = {"imas": {"confidence": 0.3, "ema_decay": 0.5}}.get(method, {})
+        # fast, and a teacher that is easily sure: hardness varies and unlabeled images count from the first steps on
+        settings = {"imas": {"threshold": 0.3, "ema_decay": 0.5}}.get(method, {})
         lists = {name: f"splits/{name}.txt" for name in ("labeled", "unlabeled", "val")}
         values: dict[str, dict[str, Any]] = {
             "data": {

@@ -55,7 +55,7 @@ def test_train_from_values(tmp_path, recipe):
     run = api.train(validated, str(tmp_path / "run"), ["engine.steps=1", "engine.seed=5"], console)
     loaded = config.load(run.config)
     assert (loaded.engine.steps, loaded.engine.seed) == (1, 5)  # settings on top are no silent leftovers
-    assert "6 labelled, 8 unlabelled, 4 validation images" in console.file.getvalue()
+    assert "6 labeled, 8 unlabeled, 4 validation images" in console.file.getvalue()
 
 
 def test_train_is_silent_unless_told(tmp_path, recipe, capsys):

@@ -7,7 +7,7 @@ from semiseg import config
 from semiseg.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src/semiseg/recipes").rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def write(tmp_path: Path, recipe):
 
 
 def test_there_are_recipes():
-    assert {"recipes/folder.yaml", "recipes/voc.yaml", "recipes/official/voc.yaml"} <= set(RECIPES)
+    assert {f"src/semiseg/recipes/{name}.yaml" for name in ("folder", "voc", "official/voc")} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,7 +77,7 @@ def test_official_recipes_differ_from_ours_in_switches_alone(name):
         ("method.ignore_class=none", "method", "ignore_class", "none"),
         ("method.ignore_class=2", "method", "ignore_class", 2),
         ("method.labeled_loss.kind=ohem", "method", "labeled_loss",
-         {"kind": "ohem", "threshold": None, "min_kept": None}),
+         {"kind": "ohem", "ohem_threshold": None, "min_kept": None}),
         ("engine.evaluate={mode: sliding, window: 32}", "engine", "evaluate",
          {"mode": "sliding", "window": 32, "stride": None}),
     ],
@@ -98,7 +98,7 @@ def test_later_overrides_win(write):
 def test_a_section_is_replaced_as_a_whole(write):
     loaded = config.load(write(), ["method={name: supervised}"])
     assert loaded.method_name == "supervised"
-    with pytest.raises(UserError, match=r"method.confidence: unknown key; known are labeled_loss, ema_decay"):
+    with pytest.raises(UserError, match=r"method.threshold: unknown key; known are labeled_loss, ema_decay"):
         config.load(write(), ["method.name=supervised"])  # keys of the other method are no silent leftovers
 
 
@@ -211,5 +211,5 @@ def test_differences(recipe):
     other = config.validate(recipe("supervised"), "other").to_dict()
     changed = config.differences(old, other)
     assert "method.name: imas -> supervised" in changed
-    assert "method.confidence: 0.3 -> None" in changed
+    assert "method.threshold: 0.3 -> None" in changed
     assert "method.ema_decay: 0.5 -> None" in changed

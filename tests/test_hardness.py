@@ -310,7 +310,7 @@ def test_every_way_to_wait_would_be_noticed(no_host_sync, wait):
         no_host_sync(wait, torch.arange(3.0))
 
 
-def test_subsample_takes_the_pixels_at_the_centres():
+def test_subsample_takes_the_pixels_at_the_centers():
     label = torch.arange(6)[:, None].expand(6, 5).repeat(2, 1, 1) * 10 + torch.arange(5)
     prediction, valid = Prediction(label, label / 100, 60), label % 2 == 0
     assert subsample(prediction, valid, (6, 5)) == (prediction, valid)

@@ -50,7 +50,7 @@ def test_cross_entropy_equals_that_of_torch(seed):
 
 
 def test_cross_entropy_is_a_mean_over_pixels_and_not_over_images():
-    """D19: one labelled pixel in the first image, three in the second; each counts a quarter."""
+    """D19: one labeled pixel in the first image, three in the second; each counts a quarter."""
     one, _ = of_probability([[0.5, 0.9, 0.9]])
     two, _ = of_probability([[0.2, 0.3, 0.4]])
     label = torch.tensor([[[0, IGNORE, IGNORE]], [[0, 0, 0]]])
@@ -86,7 +86,7 @@ HARDEST = [[0.9, 0.8, 0.6], [0.5, 0.3, 0.02]]  # the last one is IGNORE
         (0.7, 4, [0.8, 0.6, 0.5, 0.3]),  # too few are hard: the four hardest
         (0.1, 2, [0.5, 0.3]),
         (0.1, 0, []),
-        (0.1, 5, [0.9, 0.8, 0.6, 0.5, 0.3]),  # every labelled pixel
+        (0.1, 5, [0.9, 0.8, 0.6, 0.5, 0.3]),  # every labeled pixel
         (0.1, 6, [0.9, 0.8, 0.6, 0.5, 0.3]),  # more than there are: the ignored pixel is still not kept
         (0.1, 100_000, [0.9, 0.8, 0.6, 0.5, 0.3]),
         (1.0, 1, [0.9, 0.8, 0.6, 0.5, 0.3]),
@@ -221,16 +221,16 @@ def test_the_labeled_loss_that_a_recipe_asks_for():
     label = torch.where(valid, label, IGNORE)
     whole = Whole(len(label), (label != IGNORE).sum(), None, slice(0))
     assert torch.equal(LabeledLoss()(logits, label, whole), cross_entropy(logits, label))
-    settings = {"kind": "ohem", "threshold": 0.2, "min_kept": 7}
+    settings = {"kind": "ohem", "ohem_threshold": 0.2, "min_kept": 7}
     assert torch.equal(LabeledLoss(**settings)(logits, label, whole), ohem_cross_entropy(logits, label, 0.2, 7))
     default = LabeledLoss(kind="ohem", min_kept=1)
     assert torch.equal(default(logits, label, whole), ohem_cross_entropy(logits, label, 0.7, 1))
-    default = LabeledLoss(kind="ohem", threshold=0.1)
+    default = LabeledLoss(kind="ohem", ohem_threshold=0.1)
     assert torch.equal(default(logits, label, whole), ohem_cross_entropy(logits, label, 0.1, 100_000))
 
 
 def test_the_shares_of_the_parts_add_up():
-    """Cross-entropy to that of the whole, whatever the parts' numbers of labelled pixels; OHEM to the parts' mean."""
+    """Cross-entropy to that of the whole, whatever the parts' numbers of labeled pixels; OHEM to the parts' mean."""
     logits, label, _, valid = random_case(6)
     label = torch.where(valid, label, IGNORE)
     label[0, 1:] = IGNORE
@@ -238,7 +238,7 @@ def test_the_shares_of_the_parts_add_up():
     parts = [(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
     shares = [LabeledLoss()(*part, whole) for part in parts]
     torch.testing.assert_close(sum(shares), cross_entropy(logits, label))
-    ohem = LabeledLoss(kind="ohem", threshold=0.1, min_kept=2 * len(parts))
+    ohem = LabeledLoss(kind="ohem", ohem_threshold=0.1, min_kept=2 * len(parts))
     mined = [ohem_cross_entropy(*part, 0.1, 2) for part in parts]
     torch.testing.assert_close(sum(ohem(*part, whole) for part in parts), torch.stack(mined).mean())
 
@@ -246,12 +246,12 @@ def test_the_shares_of_the_parts_add_up():
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
-        ({"threshold": 0.7}, "ohem"),
+        ({"ohem_threshold": 0.7}, "ohem"),
         ({"min_kept": 10}, "ohem"),
-        ({"kind": "cross_entropy", "threshold": 0.7}, "ohem"),
+        ({"kind": "cross_entropy", "ohem_threshold": 0.7}, "ohem"),
         ({"kind": "focal"}, "kind"),
-        ({"kind": "ohem", "threshold": 0}, "threshold"),
-        ({"kind": "ohem", "threshold": 1.1}, "threshold"),
+        ({"kind": "ohem", "ohem_threshold": 0}, "threshold"),
+        ({"kind": "ohem", "ohem_threshold": 1.1}, "threshold"),
         ({"kind": "ohem", "min_kept": 0}, "min_kept"),
         ({"weight": 1}, "weight"),
     ],

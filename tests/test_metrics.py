@@ -42,7 +42,7 @@ def test_a_class_that_occurs_nowhere_has_no_iou():
     assert result.iou[0] == result.iou[3] == result.miou == 0.5
 
 
-def test_a_class_that_is_only_predicted_or_only_labelled_counts_as_0():
+def test_a_class_that_is_only_predicted_or_only_labeled_counts_as_0():
     result = scores(add_confusion(empty(3), torch.tensor([0, 1]), torch.tensor([0, 2])))
     assert result.iou == (1.0, 0.0, 0.0)
     assert result.miou == pytest.approx(1 / 3)

@@ -39,7 +39,7 @@ def test_places_that_look_alike():
     assert folded_seed(0, 0) != folded_seed(0)
 
 
-def test_neighbouring_steps_have_nothing_in_common():
+def test_neighboring_steps_have_nothing_in_common():
     draws = torch.stack([torch.rand(500, generator=fold_in(0, "step", step)) for step in range(20)])
     off_diagonal = torch.corrcoef(draws) - torch.eye(20)
     assert off_diagonal.abs().max() < 0.25

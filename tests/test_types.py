@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Normalisation, voc_color
+from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Normalization, voc_color
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_ignore_is_the_largest_value_of_a_mask():
     assert IGNORE == 255 == torch.iinfo(torch.uint8).max
 
 
-def test_normalisation_is_imagenets_and_undone_by_its_inverse():
+def test_normalization_is_imagenets_and_undone_by_its_inverse():
     image = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(1, 3, 16, 16)
-    normalise = Normalisation()
-    assert normalise.mean == (0.485, 0.456, 0.406)
-    assert normalise.std == (0.229, 0.224, 0.225)
-    normalised = normalise(image)
+    normalize = Normalization()
+    assert normalize.mean == (0.485, 0.456, 0.406)
+    assert normalize.std == (0.229, 0.224, 0.225)
+    normalized = normalize(image)
     for channel in range(3):
-        back = normalised[0, channel] * normalise.std[channel] + normalise.mean[channel]
+        back = normalized[0, channel] * normalize.std[channel] + normalize.mean[channel]
         torch.testing.assert_close(back * 255, image[0, channel].float(), atol=1e-3, rtol=0)
 
 

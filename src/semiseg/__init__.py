@@ -1,4 +1,4 @@
-"""semiseg: semantic segmentation from a few labelled images and many unlabelled ones.
+"""semiseg: semantic segmentation from a few labeled images and many unlabeled ones.
 
 import semiseg
 

@@ -143,7 +143,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
-    train_loader(  # refuses a method that needs unlabelled images if there are none
+    train_loader(  # refuses a method that needs unlabeled images if there are none
         dataset,
         recipe.data,
         batch_size=recipe.engine.batch_size,
@@ -159,7 +159,7 @@ def _tell(environment: dict[str, Any], warnings: list[str], console: Console) ->
     labels = environment["labels"]
     protocol = f", the published partition {labels['published']}" if labels["published"] else ""
     console.print(
-        f"{labels['labeled']} labelled, {labels['unlabeled']} unlabelled, {labels['val']} validation images; "
+        f"{labels['labeled']} labeled, {labels['unlabeled']} unlabeled, {labels['val']} validation images; "
         f"partition {labels['partition']}{protocol}",
         highlight=False,
         soft_wrap=True,
@@ -246,7 +246,7 @@ def partitions(
     overrides: Iterable[str] = (),
     console: Console | None = None,
 ) -> list[Path]:
-    """Draws nested, class-covering label partitions of a recipe's labelled images and writes them as lists.
+    """Draws nested, class-covering label partitions of a recipe's labeled images and writes them as lists.
 
     Args:
         recipe: path of a recipe; only its data section counts. `data.labeled=null` draws from all that have a mask.

@@ -18,7 +18,7 @@ from semiseg.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="semiseg",
-    help="Semantic segmentation from a few labelled images and many unlabelled ones.",
+    help="Semantic segmentation from a few labeled images and many unlabeled ones.",
     epilog="New here? Run: semiseg demo",
     no_args_is_help=True,
     add_completion=False,
@@ -46,7 +46,7 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Folder to write into; by default a new semiseg-demo.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the scenes, the initial weights and everything else.")] = 0,
 ) -> None:
-    """See it work: draws small scenes, trains on a few labels with and without unlabelled images, compares.
+    """See it work: draws small scenes, trains on a few labels with and without unlabeled images, compares.
 
     Takes a few minutes on two CPU cores and needs no download.
     """
@@ -143,7 +143,7 @@ def partitions(
     recipe: Annotated[Path, typer.Argument(help="Recipe whose data section names the images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="New folder for labeled_N.txt and unlabeled_N.txt.", show_default=False)],
     sizes: Annotated[
-        list[float], typer.Option("--size", help="Labelled images: a count, or a fraction below 1. Repeatable.")
+        list[float], typer.Option("--size", help="Labeled images: a count, or a fraction below 1. Repeatable.")
     ],
     seed: Annotated[int, typer.Option(help="Another seed gives other partitions.")] = 0,
     overrides: SetData = None,

@@ -20,7 +20,7 @@ NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
 STEPS = 300
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
-    "iMAS": {"name": "imas", "confidence": 0.9, "ema_decay": 0.98},
+    "iMAS": {"name": "imas", "threshold": 0.9, "ema_decay": 0.98},
 }
 
 
@@ -79,13 +79,13 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         runs[name] = api.train(config.validate(recipe(scenes, method, seed), "demo"), run, console=console)
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))
     picture = draw(out, runs)
-    says = f"pictures: {picture}\nyour own photographs: see README.md, or recipes/folder.yaml"
+    says = f"pictures: {picture}\nyour own photographs: semiseg train folder --set data.root=PATH"
     console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return runs
 
 
 def draw(out: Path, runs: dict[str, Run]) -> Path:
-    """The demo's picture: validation images with their predictions, the easiest and the hardest unlabelled images."""
+    """The demo's picture: validation images with their predictions, the easiest and the hardest unlabeled images."""
     scenes = out / "scenes"
     names = [f"{index:04d}" for index in range(6)]
     for run in runs.values():
@@ -106,14 +106,14 @@ def draw(out: Path, runs: dict[str, Run]) -> Path:
         out / "demo.png",
         [
             sheet.Block(("image", "truth", *runs), rows),
-            sheet.Block(("easiest unlabelled images, as iMAS saw them", "", "", ""), sheet.in_rows(ranked[:8], 4)),
+            sheet.Block(("easiest unlabeled images, as iMAS saw them", "", "", ""), sheet.in_rows(ranked[:8], 4)),
             sheet.Block(("hardest", "", "", ""), sheet.in_rows(ranked[-8:], 4)),
         ],
     )
 
 
 def mean_hardness(run: Run) -> dict[str, float]:
-    """Mean hardness of each unlabelled image over the second half of a run, by its name."""
+    """Mean hardness of each unlabeled image over the second half of a run, by its name."""
     last = max(step for step, _, _ in run.hardness())
     seen: dict[str, list[float]] = defaultdict(list)
     for step, name, hardness in run.hardness():

@@ -1,4 +1,4 @@
-"""How hard is an unlabelled image? The disagreement of student and teacher about it (iMAS, Sec. 3.2).
+"""How hard is an unlabeled image? The disagreement of student and teacher about it (iMAS, Sec. 3.2).
 
 All functions are batched, differentiate nothing, and never wait for the device.
 """
@@ -45,7 +45,7 @@ def weighted_iou(
 
     Args:
         matrix: per-image confusion, reference map in the rows.
-        ignore_class: class whose weight is 0 before normalisation, usually the background.
+        ignore_class: class whose weight is 0 before normalization, usually the background.
         all_ignored: the value of an image whose reference map is all `ignore_class`, where the weighted mean is 0/0;
             by default such an image falls back to counting every class (D13).
 
@@ -108,7 +108,7 @@ def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 
 def subsample(
     prediction: Prediction, valid: Bool[Tensor, "b h w"], size: tuple[int, ...]
 ) -> tuple[Prediction, Bool[Tensor, "b H W"]]:
-    """A prediction, and where it is valid, at the pixels that are the centres of `size` (height, width) larger ones."""
+    """A prediction, and where it is valid, at the pixels that are the centers of `size` (height, width) larger ones."""
     if prediction.label.shape[-2:] == size:
         return prediction, valid
     rows, columns = (
@@ -125,7 +125,7 @@ def subsample(
 def easiness(
     student: Prediction,
     teacher: Prediction,
-    confidence: float,  # tau
+    threshold: float,  # tau
     valid: Bool[Tensor, "b h w"] | None = None,
     ignore_class: int | None = None,
     all_ignored_is_hard: bool = False,
@@ -137,7 +137,7 @@ def easiness(
     Args:
         student: prediction on the weak view, eval mode (Eq. 5).
         teacher: prediction on the same view, eval mode (Eq. 6).
-        confidence: tau, the probability from which a pixel counts as confident.
+        threshold: tau, the probability from which a pixel counts as confident.
         valid: False where the view was padded; such pixels count nowhere. None counts every pixel.
         ignore_class: class left out of the class weights, None counts all.
         all_ignored_is_hard: an image that is all `ignore_class` in one network's eyes gets agreement 0 from that side,
@@ -148,10 +148,8 @@ def easiness(
     """
     matrix = confusion(student.label, teacher.label, student.num_classes, valid)
     all_ignored = torch.zeros((), device=matrix.device) if all_ignored_is_hard else None
-    by_student = weighted_iou(matrix, ignore_class, all_ignored) * confident_ratio(
-        student.confidence, confidence, valid
-    )
+    by_student = weighted_iou(matrix, ignore_class, all_ignored) * confident_ratio(student.confidence, threshold, valid)
     by_teacher = weighted_iou(matrix.mT, ignore_class, all_ignored) * confident_ratio(
-        teacher.confidence, confidence, valid
+        teacher.confidence, threshold, valid
     )
     return (by_student + by_teacher) / 2

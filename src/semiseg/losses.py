@@ -15,9 +15,9 @@ from semiseg.types import IGNORE, Whole
 def cross_entropy(
     logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], labeled_px: Int[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the labelled pixels of the batch (Eq. 3, over pixels that are not IGNORE: D19).
+    """Mean cross-entropy over the labeled pixels of the batch (Eq. 3, over pixels that are not IGNORE: D19).
 
-    A batch without a labelled pixel has loss 0. Of a part of a batch, which has `labeled_px` labelled pixels, it is
+    A batch without a labeled pixel has loss 0. Of a part of a batch, which has `labeled_px` labeled pixels, it is
     the part's share in that mean.
     """
     total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
@@ -32,12 +32,12 @@ def ohem_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy over the hard pixels of the batch (online hard example mining; iMAS on Cityscapes, D27).
 
-    A labelled pixel is hard when the probability of its class is at most `threshold`. When fewer than `min_kept` are,
+    A labeled pixel is hard when the probability of its class is at most `threshold`. When fewer than `min_kept` are,
     the `min_kept` hardest count instead.
     """
     loss = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none").flatten()
     labeled = (label != IGNORE).flatten()
-    probability = torch.where(labeled, torch.exp(-loss.detach()), 2.0)  # 2: after every labelled pixel when sorted
+    probability = torch.where(labeled, torch.exp(-loss.detach()), 2.0)  # 2: after every labeled pixel when sorted
     min_kept = min(min_kept, loss.numel())
     kth_smallest = probability.kthvalue(min_kept).values if min_kept else probability.new_zeros(())
     kept = labeled & (probability <= kth_smallest.clamp(min=threshold))
@@ -70,18 +70,18 @@ def confident_cross_entropy(
 
 
 class LabeledLoss(BaseModel):
-    """The loss on labelled pixels that a recipe asks for."""
+    """The loss on labeled pixels that a recipe asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given
+    ohem_threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given
     min_kept: int | None = Field(None, ge=1)  # of ohem; 100,000 px a batch if not given
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "LabeledLoss":
-        if self.kind != "ohem" and (self.threshold is not None or self.min_kept is not None):
-            raise ValueError("threshold and min_kept belong to kind: ohem; remove them or choose it")
+        if self.kind != "ohem" and (self.ohem_threshold is not None or self.min_kept is not None):
+            raise ValueError("ohem_threshold and min_kept belong to kind: ohem; remove them or choose it")
         return self
 
     def __call__(
@@ -95,4 +95,4 @@ class LabeledLoss(BaseModel):
             return cross_entropy(logits, label, whole.labeled_px)
         share = len(label) / whole.num_labeled
         min_kept = math.ceil((self.min_kept or 100_000) * share)
-        return ohem_cross_entropy(logits, label, self.threshold or 0.7, min_kept) * share
+        return ohem_cross_entropy(logits, label, self.ohem_threshold or 0.7, min_kept) * share

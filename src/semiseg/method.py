@@ -41,9 +41,9 @@ class SemiMethod(nn.Module):
         super().__init__()
 
     def observe(self, batch: SemiBatch, at: Progress) -> Any:
-        """What has to be known of all unlabelled images of a step before the first gradient, None for nothing.
+        """What has to be known of all unlabeled images of a step before the first gradient, None for nothing.
 
-        A dataclass of tensors with one row for each unlabelled image of `batch`. The engine calls this for every part
+        A dataclass of tensors with one row for each unlabeled image of `batch`. The engine calls this for every part
         of the whole batch, without gradient, and puts the rows of all parts together. Must not wait for the device.
         """
         return None

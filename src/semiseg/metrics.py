@@ -12,9 +12,9 @@ from semiseg.types import IGNORE
 def add_confusion(
     matrix: Int[Tensor, "c c"], prediction: Int[Tensor, "*shape"], label: Int[Tensor, "*shape"]
 ) -> Int[Tensor, "c c"]:
-    """`matrix` plus the counts of these pixels: entry [j, k] counts pixels labelled j and predicted k.
+    """`matrix` plus the counts of these pixels: entry [j, k] counts pixels labeled j and predicted k.
 
-    Pixels labelled IGNORE are not counted.
+    Pixels labeled IGNORE are not counted.
     """
     num_classes = matrix.shape[0]
     labeled = label != IGNORE
@@ -32,7 +32,7 @@ class Scores:
         miou: mean IoU over the classes that occur in labels or predictions (D52: a class that occurs in neither has
             no IoU and is left out, instead of counting as 0).
         iou: IoU of each class, NaN for a class that occurs in neither.
-        accuracy: share of the labelled pixels that are right.
+        accuracy: share of the labeled pixels that are right.
     """
 
     miou: float

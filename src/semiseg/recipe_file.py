@@ -16,18 +16,42 @@ from semiseg.files import read_text
 
 SECTIONS = ("data", "model", "method", "optim", "engine")
 
+_SHIPPED = Path(__file__).parent / "recipes"
 _MOST_BYTES, _MOST_DIGITS = 100_000, 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with semiseg, by name: `folder`, `voc`, `official/voc` ..."""
+    return {path.relative_to(_SHIPPED).with_suffix("").as_posix(): path for path in sorted(_SHIPPED.rglob("*.yaml"))}
+
+
+def find(recipe: Path) -> Path:
+    """The file of a recipe: a file of the user's, or the one that comes with semiseg under this name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if recipe.is_file():
+        return recipe
+    known = shipped()
+    if found := known.get(recipe.as_posix()):
+        return found
+    if recipe.exists():
+        return recipe
+    raise UserError(f"{recipe}: there is no such recipe; name a file, or one that `semiseg recipes` lists")
 
 
 def read(path: Path) -> dict[Any, Any]:
     """The values in a recipe, not yet validated.
 
+    Args:
+        path: a file, or the name of a recipe that comes with semiseg.
+
     Raises:
-        UserError: the file is missing, not YAML, or no mapping.
+        UserError: there is no such recipe, or it is not YAML, or no mapping.
     """
-    if not path.exists():
-        raise UserError(f"{path}: there is no such recipe; recipes/ has some to start from")
+    path = find(path)
     values = parse(read_text(path, "a recipe", _MOST_BYTES), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe has the sections {', '.join(SECTIONS)}")

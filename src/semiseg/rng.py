@@ -41,7 +41,7 @@ def seed_global(seed: int, *where: int | str) -> None:
 
 @contextmanager
 def seeded(seed: int, *where: int | str) -> Iterator[None]:
-    """Runs library code that draws from the global generators (weight initialisation) and restores them afterwards."""
+    """Runs library code that draws from the global generators (weight initialization) and restores them afterwards."""
     with torch.random.fork_rng():
         seed_global(seed, *where)
         yield

@@ -4,8 +4,8 @@ config.yaml        the complete recipe; itself a valid recipe
 environment.json   versions, machine, command, commit, labels and partition hash
 metrics.jsonl      one line a record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
 events.jsonl       one line each: {"event": "started" | "resumed" | "stopped" | "skipped" ..., "step": ..., "time": ...}
-hardness.csv       step,index,hardness of every unlabelled image that was looked at (iMAS, Fig. 3c)
-unlabeled.txt      name of unlabelled image `index`, one a line, from 0
+hardness.csv       step,index,hardness of every unlabeled image that was looked at (iMAS, Fig. 3c)
+unlabeled.txt      name of unlabeled image `index`, one a line, from 0
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
 
@@ -104,7 +104,7 @@ class Run:
             return [record for line in _whole(file) if (record := json.loads(line))["kind"] == kind]
 
     def unlabeled(self) -> list[str]:
-        """Names of the unlabelled images."""
+        """Names of the unlabeled images."""
         with _reading(self.path / "unlabeled.txt") as path:
             return path.read_text(encoding="utf-8").splitlines()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from semiseg.rng import fold_in
 
-IGNORE = 255  # label of pixels that count nowhere: unlabelled, void, or padded
+IGNORE = 255  # label of pixels that count nowhere: unlabeled, void, or padded
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ClassTable:
 
     @classmethod
     def of(cls, names: list[str] | tuple[str, ...], background: int | None = None) -> "ClassTable":
-        """A table with the palette of PASCAL VOC, which keeps neighbouring indices apart."""
+        """A table with the palette of PASCAL VOC, which keeps neighboring indices apart."""
         return cls(tuple(names), tuple(voc_color(i) for i in range(len(names))), background)
 
     def __len__(self) -> int:
@@ -49,14 +49,14 @@ def voc_color(index: int) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Mean and standard deviation of an encoder's input, per channel, for images in [0, 1]."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Normalised fp32 images from uint8 ones."""
+        """Normalized fp32 images from uint8 ones."""
         # Not torch.tensor(..., device=...): it waits until it has copied.
         mean = torch.tensor(self.mean).to(image.device, non_blocking=True)[:, None, None]
         std = torch.tensor(self.std).to(image.device, non_blocking=True)[:, None, None]
@@ -72,8 +72,8 @@ class LoadedBatch:
     label: UInt8[Tensor, "b h w"]  # class index, or IGNORE
     weak: UInt8[Tensor, "u 3 h w"]
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
-    labeled_index: Int[Tensor, " b"]  # positions in the labelled list
-    index: Int[Tensor, " u"]  # positions in the unlabelled pool
+    labeled_index: Int[Tensor, " b"]  # positions in the labeled list
+    index: Int[Tensor, " u"]  # positions in the unlabeled pool
     skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
@@ -85,7 +85,7 @@ class LoadedBatch:
         return self._each(Tensor.pin_memory)
 
     def split(self, size: int) -> list["LoadedBatch"]:
-        """Its micro-batches of `size` labelled images, and as many unlabelled ones, in order."""
+        """Its micro-batches of `size` labeled images, and as many unlabeled ones, in order."""
         starts = range(0, len(self.image), size)
         return [self._each(lambda tensor, start=start: tensor[start : start + size]) for start in starts]
 
@@ -119,14 +119,14 @@ def _unpacked(
 
 @dataclass(frozen=True)
 class SemiBatch:
-    """What a method sees, on the device. `u` is 0 for methods that do not look at unlabelled images."""
+    """What a method sees, on the device. `u` is 0 for methods that do not look at unlabeled images."""
 
-    image: Float[Tensor, "b 3 h w"]  # labelled, weakly augmented, normalised
-    label: Int[Tensor, "b h w"]  # class index, IGNORE where unlabelled or padded
-    weak: Float[Tensor, "u 3 h w"]  # unlabelled, weakly augmented, normalised
+    image: Float[Tensor, "b 3 h w"]  # labeled, weakly augmented, normalized
+    label: Int[Tensor, "b h w"]  # class index, IGNORE where unlabeled or padded
+    weak: Float[Tensor, "u 3 h w"]  # unlabeled, weakly augmented, normalized
     strong: tuple[Float[Tensor, "u 3 h w"], ...]  # as many as the method's Views ask for, pixel-aligned with weak
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
-    index: Int[Tensor, " u"]  # position in the unlabelled pool
+    index: Int[Tensor, " u"]  # position in the unlabeled pool
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ class Whole:
     """The whole batch of a step. A forward pass may see a part of it: a process has a share, in micro-batches.
 
     Attributes:
-        num_labeled: labelled images in it.
-        labeled_px: labelled pixels in it.
-        observed: what the method's `observe` returned for it: every tensor has a row for each unlabelled image.
-        rows: those of the part's unlabelled images.
+        num_labeled: labeled images in it.
+        labeled_px: labeled pixels in it.
+        observed: what the method's `observe` returned for it: every tensor has a row for each unlabeled image.
+        rows: those of the part's unlabeled images.
     """
 
     num_labeled: int
@@ -164,7 +164,7 @@ class Losses:
 
     total: Float[Tensor, ""]
     scalars: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # for the progress bar and the metrics file
-    hardness: Float[Tensor, " u"] | None = None  # gamma of Eq. 7, per unlabelled image of the batch
+    hardness: Float[Tensor, " u"] | None = None  # gamma of Eq. 7, per unlabeled image of the batch
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,13 @@ def test_boxes_differ_within_a_batch_in_both_sides():
     assert sides.max() > 0.88
     assert sides.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
     assert abs(torch.corrcoef(sides.T)[0, 1]) < 0.15  # height and width are drawn apart
-    centres = torch.tensor([[place[0] + place[2] / 2, place[1] + place[3] / 2] for place in places]) / 50
-    assert centres.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
+    centers = torch.tensor([[place[0] + place[2] / 2, place[1] + place[3] / 2] for place in places]) / 50
+    assert centers.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
 
 
 @given(seed=seeds, height=st.integers(1, 40), width=st.integers(1, 40))
 def test_official_boxes_equal_a_slow_reference(seed, height, width):
-    """D10: one side fraction for all, centres in [1/16, 1) of the image, clipped."""
+    """D10: one side fraction for all, centers in [1/16, 1) of the image, clipped."""
     generator = fold_in(seed)
     fraction = torch.rand((), generator=generator) * 0.8 + 0.1
     position = torch.rand(2, 3, generator=generator) * (1 - 1 / 16) + 1 / 16
@@ -131,8 +131,8 @@ def test_official_boxes_share_their_side_and_are_clipped_at_every_border():
     for top, left, tall, wide in places:
         assert tall == 32 or (tall < 32 and (top == 0 or top + tall == 64))
         assert wide == 16 or (wide < 16 and (left == 0 or left + wide == 32))
-    assert {tall for _, _, tall, _ in places} == set(range(17, 33))  # a centre at the border leaves half a box
-    assert min(left + wide / 2 for _, left, _, wide in places) >= 5  # centre at 2, 6 of 10 columns cut off
+    assert {tall for _, _, tall, _ in places} == set(range(17, 33))  # a center at the border leaves half a box
+    assert min(left + wide / 2 for _, left, _, wide in places) >= 5  # center at 2, 6 of 10 columns cut off
     uncut = [
         (tall, wide)
         for top, left, tall, wide in map(rectangle, sample_boxes_official(300, 64, 32, fold_in(3)))

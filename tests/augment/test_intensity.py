@@ -47,7 +47,7 @@ FACTORS = (0.05, 0.3, 0.5, 0.77, 0.95)
 ZEROS = (0.0,) * 5
 
 
-# Every operation against a slow one on single images. 0 grey levels of tolerance where both are exact. 1 for the four
+# Every operation against a slow one on single images. 0 gray levels of tolerance where both are exact. 1 for the four
 # factors and hue, because PIL and torchvision cut off where we round, and for the blur, because it is done in
 # two passes (and PIL has no Gaussian blur: its own is a sum of box filters).
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_factor_zero_is_degenerate():
     image = photos(1)
     assert len(apply(image, draws("contrast", 0.0)).unique()) == 1
     assert len(apply(image, draws("brightness", 0.0)).unique()) == 1
-    grey = apply(image, draws("color", 0.0))
-    assert torch.equal(grey[:, 0], grey[:, 1])
-    assert torch.equal(grey[:, 0], grey[:, 2])
+    gray = apply(image, draws("color", 0.0))
+    assert torch.equal(gray[:, 0], gray[:, 1])
+    assert torch.equal(gray[:, 0], gray[:, 2])
 
 
 def test_operations_follow_one_another_in_the_order_drawn():
@@ -232,9 +232,9 @@ def test_hue_has_both_directions_and_a_least_shift():
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.3, -0.01, 0.0, 1 / 6, 0.2, 0.5])
-def test_hue_is_rounded_to_the_nearest_colour(shift):
+def test_hue_is_rounded_to_the_nearest_color(shift):
     levels = (0, 1, 77, 128, 254, 255)
-    colors = list(itertools.product(levels, levels, levels))  # greys, ties and every order of the channels among them
+    colors = list(itertools.product(levels, levels, levels))  # grays, ties and every order of the channels among them
     image = torch.tensor(colors, dtype=torch.uint8).T[None, :, None]
     found = apply(image, draws("hue", shift))[0, :, 0].T.tolist()
     for before, after in zip(colors, found, strict=True):
@@ -244,7 +244,7 @@ def test_hue_is_rounded_to_the_nearest_colour(shift):
 
 
 def test_ranges_of_one_value():
-    config = Config(factor=(0.5, 0.5), hue=(0.25, 0.25), bits=(5, 5), threshold=(128, 128), sigma=(1.0, 1.0))
+    config = Config(factor=(0.5, 0.5), hue=(0.25, 0.25), bits=(5, 5), solarize=(128, 128), sigma=(1.0, 1.0))
     drawn = Fixed(config)
     assert {
         op: drawn[op].abs().unique().tolist() for op in ("color", "hue", "posterize", "solarize", "gaussian_blur")
@@ -305,7 +305,7 @@ def test_params_of_another_batch():
         ({"hue": (0.0, 0.6)}, r"hue needs to lie within \[0, 0.5\], got \[0.0, 0.6\]"),
         ({"bits": (0, 8)}, "bits needs to lie within"),
         ({"bits": (4, 9)}, "bits needs to lie within"),
-        ({"threshold": (1, 257)}, "threshold needs to lie within"),
+        ({"solarize": (1, 257)}, "solarize needs to lie within"),
         ({"sigma": (0.0, 2.0)}, "sigma needs to lie within"),
         ({"num_ops": 0}, "greater than or equal to 1"),
         ({"num_ops": 13}, "num_ops 13 needs with_replacement"),

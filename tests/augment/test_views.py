@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from semiseg.augment import intensity
 from semiseg.augment.views import Views, make_batch
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, LoadedBatch, Normalisation, SemiBatch
+from semiseg.types import IGNORE, LoadedBatch, Normalization, SemiBatch
 
 ONE = Views(strong=(intensity.Config(),))
 TWO = Views(strong=(intensity.Config(), intensity.Config()))
-IMAGENET = Normalisation()
+IMAGENET = Normalization()
 
 
 def loaded(labeled: int = 2, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
@@ -42,18 +42,18 @@ def test_everything_but_the_strong_views_is_what_was_loaded():
     assert torch.equal(made.index, of.index)
 
 
-def test_normalisation_by_hand():
+def test_normalization_by_hand():
     image = torch.tensor([0, 255, 51], dtype=torch.uint8)[None, :, None, None]
-    normalised = Normalisation((0.5, 0.25, 0.2), (0.5, 0.25, 0.1))(image)
-    assert normalised.dtype == torch.float32
-    assert normalised.flatten().tolist() == pytest.approx([-1.0, 3.0, 0.0], abs=1e-6)
+    normalized = Normalization((0.5, 0.25, 0.2), (0.5, 0.25, 0.1))(image)
+    assert normalized.dtype == torch.float32
+    assert normalized.flatten().tolist() == pytest.approx([-1.0, 3.0, 0.0], abs=1e-6)
     assert IMAGENET(image)[0, 0, 0, 0].item() == pytest.approx(-0.485 / 0.229, rel=1e-6)
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_strong_views_are_aligned_with_the_weak_view(seed):
-    """A bright rectangle off the centre: far from its border nothing in the pool can tell its pixels apart."""
+    """A bright rectangle off the center: far from its border nothing in the pool can tell its pixels apart."""
     weak = torch.full((6, 3, 48, 40), 60, dtype=torch.uint8)
     weak[..., 4:24, 2:22] = torch.tensor([200, 160, 180], dtype=torch.uint8)[:, None, None]
     outside = torch.ones(48, 40, dtype=torch.bool)
@@ -80,7 +80,7 @@ def test_every_image_and_every_view_draws_its_own_operations():
 
 
 def test_each_view_has_its_own_pool():
-    neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), threshold=(0, 0))
+    neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), solarize=(0, 0))
     of = loaded(unlabeled=8, size=16)
     _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
     drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, neutral)

@@ -21,7 +21,7 @@ from semiseg.runs import Run
 @pytest.fixture(scope="module")
 def followed(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with its checkpoints after 2 and 4 steps, in both of which some images are easier than others."""
-    values = recipe(engine={"keep_checkpoints": 2}, method={"confidence": 0.25}, optim={"lr": 0.06})
+    values = recipe(engine={"keep_checkpoints": 2}, method={"threshold": 0.25}, optim={"lr": 0.06})
     return api.train(config.validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "exact")
 
 

@@ -30,13 +30,13 @@ def test_libraries_that_give_other_values_of_a_mask_are_told_apart(results: comm
         mask = Image.new("P", (5, 4), 1)
         mask.putpalette([0, 128, 0] * int(path.stem))
         mask.save(path)
-    colours = SimpleNamespace(decode_image=lambda path, mode: torch.zeros(3, 4, 5, dtype=torch.uint8))
+    colors = SimpleNamespace(decode_image=lambda path, mode: torch.zeros(3, 4, 5, dtype=torch.uint8))
     with pytest.warns(DeprecationWarning, match="TorchVision"):
-        inputs.decode_masks(results, paths[:1], paths[1:], {"torchcodec": colours})
+        inputs.decode_masks(results, paths[:1], paths[1:], {"torchcodec": colors})
     assert set(results.figures) == {f"palette mask, {name}" for name in ("semiseg", "Pillow alone", "torchvision")}
-    garbled, coloured = results.notes
+    garbled, colored = results.notes
     assert garbled.startswith("torchvision garbles")
-    assert coloured.startswith("torchcodec gives the colours")
+    assert colored.startswith("torchcodec gives the colors")
 
 
 def test_half_the_size_is_a_quarter_of_the_pixels(tmp_path: Path):

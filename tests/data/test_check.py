@@ -55,7 +55,7 @@ def test_heads_only(folder, write):
     [
         (np.zeros((24, 20), np.uint8), "20x24 px"),
         (np.full((20, 24), 99, np.uint8), "holds 99"),
-        (np.zeros((20, 24, 3), np.uint8), "colour image"),
+        (np.zeros((20, 24, 3), np.uint8), "color image"),
     ],
 )
 @pytest.mark.parametrize("number", ["00", "07"])
@@ -108,9 +108,9 @@ def test_oddities_are_returned(folder, write):
     absent, ignored, pool = run(folder)
     assert "c0, c1, c2, c3, c4, c6" in absent
     assert "c5," not in absent
-    assert "1 labelled masks" in ignored
+    assert "1 labeled masks" in ignored
     assert str(labeled[2].mask) in ignored
-    assert "no unlabelled images" in pool
+    assert "no unlabeled images" in pool
 
 
 def test_validation_masks_without_a_single_label(folder, write):

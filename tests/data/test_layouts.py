@@ -131,7 +131,7 @@ def test_voc_takes_masks_from_the_list_unless_told_where_they_are(voc_root, writ
     assert_refused(voc.Config(root=voc_root, labeled="labeled.txt", masks="SegmentationClass"), "'2007_5'", "no mask")
 
 
-def test_unlabelled_voc_images_need_no_mask(voc_root, write):
+def test_unlabeled_voc_images_need_no_mask(voc_root, write):
     write("unlabeled.txt", "2007_6\n2007_5\n")
     assert names(load(voc.Config(root=voc_root, unlabeled="unlabeled.txt")))[1] == ["2007_6", "2007_5"]
     write("unlabeled.txt", "2007_6\n2007_2\n")

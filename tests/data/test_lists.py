@@ -141,7 +141,7 @@ def test_lists_that_make_no_dataset(labeled, unlabeled, val, says):
         assert part in str(caught.value)
 
 
-def test_unlabelled_images_need_no_mask_and_no_images_at_all():
+def test_unlabeled_images_need_no_mask_and_no_images_at_all():
     dataset = assemble(samples("a"), samples("b", masks=False), samples("c"), CLASSES, None, "")
     assert [sample.name for sample in dataset.unlabeled] == ["b"]
     assert assemble(samples("a"), (), samples("c"), CLASSES, None, "").unlabeled == ()

@@ -18,7 +18,7 @@ from semiseg.types import IGNORE, LoadedBatch
 
 @pytest.fixture
 def config(folder: Path) -> layout.Config:
-    return layout.Config(root=folder, crop=16, workers=0)  # 6 labelled, 4 unlabelled, 2 val
+    return layout.Config(root=folder, crop=16, workers=0)  # 6 labeled, 4 unlabeled, 2 val
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_seeds_differ_and_streams_differ(dataset, config):
     one, other = batches(dataset, config, seed=0), batches(dataset, config, seed=1)
     assert [b.labeled_index.tolist() for b in one] != [b.labeled_index.tolist() for b in other]
     assert [b.index.tolist() for b in one] != [b.index.tolist() for b in other]
-    # the authors' code pairs labelled slot k with unlabelled slot k for ever (D36)
+    # the authors' code pairs labeled slot k with unlabeled slot k for ever (D36)
     same = replace(dataset, unlabeled=dataset.labeled)
     batch = batches(same, config, batch_size=6, num_steps=1)[0]
     assert batch.labeled_index.tolist() != batch.index.tolist()
@@ -73,7 +73,7 @@ def test_seeds_differ_and_streams_differ(dataset, config):
 
 
 def test_every_image_comes_once_a_round(dataset, config):
-    steps = batches(dataset, config, num_steps=6)  # 24 turns: 4 rounds of 6 labelled, 6 rounds of 4 unlabelled
+    steps = batches(dataset, config, num_steps=6)  # 24 turns: 4 rounds of 6 labeled, 6 rounds of 4 unlabeled
     labeled = torch.cat([batch.labeled_index for batch in steps]).view(-1, 6)
     pool = torch.cat([batch.index for batch in steps]).view(-1, 4)
     assert all(sorted(lap) == list(range(6)) for lap in labeled.tolist())
@@ -134,7 +134,7 @@ def test_long_side_comes_before_the_scale(dataset, config):
     assert batch.label[0, 0].tolist() == list(range(1, 24, 2))
 
 
-def test_without_unlabelled_images(dataset, config):
+def test_without_unlabeled_images(dataset, config):
     batch = batches(replace(dataset, unlabeled=()), config, unlabeled=False, num_steps=1)[0]
     assert batch.weak.shape == (0, 3, 16, 16)
     assert batch.valid.shape == (0, 16, 16)
@@ -142,12 +142,12 @@ def test_without_unlabelled_images(dataset, config):
     assert_equal([batch], [replace(batches(dataset, config, unlabeled=False, num_steps=1)[0])])
 
 
-def test_a_method_that_needs_unlabelled_images_is_told_so_at_once(dataset, config):
+def test_a_method_that_needs_unlabeled_images_is_told_so_at_once(dataset, config):
     with pytest.raises(UserError, match=r"^data\.unlabeled: "):
         train_loader(replace(dataset, unlabeled=()), config, batch_size=1, unlabeled=True, seed=0, start=0, num_steps=1)
 
 
-def test_masks_of_unlabelled_images_are_not_read(dataset, config, folder):
+def test_masks_of_unlabeled_images_are_not_read(dataset, config, folder):
     (folder / "masks/09.png").write_bytes(b"no image")
     pool = tuple(replace(sample, mask=folder / "masks/09.png") for sample in dataset.unlabeled)
     assert_equal(batches(replace(dataset, unlabeled=pool), config), batches(dataset, config))
@@ -259,7 +259,7 @@ def test_what_one_worker_has_decoded_the_others_need_not(dataset, config):
     assert_equal(list(loader)[:6], expected)  # new processes, the same memory
 
 
-def test_a_list_without_unlabelled_images_takes_no_memory_for_them(dataset, config):
+def test_a_list_without_unlabeled_images_takes_no_memory_for_them(dataset, config):
     loader = train_loader(dataset, config.model_copy(update={"cache": True}), batch_size=4, unlabeled=False, seed=0,
                           start=0, num_steps=1)  # fmt: skip
     labeled, unlabeled = loader.dataset.caches  # type: ignore[attr-defined]

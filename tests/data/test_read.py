@@ -28,7 +28,7 @@ def test_rgb_file_is_read_as_it_is(write):
 @pytest.mark.parametrize(
     ("name", "picture"),
     [
-        ("grey.png", Image.fromarray(GREY)),
+        ("gray.png", Image.fromarray(GREY)),
         ("palette.png", Image.fromarray(GREY).convert("RGB").quantize(256)),
         ("rgba.png", Image.merge("RGBA", [Image.fromarray(GREY)] * 3 + [Image.new("L", (4, 3), 7)])),
         ("la.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (4, 3), 7)])),
@@ -82,7 +82,7 @@ def test_kinds_of_images_that_are_not_for_photographs_are_refused(tmp_path, kind
             read(tmp_path / "a.png")
 
 
-def test_mask_keeps_indices_not_colours(tmp_path):
+def test_mask_keeps_indices_not_colors(tmp_path):
     picture = Image.fromarray(np.array([[0, 1, 2, IGNORE]], dtype=np.uint8)).convert("P")
     picture.putpalette([9, 9, 9] * 256)
     picture.save(tmp_path / "a.png")
@@ -157,9 +157,9 @@ def test_a_bomb_is_refused_where_warnings_are_not_errors(write, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "pixels", "says"),
     [
-        ("rgb.png", np.zeros((2, 2, 3), np.uint8), "colour image (mode RGB)"),
-        ("rgba.png", np.zeros((2, 2, 4), np.uint8), "colour image (mode RGBA)"),
-        ("grey.png", np.array([[0, 1, 7, 9]], np.uint8), "holds 7, 9, neither a class (0 to 1) nor 255"),
+        ("rgb.png", np.zeros((2, 2, 3), np.uint8), "color image (mode RGB)"),
+        ("rgba.png", np.zeros((2, 2, 4), np.uint8), "color image (mode RGBA)"),
+        ("gray.png", np.array([[0, 1, 7, 9]], np.uint8), "holds 7, 9, neither a class (0 to 1) nor 255"),
         ("wide.png", np.array([[0, 65535]], np.uint16), "holds 65535, neither"),
         ("many.png", np.arange(64, dtype=np.uint8)[None], "holds 2, 3, 4, 5, 6, 7, 8, 9 and 54 more"),
         ("negative.tif", np.array([[0, -1]], np.int32), "holds -1, neither"),

@@ -95,7 +95,7 @@ def test_difficulty_is_uniform_and_by_seed_and_index():
 
 
 def contrast(image: np.ndarray, mask: np.ndarray) -> float:
-    """Distance of each class' mean colour from the ground's, relative to the spread of the colours of the ground."""
+    """Distance of each class' mean color from the ground's, relative to the spread of the colors of the ground."""
     ground = image[mask == 0]
     gaps = [np.linalg.norm(image[mask == kind].mean(0) - ground.mean(0)) for kind in np.unique(mask) if kind]
     return float(np.mean(gaps) / (1 + ground.std(0).mean()))
@@ -117,8 +117,8 @@ def test_hard_scenes_are_harder(statistic, sign):
     assert sign * (np.mean(hardest) - np.mean(easiest)) > 0.2 * np.mean(easiest)
 
 
-def test_colour_and_texture_are_habits_only():
-    """Mean colours of one class overlap those of the others: a rule on colour cannot be right everywhere."""
+def test_color_and_texture_are_habits_only():
+    """Mean colors of one class overlap those of the others: a rule on color cannot be right everywhere."""
     colors: dict[int, list[np.ndarray]] = {kind: [] for kind in range(1, len(CLASSES))}
     for index in range(300):
         image, mask = scene(0, index, 48)
@@ -129,7 +129,7 @@ def test_colour_and_texture_are_habits_only():
     kinds = np.array([kind for kind, _ in samples])
     distance = np.linalg.norm(values[:, None] - values, axis=-1)
     np.fill_diagonal(distance, np.inf)
-    right = (kinds[distance.argmin(1)] == kinds).mean()  # nearest neighbour by colour
+    right = (kinds[distance.argmin(1)] == kinds).mean()  # nearest neighbor by color
     assert 0.25 < right < 0.75  # chance is 0.2
 
 

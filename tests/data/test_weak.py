@@ -114,7 +114,7 @@ def test_image_mask_and_valid_go_the_same_way(seed, crop):
     column, row = weak.apply_mask(columns, params), weak.apply_mask(rows, params)
     assert view.dtype == column.dtype == torch.uint8
     assert torch.equal(valid, column != IGNORE)
-    # Colours tell the place to half a pixel of the original, away from its border, where filters find less than all.
+    # Colors tell the place to half a pixel of the original, away from its border, where filters find less than all.
     inner = valid & (column > 1) & (column < 22) & (row > 1) & (row < 18)
     assert ((view[0].int() - 8 * column.int()).abs()[inner] <= 6).all()
     assert ((view[1].int() - 8 * row.int()).abs()[inner] <= 6).all()

@@ -18,7 +18,7 @@ from semiseg import demo
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind: exit code, standard output and standard error, without colours."""
+    """What a command left behind: exit code, standard output and standard error, without colors."""
 
     code: int
     out: str

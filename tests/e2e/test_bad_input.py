@@ -108,7 +108,7 @@ def zip_bomb() -> None:
         archive.writestr("other/data/1", bytes(2**24))
 
 
-def no_unlabelled() -> None:
+def no_unlabeled() -> None:
     for path in Path("photos/images/train").iterdir():
         if not (Path("photos/masks/train") / path.name).exists():
             path.unlink()
@@ -124,7 +124,7 @@ def other_weights() -> None:
 
 BAD = {
     # the recipe
-    "missing recipe": Bad("train nothing.yaml", ("nothing.yaml", "no such recipe", "recipes/")),
+    "missing recipe": Bad("train nothing.yaml", ("nothing.yaml", "no such recipe", "semiseg recipes")),
     "recipe is a folder": Bad("train photos", ("photos", "cannot be read as a recipe")),
     "recipe not YAML": Bad(TRAIN, ("recipe.yaml", "not YAML", "line 2"), text("recipe.yaml", "data:\n  a: b: c\n")),
     "recipe not text": Bad(TRAIN, ("recipe.yaml", "cannot be read as a recipe"), text("recipe.yaml", b"\xff\xfe\0")),
@@ -136,7 +136,7 @@ BAD = {
     "unknown key far down": Bad(
         f"{TRAIN} --set engine.evaluate.mod=whole", ("engine.evaluate.mod", "did you mean mode")
     ),
-    "unknown key of a method": Bad(f"{TRAIN} --set method.tau=0.9", ("method.tau", "unknown key", "confidence")),
+    "unknown key of a method": Bad(f"{TRAIN} --set method.tau=0.9", ("method.tau", "unknown key", "threshold")),
     "unknown method": Bad(f"{TRAIN} --set method.name=imass", ("method.name", "imass", "imas", "supervised")),
     "no method": Bad(f"{TRAIN} --set method.name=null", ("method.name", "missing", "imas")),
     "unknown layout": Bad(f"{TRAIN} --set data.layout=coco", ("data.layout", "coco", "folder", "voc", "cityscapes")),
@@ -150,7 +150,7 @@ BAD = {
     "unknown option": Bad(f"{TRAIN} --set model.options.depth=3", ("model.options", "depth")),
     "wrong type": Bad(f"{TRAIN} --set engine.steps=many", ("engine.steps", "integer", "'many'")),
     "a fraction of a step": Bad(f"{TRAIN} --set engine.steps=2.5", ("engine.steps", "integer", "2.5")),
-    "out of range": Bad(f"{TRAIN} --set method.confidence=2", ("method.confidence", "less than or equal to 1", "2")),
+    "out of range": Bad(f"{TRAIN} --set method.threshold=2", ("method.threshold", "less than or equal to 1", "2")),
     "one of several types": Bad(f"{TRAIN} --set data.crop=big", ("data.crop: ", "integer", "'big'")),
     "too few numbers": Bad(f"{TRAIN} --set data.scale=[1]", ("data.scale: ", "more values", "[1]")),
     "no class to ignore": Bad(f"{TRAIN} --set method.ignore_class=99", ("method.ignore_class", "99", "6 classes")),
@@ -212,9 +212,9 @@ BAD = {
             ("data.val_fraction", ".nan"),
             ("model.mean", "[.nan,0,0]"),
             ("model.std", "[.inf,1,1]"),
-            ("method.confidence", ".nan"),
+            ("method.threshold", ".nan"),
             ("method.unlabeled_weight", ".inf"),
-            ("method.labeled_loss", "{kind: ohem, threshold: .nan}"),
+            ("method.labeled_loss", "{kind: ohem, ohem_threshold: .nan}"),
             ("engine.steps", ".inf"),
         )
     },
@@ -295,8 +295,8 @@ BAD = {
     "an image in two lists": Bad(
         TRAIN, ("data.labeled", "data.val", "train/0001"), text("photos/splits/val.txt", "val/0000\ntrain/0001\n")
     ),
-    "no unlabelled image": Bad(
-        f"{TRAIN} --set data.unlabeled=null", ("data.unlabeled", "no unlabelled images"), no_unlabelled
+    "no unlabeled image": Bad(
+        f"{TRAIN} --set data.unlabeled=null", ("data.unlabeled", "no unlabeled images"), no_unlabeled
     ),
     "endless list": Bad(f"{TRAIN} --set data.labeled=/dev/zero", ("/dev/zero", "data.labeled", "device")),
     "list that never comes": Bad(TRAIN, ("labeled.txt", "data.labeled", "pipe"), pipe("photos/splits/labeled.txt")),
@@ -340,16 +340,16 @@ BAD = {
         )
     },
     # the files
-    "labelled image without mask": Bad(
+    "labeled image without mask": Bad(
         TRAIN, ("data.labeled", "train/0002", "no mask", "photos/masks"), removed("photos/masks/train/0002.png")
     ),
     "validation image without mask": Bad(
         TRAIN, ("data.val", "val/0002", "no mask", "photos/masks"), removed("photos/masks/val/0002.png")
     ),
-    "truncated labelled image": Bad(
+    "truncated labeled image": Bad(
         TRAIN, ("photos/images/train/0002.png", "not a readable image"), cut("photos/images/train/0002.png")
     ),
-    "truncated unlabelled image": Bad(
+    "truncated unlabeled image": Bad(
         TRAIN, ("photos/images/train/0012.png", "not a readable image"), cut("photos/images/train/0012.png")
     ),
     "truncated validation image": Bad(
@@ -395,8 +395,8 @@ BAD = {
     "mask with transparency": Bad(
         TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
     ),
-    "JPEG in colours of print as mask": Bad(
-        TRAIN, ("photos/masks/train/0002.png", "colour image", "CMYK"),
+    "JPEG in colors of print as mask": Bad(
+        TRAIN, ("photos/masks/train/0002.png", "color image", "CMYK"),
         picture("photos/masks/train/0002.png", "JPEG", Image.new("CMYK", (32, 32))),
     ),
     "mask of 1x1": Bad(TRAIN, ("masks/train/0002.png", "1x1", "32x32"), image("photos/masks/train/0002.png", 1, 1)),
@@ -564,7 +564,7 @@ def test_what_is_only_odd_works(semiseg, recipe, scenes, tmp_path, monkeypatch):
 
     done = semiseg(f"train recipe.yaml --out {out}")
     assert (done.code, done.err) == (0, "")
-    assert "6 labelled, 11 unlabelled, 2 validation images" in done.out
+    assert "6 labeled, 11 unlabeled, 2 validation images" in done.out
     assert "sky]: step 1" in done.out
     assert f"run directory: {out}" in done.out
     assert [line.split()[1] for line in done.out.splitlines() if line.startswith("│")][2:8] == classes
@@ -575,7 +575,7 @@ def test_what_is_only_odd_works(semiseg, recipe, scenes, tmp_path, monkeypatch):
 MANY = {"save_all": True, "append_images": [Image.new("L", (9, 9))] * 99}
 ODD = {
     "16 bits": ("PNG", Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60), {}),
-    "colours of print": ("JPEG", Image.new("CMYK", (32, 32)), {}),
+    "colors of print": ("JPEG", Image.new("CMYK", (32, 32)), {}),
     "1x1": ("PNG", Image.new("RGB", (1, 1)), {}),
     "5000x1": ("PNG", Image.new("RGB", (5000, 1)), {}),
     "many frames": ("GIF", Image.new("RGB", (9, 9)), MANY),
@@ -662,7 +662,7 @@ finally:
     assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    line = "semiseg: nothing.yaml: there is no such recipe; recipes/ has some to start from\n"
+    line = "semiseg: nothing.yaml: there is no such recipe; name a file, or one that `semiseg recipes` lists\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 

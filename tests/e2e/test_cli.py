@@ -95,7 +95,10 @@ def test_installed_as_a_command(here):
         [Path(sys.executable).with_name("semiseg"), "train", "nothing.yaml"], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "semiseg: nothing.yaml: there is no such recipe; recipes/ has some to start from\n"
+    assert (
+        done.stderr
+        == "semiseg: nothing.yaml: there is no such recipe; name a file, or one that `semiseg recipes` lists\n"
+    )
     assert done.stdout == ""
 
 
@@ -118,7 +121,7 @@ def test_the_whole_way(semiseg, here, scenes):
         "--set engine.precision=bf16"
     )
     assert (done.code, done.err) == (0, "")
-    assert "6 labelled, 8 unlabelled, 4 validation images" in done.out
+    assert "6 labeled, 8 unlabeled, 4 validation images" in done.out
     assert "run directory: runs/first" in done.out
     run = Run(Path("runs/first"))
     assert [record["step"] for record in run.metrics("val")] == [1, 2]
@@ -186,7 +189,7 @@ def test_the_run_directory(trained, recipe, scenes):
     assert all(len(record["iou"]) == len(CLASSES) for record in run.metrics("val"))
 
 
-def test_hardness_of_every_unlabelled_image_that_was_seen(trained, recipe, scenes):
+def test_hardness_of_every_unlabeled_image_that_was_seen(trained, recipe, scenes):
     engine, rows = recipe()["engine"], list(Run(trained).hardness())
     assert len(rows) == engine["steps"] * engine["batch_size"]
     assert [step for step, _, _ in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
@@ -228,7 +231,7 @@ def test_a_dry_run_says_what_the_run_would_need_and_writes_nothing(semiseg, here
         "room on disk",
     ]
     assert [value.split()[1] for value in list(needs.values())[1:]] == ["MB", "MB", "s", "s", "h", "MB"]
-    assert "6 labelled, 8 unlabelled, 4 validation images" in done.out
+    assert "6 labeled, 8 unlabeled, 4 validation images" in done.out
     assert contents(here) == before
 
 
@@ -257,7 +260,7 @@ def test_odd_data_gets_a_note(semiseg, here, scenes):
     (here / "two.txt").write_text("\n".join(names))
     done = semiseg(f"train recipe.yaml --set data.labeled={here}/two.txt --set engine.steps=1")
     assert done.code == 0
-    assert "note: No labelled mask shows" in done.out
+    assert "note: No labeled mask shows" in done.out
 
 
 # going on with a run
@@ -290,9 +293,9 @@ def test_an_interrupted_run_goes_on(semiseg, here, monkeypatch):
 
 def test_a_run_of_another_recipe_is_left_alone(semiseg, trained, contents, here):
     before = contents(trained)
-    done = semiseg(f"train {trained}/config.yaml --out {trained} --set engine.steps=9 --set method.confidence=0.5")
+    done = semiseg(f"train {trained}/config.yaml --out {trained} --set engine.steps=9 --set method.threshold=0.5")
     assert done.code == 2
-    assert "method.confidence: 0.3 -> 0.5; engine.steps: 4 -> 9" in done.err
+    assert "method.threshold: 0.3 -> 0.5; engine.steps: 4 -> 9" in done.err
     assert contents(trained) == before
 
 

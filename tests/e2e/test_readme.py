@@ -42,7 +42,7 @@ FAKE = """# A tool
 
 ```sh
 make demo
-$ semiseg train recipes/folder.yaml --set data.root=photos   # your own
+$ semiseg train folder --set data.root=photos   # your own
 semiseg predict runs/folder photos/images \\
     --out masks
 
@@ -69,7 +69,7 @@ semiseg methods
 def test_commands_are_found():
     assert commands(FAKE) == [
         "make demo",
-        "semiseg train recipes/folder.yaml --set data.root=photos",
+        "semiseg train folder --set data.root=photos",
         "semiseg predict runs/folder photos/images --out masks",
         "make test",
         "semiseg methods",
@@ -92,9 +92,8 @@ def readme() -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
-    """Where a reader stands: recipes as in the repository, and photographs of their own, a few of them with masks."""
+    """Where a reader stands: photographs of their own, a few of them with masks."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copytree(scenes, folder / "photos", ignore=shutil.ignore_patterns("splits"))
     return folder
 

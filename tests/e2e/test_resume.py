@@ -138,7 +138,7 @@ def test_resumed_in_low_precision(check, recipe, tmp_path):
 
 def test_resumed_between_two_looks_of_the_student(check, recipe, tmp_path):
     """What the last look found is in the checkpoint of step 4; the next look is in step 6."""
-    values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "confidence": 0.4})
+    values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "threshold": 0.4})
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     assert 0 < whole["step-00000007"][1]["agreement"] < 1
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 5))

@@ -20,7 +20,7 @@ from semiseg.models import build as building
 from semiseg.models.build import Network
 from semiseg.models.predict import sliding, whole
 from semiseg.rng import fold_in, seeded
-from semiseg.types import ClassTable, LoadedBatch, Normalisation
+from semiseg.types import ClassTable, LoadedBatch, Normalization
 
 CLOSE = 1e-5
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
@@ -43,7 +43,7 @@ def small(num_classes: int = 3) -> Network:
     with seeded(0, "small"):
         encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
         return Network(
-            nn.Sequential(OrderedDict(encoder=encoder, head=nn.Conv2d(8, num_classes, 1))), Normalisation(), 1
+            nn.Sequential(OrderedDict(encoder=encoder, head=nn.Conv2d(8, num_classes, 1))), Normalization(), 1
         )
 
 
@@ -142,7 +142,7 @@ def test_runs_in_turn_do_not_fill_the_cache(make, monkeypatch):
 
 def test_batches_too_small_for_batch_norm(make, monkeypatch):
     monkeypatch.setattr(compiled, "_HOW", TRACED)
-    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labelled image "):
+    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labeled image "):
         make("supervised", True, DEEPLAB, micro_batch_size=1).take(0, loaded(0))
 
 

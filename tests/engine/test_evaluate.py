@@ -15,7 +15,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores
 from semiseg.models.build import Network
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, Normalisation
+from semiseg.types import IGNORE, Normalization
 
 WHOLE = Config()
 
@@ -59,7 +59,7 @@ def slow_scores(network: Network, evaluated: list[EvalItem], num_classes: int) -
     pairs = []
     for item in evaluated:
         with torch.no_grad():
-            logits = network(network.normalisation(item.image[None]))[0].double()
+            logits = network(network.normalization(item.image[None]))[0].double()
         probability = (logits.exp() / logits.exp().sum(0)).numpy()
         prediction = resized(probability, *item.mask.shape).argmax(0)
         pairs += [(int(t), int(p)) for t, p in zip(item.mask.flatten(), prediction.flatten(), strict=True) if t < 255]
@@ -98,7 +98,7 @@ def test_a_class_that_occurs_nowhere_is_left_out(tiny, cpu):
         def forward(self, image: Tensor) -> Tensor:
             return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(len(image), 3, *image.shape[-2:])
 
-    scores = evaluate(Network(Zero(), Normalisation(), 1), blank, 3, WHOLE, cpu)
+    scores = evaluate(Network(Zero(), Normalization(), 1), blank, 3, WHOLE, cpu)
     assert scores.miou == scores.accuracy == scores.iou[0] == 1
     assert all(math.isnan(value) for value in scores.iou[1:])
 
@@ -127,7 +127,7 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
 
     done: list[int] = []
     loader = eval_loader(dataset.val, dataset, config)
-    scores = evaluate(Network(Counts(), Normalisation(), 1), loader, 6, WHOLE, cpu, done.append)
+    scores = evaluate(Network(Counts(), Normalization(), 1), loader, 6, WHOLE, cpu, done.append)
     assert seen == [(1, 3, long_side or 32, long_side or 32)] * 4  # one by one
     assert done == [1, 2, 3, 4]
     masks = [np.asarray(data.loader.read_pair(sample, 6, None)[1]) for sample in dataset.val]
@@ -164,7 +164,7 @@ def test_windows_see_no_further(cpu):
     seen = []
 
     class Mean(nn.Module):
-        """Class 1 where the window is brighter than the mean colour, class 0 elsewhere."""
+        """Class 1 where the window is brighter than the mean color, class 0 elsewhere."""
 
         def forward(self, image: Tensor) -> Tensor:
             seen.append(tuple(image.shape[-2:]))
@@ -176,7 +176,7 @@ def test_windows_see_no_further(cpu):
     mask = torch.zeros(16, 48, dtype=torch.uint8)
     mask[:, 32:] = 1
     config = Config(mode="sliding", window=16, stride=16)
-    network = Network(Mean(), Normalisation(), 1)
+    network = Network(Mean(), Normalization(), 1)
     assert evaluate(network, [EvalItem(0, image, mask)], 2, config, cpu).miou == 1
     assert seen == [(16, 16)] * 3
     assert evaluate(network, [EvalItem(0, image, mask)], 2, WHOLE, cpu).miou < 0.5

@@ -52,7 +52,7 @@ def opinionated(recipe, tmp_path_factory) -> tuple[SemiMethod, Tensor]:
         if "segmentation_head" in name and name.endswith("weight"):
             parameter.data *= 30
     images = torch.stack([read_image(sample.image) for sample in dataset.unlabeled])
-    return method, method.predictor().normalisation(images)
+    return method, method.predictor().normalization(images)
 
 
 def test_hardness_in_low_precision(opinionated):

@@ -12,7 +12,7 @@ from semiseg.engine.predict import Predictor, index_image, overlay, predict_file
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.models.build import Network
-from semiseg.types import ClassTable, Normalisation
+from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable(("sky", "red", "blue"), ((10, 20, 30), (250, 0, 0), (0, 0, 251)), background=0)
 
@@ -27,7 +27,7 @@ class Colors(nn.Module):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    network = Network(Colors(), Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
+    network = Network(Colors(), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
     return Predictor(network, CLASSES, None, Config(), Runtime("cpu"), step=3)
 
 

@@ -21,14 +21,14 @@ def shown(terminal: bool, title: str = "first") -> str:
 
 def test_a_terminal_shows_a_bar():
     text = shown(terminal=True)
-    for words in ("first", "5/10", "loss 1.250", "unlabelled 0.250", "easiness 0.625", "12.3 img/s", "mIoU 45.67"):
+    for words in ("first", "5/10", "loss 1.250", "unlabeled 0.250", "easiness 0.625", "12.3 img/s", "mIoU 45.67"):
         assert words in text
     assert "left" in text
 
 
 def test_elsewhere_a_line_an_evaluation():
     (line,) = shown(terminal=False).splitlines()
-    words = "first: step 5 mIoU 45.67 loss 1.250 labelled 1.000 unlabelled 0.250 easiness 0.625 12.3 img/s"
+    words = "first: step 5 mIoU 45.67 loss 1.250 labeled 1.000 unlabeled 0.250 easiness 0.625 12.3 img/s"
     assert " ".join(line.split()) == words
 
 

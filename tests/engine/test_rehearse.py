@@ -86,7 +86,7 @@ def test_a_step_waits_for_its_images(dry_run, monkeypatch):
 
 
 def test_too_few_images_for_batch_norm(dry_run):
-    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labelled image "):
+    with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labeled image "):
         dry_run("supervised", engine={"batch_size": 2, "micro_batch_size": 1})
 
 

@@ -90,7 +90,7 @@ def norms(method: SemiMethod) -> list[_BatchNorm]:
     return [module for module in method.modules() if isinstance(module, _BatchNorm)]
 
 
-def test_batch_norm_is_synchronised_on_several_gpus(lite):
+def test_batch_norm_is_synchronized_on_several_gpus(lite):
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         for norm in norms(lite):

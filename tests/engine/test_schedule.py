@@ -11,7 +11,7 @@ from semiseg.engine.schedule import Config, build_optimizer, set_lr
 from semiseg.methods import supervised
 from semiseg.models.build import Network
 from semiseg.rng import fold_in, seeded
-from semiseg.types import ClassTable, Normalisation
+from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable.of(("a", "b", "c"))
 
@@ -71,7 +71,7 @@ def steps_taken(build: Callable[[Config, supervised.Method], torch.optim.Optimiz
     """Weights and momentum of some steps of a network whose weights lie as on a device, channels last."""
     with seeded(0, "steps"):
         net = nn.Sequential(OrderedDict(encoder=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), head=nn.Conv2d(8, 3, 1)))
-    network = Network(net, Normalisation(), 1).to(memory_format=torch.channels_last)
+    network = Network(net, Normalization(), 1).to(memory_format=torch.channels_last)
     method = supervised.Method(supervised.Config(), lambda: network, CLASSES)
     optimizer = build(Config(weight_decay=0.1), method)
     for step in range(5):

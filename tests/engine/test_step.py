@@ -24,9 +24,9 @@ Take = Callable[..., Step]
 
 
 def loaded() -> LoadedBatch:
-    """16 labelled and 16 unlabelled images, alike within and hard to tell apart, of which every quarter is peculiar.
+    """16 labeled and 16 unlabeled images, alike within and hard to tell apart, of which every quarter is peculiar.
 
-    The first four masks have no labelled pixel, others have few; some unlabelled images are padded, one wholly.
+    The first four masks have no labeled pixel, others have few; some unlabeled images are padded, one wholly.
     """
     generator = fold_in(0, "loaded")
     coarse = torch.rand(32, 3, 4, 4, generator=generator)

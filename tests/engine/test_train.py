@@ -146,7 +146,7 @@ def test_a_checkpoint_knows_all_that_prediction_needs(start):
     saved = checkpoint.newest(run.checkpoints)
     assert saved.recipe == recipe.to_dict()
     assert saved.classes == dataset.classes
-    assert saved.normalisation.mean == (0.4, 0.5, 0.6)
+    assert saved.normalization.mean == (0.4, 0.5, 0.6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(start):
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start):
     assert checkpoint.newest(run.checkpoints) is None  # nothing that is no use is saved
 
 
-def test_a_method_without_unlabelled_images_loads_none(start, monkeypatch):
+def test_a_method_without_unlabeled_images_loads_none(start, monkeypatch):
     seen = []
     make_batch = stepping.make_batch
     monkeypatch.setattr(stepping, "make_batch", lambda loaded, *rest: seen.append(loaded) or make_batch(loaded, *rest))
@@ -169,7 +169,7 @@ def test_a_method_without_unlabelled_images_loads_none(start, monkeypatch):
 
 
 def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
-    """Same seed: same initial weights, same labelled batches in the same order."""
+    """Same seed: same initial weights, same labeled batches in the same order."""
     built, batches = [], []
     make_batch = stepping.make_batch
 
@@ -203,7 +203,7 @@ def test_another_seed_is_another_run(start):
 
 def test_low_precision_agrees_with_fp32(start):
     """The first step starts from the same weights, so its hardness and losses differ by rounding alone."""
-    loose = {"confidence": 0.2}  # most pixels count, so that a few that round to the other side matter little
+    loose = {"threshold": 0.2}  # most pixels count, so that a few that round to the other side matter little
     runs = {}
     for precision in ("fp32", "bf16"):
         prepared = start(name=precision, method=loose, engine={"steps": 2, "log_every": 1, "precision": precision})

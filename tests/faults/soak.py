@@ -49,7 +49,7 @@ def write_recipe(folder: Path, size: int = 32, **sections: dict[str, Any]) -> Pa
     values: dict[str, Any] = {
         "data": {"layout": "folder", "root": str(scenes), "background": "ground", "crop": 32, "workers": 0, **lists},
         "model": TINY,
-        "method": {"name": "imas", "confidence": 0.3, "ema_decay": 0.5},
+        "method": {"name": "imas", "threshold": 0.3, "ema_decay": 0.5},
         "optim": {"lr": 0.02, "head_lr_factor": 2},
         "engine": {"batch_size": 2, "log_every": 7},
     }

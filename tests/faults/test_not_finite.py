@@ -60,7 +60,7 @@ def test_a_loss_names_its_step_and_its_images(here, semiseg, whole):
     ended = semiseg(TRAIN, lambda: loss_at(8, math.inf))
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert ended.err.startswith("semiseg: run: the loss of step 8 is inf; its images are labelled ")
+    assert ended.err.startswith("semiseg: run: the loss of step 8 is inf; its images are labeled ")
     assert ended.err.endswith("earlier checkpoints are kept\n")
 
     recipe = config.load(folder / "recipe.yaml")
@@ -68,7 +68,7 @@ def test_a_loss_names_its_step_and_its_images(here, semiseg, whole):
     (batch,) = train_loader(dataset, recipe.data, batch_size=2, unlabeled=True, seed=0, start=7, num_steps=8)
     labeled = [dataset.labeled[index].name for index in batch.labeled_index.tolist()]
     unlabeled = [dataset.unlabeled[index].name for index in batch.index.tolist()]
-    assert f"labelled {', '.join(labeled)}; unlabelled {', '.join(unlabeled)};" in ended.err
+    assert f"labeled {', '.join(labeled)}; unlabeled {', '.join(unlabeled)};" in ended.err
     event = harness.Run(folder / "run").events()[-1]
     assert (event["event"], event["step"]) == ("not finite", 8)
     assert (event["labeled"], event["unlabeled"]) == (labeled, unlabeled)

@@ -38,14 +38,14 @@ def make(name: str, tiny) -> Make:
 
 
 def toys(method: SemiMethod, step: int = 0) -> SemiBatch:
-    """Eight images, half of them labelled: rectangles in the colour of their class, and a little noise."""
+    """Eight images, half of them labeled: rectangles in the color of their class, and a little noise."""
     generator = fold_in(0, "toys")
     label = torch.zeros(8, 16, 16, dtype=torch.long)
     for i in range(8):
         top, left = torch.randint(8, (2,), generator=generator).tolist()
         label[i, top : top + 8, left : left + 8] = 1 + i % 2
-    colour = torch.tensor([[-1.0, -1.0, 0.0], [2.0, -1.0, 0.0], [-1.0, 2.0, 0.0]])
-    image = colour[label].permute(0, 3, 1, 2) + 0.1 * torch.randn(8, 3, 16, 16, generator=generator)
+    color = torch.tensor([[-1.0, -1.0, 0.0], [2.0, -1.0, 0.0], [-1.0, 2.0, 0.0]])
+    image = color[label].permute(0, 3, 1, 2) + 0.1 * torch.randn(8, 3, 16, 16, generator=generator)
     weak = image[4:] if method.views.unlabeled else image[:0]
     valid = torch.ones(len(weak), 16, 16, dtype=torch.bool)
     valid[:1, :, 14:] = False
@@ -104,7 +104,7 @@ def test_a_teacher_follows_after_the_step_and_not_before(make):
     assert any(module is predictor for module in method.modules())  # so that checkpoints carry it
 
 
-def test_a_batch_without_labels_has_no_labelled_loss(make):
+def test_a_batch_without_labels_has_no_labeled_loss(make):
     method = make()
     batch = toys(method)
     losses = method(SemiBatch(**{**vars(batch), "label": torch.full_like(batch.label, IGNORE)}), Progress(0, STEPS))

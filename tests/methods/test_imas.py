@@ -28,7 +28,7 @@ def make(tiny) -> Make:
     """make(norm=..., **settings) -> a method whose teacher has its own mind. Without batch norm images do not mix."""
 
     def make(norm: bool = False, classes: ClassTable = CLASSES, **settings) -> Method:
-        method = Method(Config(**({"confidence": TAU} | settings)), lambda: tiny(0, norm), classes)
+        method = Method(Config(**({"threshold": TAU} | settings)), lambda: tiny(0, norm), classes)
         generator = fold_in(0, "teacher")
         with torch.no_grad():
             for parameter in method.teacher.parameters():
@@ -63,7 +63,7 @@ BATCH = batch_of()
 @dataclass(frozen=True)
 class Step:
     losses: Losses
-    views: list[Tensor]  # what the student was trained on: labelled, first, second, ...
+    views: list[Tensor]  # what the student was trained on: labeled, first, second, ...
 
     @property
     def fired(self) -> bool:
@@ -92,7 +92,7 @@ def when(fired: bool, *methods: Method, batch: SemiBatch = BATCH) -> Progress:
 
 
 def easy_of(method: Method, batch: SemiBatch = BATCH, **changes) -> Tensor:
-    settings = {"confidence": method.config.confidence, "valid": batch.valid, "ignore_class": 0} | changes
+    settings = {"threshold": method.config.threshold, "valid": batch.valid, "ignore_class": 0} | changes
     return easiness(predict(method.student, batch.weak), predict(method.teacher, batch.weak), **settings)
 
 
@@ -145,7 +145,7 @@ def slow_step(method: Method, batch: SemiBatch, at: Progress) -> dict[str, Tenso
     with torch.no_grad():
         p_s = copy.deepcopy(method.student).eval()(batch.weak).softmax(1)
         p_t = copy.deepcopy(method.teacher).eval()(batch.weak).softmax(1)
-    easy = slow_easiness(p_s, p_t, cfg.confidence, batch.valid, 0)
+    easy = slow_easiness(p_s, p_t, cfg.threshold, batch.valid, 0)
     target, sure = p_t.argmax(1), p_t.amax(1)
 
     strong = torch.stack([easy[i] * batch.strong[0][i] + (1 - easy[i]) * batch.weak[i] for i in images])  # Eq. 8
@@ -168,7 +168,7 @@ def slow_step(method: Method, batch: SemiBatch, at: Progress) -> dict[str, Tenso
     labeled = [nll[i, batch.label[i, y, x], y, x] for i, y, x in (batch.label != IGNORE).nonzero().tolist()]
 
     def consistency(nll: Tensor, target: Tensor, sure: Tensor, valid: Tensor) -> Tensor:
-        kept = [nll[target[y, x], y, x] for y, x in valid.nonzero().tolist() if sure[y, x] >= cfg.confidence]
+        kept = [nll[target[y, x], y, x] for y, x in valid.nonzero().tolist() if sure[y, x] >= cfg.threshold]
         return sum(kept, torch.zeros((), dtype=torch.float64)) / valid.sum()
 
     terms = []
@@ -338,7 +338,7 @@ def test_the_level_of_a_look_is_kept_in_checkpoints_and_only_where_it_is_needed(
 
 
 def test_while_nothing_is_sure_everything_is_hard(make):
-    cheap = make(hardness_every=2, confidence=1.0)
+    cheap = make(hardness_every=2, threshold=1.0)
     for step in range(2):
         assert (take(cheap, Progress(step, 10)).losses.hardness == 1).all()
     assert cheap.agreement == 1
@@ -394,10 +394,10 @@ def test_cutmix_fires_by_mean_easiness(make):
     easy = easy_of(method).mean().item()
     assert abs(easy - 0.5) > 0.1
     assert how_often(method) == pytest.approx(easy, abs=0.07)
-    always = make(confidence=0.0)
+    always = make(threshold=0.0)
     always.teacher.load_state_dict(always.student.state_dict())
     assert how_often(always, 50) == 1
-    assert how_often(make(confidence=1.0), 50) == 0
+    assert how_often(make(threshold=1.0), 50) == 0
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(None, 0.5), (0.2, 0.2), (0.0, 0.0), (1.0, 1.0)])
@@ -556,7 +556,7 @@ def test_ema_decay(make, decay, step, expected):
 
 
 def test_labeled_loss(make):
-    plain, ohem = make(), make(labeled_loss=LabeledLoss(kind="ohem", threshold=0.2, min_kept=5))
+    plain, ohem = make(), make(labeled_loss=LabeledLoss(kind="ohem", ohem_threshold=0.2, min_kept=5))
     at = Progress(0, 10)
     one, other = take(plain, at), take(ohem, at)
     assert_same(one, other, "unlabeled", "hardness", "first", "second", "mixed", "confident")
@@ -576,9 +576,9 @@ def test_strong(make):
     assert_same(take(plain, at), take(other, at), "labeled", "unlabeled", "hardness", "first", "second")
 
 
-def test_confidence(make):
+def test_threshold(make):
     at = Progress(0, 10)
-    steps = {tau: take(make(confidence=tau), at) for tau in (0.0, TAU, 1.0)}
+    steps = {tau: take(make(threshold=tau), at) for tau in (0.0, TAU, 1.0)}
     for step in steps.values():
         assert_same(step, steps[TAU], "labeled")
     sure = predict(make().teacher, BATCH.weak).confidence >= TAU
@@ -590,7 +590,7 @@ def test_confidence(make):
     assert (steps[1.0].losses.hardness == 1).all()
     assert (steps[0.0].losses.hardness < steps[TAU].losses.hardness).all()
     for tau, step in steps.items():
-        assert torch.equal(step.losses.hardness, 1 - easy_of(make(confidence=tau)))
+        assert torch.equal(step.losses.hardness, 1 - easy_of(make(threshold=tau)))
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
@@ -654,7 +654,7 @@ def test_the_teacher_and_the_pseudo_labels_come_from_eval_mode(make):
     assert all(parameter.grad is not None for parameter in method.student.parameters())
 
 
-def test_a_single_unlabelled_image(make):
+def test_a_single_unlabeled_image(make):
     batch = batch_of(1)
     step = take(make(norm=True), when(True, make(norm=True), batch=batch), batch)
     assert torch.equal(step.views[2], batch.weak)  # its own partner
@@ -686,7 +686,7 @@ def test_the_host_never_waits(make, no_host_sync, settings, step):
 
 def test_the_defaults_are_the_papers():
     config = Config()
-    assert (config.confidence, config.unlabeled_weight, config.ema_decay) == (0.95, 3.0, 0.996)
+    assert (config.threshold, config.unlabeled_weight, config.ema_decay) == (0.95, 3.0, 0.996)
     assert (config.loss, config.intensity, config.cutmix) == ("adaptive", "adaptive", "adaptive")
 
 
@@ -695,7 +695,7 @@ def test_the_defaults_are_the_papers():
     [
         ({"cutmix_probability": 0.5}, "cutmix: standard"),
         ({"cutmix": "standard", "cutmix_probability": 1.5}, "cutmix_probability"),
-        ({"confidence": 1.5}, "confidence"),
+        ({"threshold": 1.5}, "threshold"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"copy_steps": -1}, "copy_steps"),
         ({"unlabeled_weight": -1}, "unlabeled_weight"),

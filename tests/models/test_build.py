@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from semiseg.errors import UserError
 from semiseg.models.build import Config, Network, build
 from semiseg.rng import fold_in, seeded
-from semiseg.types import Normalisation
+from semiseg.types import Normalization
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=fold_in(0, "image"))
 
@@ -80,7 +80,7 @@ def test_networks_of_every_kind(architecture, encoder, output_stride, stride, co
         assert network(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
 
 
-def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_colour():
+def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_color():
     seen: list[Tensor] = []
 
     class Net(nn.Module):
@@ -88,7 +88,7 @@ def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_col
             seen.append(image)
             return image[:, :2]
 
-    network, image = Network(Net(), Normalisation(), 8), IMAGE[..., :13, :24] + 5
+    network, image = Network(Net(), Normalization(), 8), IMAGE[..., :13, :24] + 5
     logits = network(image)
     assert seen[0].shape == (1, 3, 16, 24)
     assert torch.equal(seen[0][..., :13, :24], image)
@@ -103,7 +103,7 @@ def test_logits_at_another_scale_are_brought_to_the_size_of_the_image():
         def forward(self, image: Tensor) -> Tensor:
             return image[..., ::2, ::2] * 0 + torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
-    logits = Network(Half(), Normalisation(), 8)(IMAGE[..., :13, :24])
+    logits = Network(Half(), Normalization(), 8)(IMAGE[..., :13, :24])
     torch.testing.assert_close(logits, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(1, 3, 13, 24))
     assert make("fpn", options={"encoder_depth": 3}).eval()(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
 
@@ -136,16 +136,16 @@ def test_options_reach_the_architecture():
 
 
 @pytest.mark.parametrize(
-    ("settings", "normalisation"),
+    ("settings", "normalization"),
     [
-        ({}, Normalisation()),
-        ({"mean": (0.1, 0.2, 0.3)}, Normalisation((0.1, 0.2, 0.3), Normalisation().std)),
-        ({"std": (0.1, 0.2, 0.3)}, Normalisation(Normalisation().mean, (0.1, 0.2, 0.3))),
-        ({"encoder": "tu-tf_efficientnet_lite0"}, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+        ({}, Normalization()),
+        ({"mean": (0.1, 0.2, 0.3)}, Normalization((0.1, 0.2, 0.3), Normalization().std)),
+        ({"std": (0.1, 0.2, 0.3)}, Normalization(Normalization().mean, (0.1, 0.2, 0.3))),
+        ({"encoder": "tu-tf_efficientnet_lite0"}, Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
     ],
 )
-def test_networks_know_how_their_input_is_normalised(settings, normalisation):
-    assert make(**settings).normalisation == normalisation
+def test_networks_know_how_their_input_is_normalized(settings, normalization):
+    assert make(**settings).normalization == normalization
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from semiseg.models import predict as predict_module
 from semiseg.models.build import Network
 from semiseg.models.predict import evaluating, most_likely, predict, resize_probability, sliding, whole
 from semiseg.rng import fold_in, seeded
-from semiseg.types import Normalisation
+from semiseg.types import Normalization
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, Normalisation(), 1)
+    return Network(net, Normalization(), 1)
 
 
 def answering(logits: Tensor) -> Network:

@@ -22,7 +22,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
 from semiseg.models import build
-from semiseg.types import Normalisation
+from semiseg.types import Normalization
 
 
 def train(recipes: dict[str, Any], out: str, small: bool = True, trouble: dict[str, Any] | None = None) -> None:
@@ -122,7 +122,7 @@ def _small(_: build.Config, num_classes: int) -> build.Network:
     with torch.no_grad():
         head.weight *= 4
     parts = OrderedDict(encoder=encoder, body=body, head=head, larger=nn.Upsample(scale_factor=4))
-    return build.Network(nn.Sequential(parts), Normalisation(), 4)
+    return build.Network(nn.Sequential(parts), Normalization(), 4)
 
 
 @contextmanager

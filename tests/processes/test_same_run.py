@@ -26,7 +26,7 @@ def recipes(gentle) -> dict[str, Any]:
         "supervised": gentle("supervised"),
         "imas": gentle("imas"),
         "standard": gentle("imas", **standard),
-        "rare looks": gentle("imas", hardness_every=3, confidence=0.6),
+        "rare looks": gentle("imas", hardness_every=3, threshold=0.6),
     }
 
 

@@ -186,7 +186,10 @@ def test_a_run_goes_on_only_if_its_batch_can_be_dealt_out(processes, file, watch
 def test_a_mistake_is_told_once_even_if_the_first_process_finds_it_last(processes, tmp_path):
     arguments = ["train", str(tmp_path / "none.yaml")]
     first, second, agent = processes(2, "command", agent=True, arguments=arguments, late=0)
-    assert first.err == f"semiseg: {tmp_path}/none.yaml: there is no such recipe; recipes/ has some to start from\n"
+    assert (
+        first.err
+        == f"semiseg: {tmp_path}/none.yaml: there is no such recipe; name a file, or one that `semiseg recipes` lists\n"
+    )
     assert (second.out, second.err) == ("", "")
     assert agent.code == 1
 
@@ -270,7 +273,7 @@ def test_a_loss_that_is_no_number_stops_all_at_the_same_step(processes, file, sc
         [whose_turn(scenes, kind, turn) for turn in range(16, 20)] for kind in ("labeled", "unlabeled")
     )
     assert (event["step"], event["labeled"], event["unlabeled"]) == (5, labeled, unlabeled)
-    images = f"labelled {', '.join(labeled)}; unlabelled {', '.join(unlabeled)}"
+    images = f"labeled {', '.join(labeled)}; unlabeled {', '.join(unlabeled)}"
     assert first.err.startswith(f"semiseg: {run.path}: the loss of step 5 is nan; its images are {images}; ")
     assert first.err.count("\n") == 1
     assert second.err == first.err.replace("semiseg: ", "semiseg: process 1 of 2: ")  # had it not been ended by then

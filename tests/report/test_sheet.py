@@ -63,7 +63,7 @@ def test_as_large_as_a_tile_allows(tmp_path, size, shown):
     assert (part[:, width:] == 255).all()
 
 
-def test_masks_in_the_colours_of_their_palette_without_blur(tmp_path):
+def test_masks_in_the_colors_of_their_palette_without_blur(tmp_path):
     mask = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
     mask.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200])
     mask.save(tmp_path / "mask.png")

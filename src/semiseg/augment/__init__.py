@@ -1,1 +1,1 @@
-"""What happens to unlabelled images: strong views, blending, CutMix."""
+"""What happens to unlabeled images: strong views, blending, CutMix."""

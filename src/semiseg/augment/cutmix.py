@@ -1,4 +1,4 @@
-"""CutMix between unlabelled images: who is paired, which box, when, and the paste (iMAS, Eq. 9, 10)."""
+"""CutMix between unlabeled images: who is paired, which box, when, and the paste (iMAS, Eq. 9, 10)."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,12 +40,12 @@ def sample_boxes(
 def sample_boxes_official(
     batch_size: int, height: int, width: int, generator: torch.Generator, side: tuple[float, float] = (0.1, 0.9)
 ) -> Bool[Tensor, "b h w"]:
-    """The authors' boxes (D10): one side fraction for the whole batch, centres in [1/16, 1) of the image, clipped."""
+    """The authors' boxes (D10): one side fraction for the whole batch, centers in [1/16, 1) of the image, clipped."""
     size = torch.tensor([[height], [width]])
     extent = (uniform(generator, side[0], side[1]) * size).floor()
-    centre = (uniform(generator, 1 / 16, 1.0, 2, batch_size) * size).floor()
-    start = (centre - (extent / 2).floor()).clamp(min=0)
-    stop = torch.minimum(centre + (extent / 2).floor(), size)
+    center = (uniform(generator, 1 / 16, 1.0, 2, batch_size) * size).floor()
+    start = (center - (extent / 2).floor()).clamp(min=0)
+    stop = torch.minimum(center + (extent / 2).floor(), size)
     return _inside(start, stop, height, width)
 
 

@@ -25,11 +25,11 @@ class Config(BaseModel):
         num_ops: operations an image draws, applied one after the other.
         with_replacement: whether an image can draw the same operation twice. The paper selects "two kinds"; the
             authors' code draws with replacement (D30).
-        factor: of contrast, sharpness, color and brightness. 1 leaves the image as it is, 0 leaves flat grey, the
-            smoothed image, grey levels and black, in this order. The authors' code starts at 0.1 (D28).
-        hue: shift as a fraction of the colour circle; its direction is random.
+        factor: of contrast, sharpness, color and brightness. 1 leaves the image as it is, 0 leaves flat gray, the
+            smoothed image, gray levels and black, in this order. The authors' code starts at 0.1 (D28).
+        hue: shift as a fraction of the color circle; its direction is random.
         bits: that posterize keeps of each channel; 8 leaves the image as it is. The authors' code never draws 8 (D29).
-        threshold: solarize inverts values not below it; 256 leaves the image as it is. The authors' code never draws
+        solarize: level from which values are inverted; 256 leaves the image as it is. The authors' code never draws
             256 (D29).
         sigma: of the Gaussian blur, px.
     """
@@ -41,10 +41,10 @@ class Config(BaseModel):
     factor: tuple[float, float] = (0.05, 0.95)
     hue: tuple[float, float] = (0.0, 0.5)
     bits: tuple[int, int] = (4, 8)
-    threshold: tuple[int, int] = (1, 256)
+    solarize: tuple[int, int] = (1, 256)
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    @field_validator("factor", "hue", "bits", "threshold", "sigma")
+    @field_validator("factor", "hue", "bits", "solarize", "sigma")
     @classmethod
     def _ordered(cls, value: tuple[float | int, float | int]) -> tuple[float | int, float | int]:
         if not value[0] <= value[1]:
@@ -53,7 +53,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":
-        limits = {"factor": (0, math.inf), "hue": (0, 0.5), "bits": (1, 8), "threshold": (0, 256), "sigma": (0.01, 100)}
+        limits = {"factor": (0, math.inf), "hue": (0, 0.5), "bits": (1, 8), "solarize": (0, 256), "sigma": (0.01, 100)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value[0] < low or not math.isfinite(value[1]) or value[1] > high:
@@ -105,9 +105,9 @@ def _blurred(image: Tensor, sigma_px: float) -> Tensor:
         side = image.shape[axis]
         radius = min(math.ceil(3 * sigma_px), side - 1)  # reflection needs radius < side
         heights = [math.exp(-((offset / sigma_px) ** 2) / 2) for offset in range(radius + 1)]
-        centre, *flanks = (height / (2 * sum(heights) - heights[0]) for height in heights)
+        center, *flanks = (height / (2 * sum(heights) - heights[0]) for height in heights)
         padded = F.pad(blurred, (0, 0, radius, radius) if axis == 1 else (radius, radius), mode="reflect")
-        blurred = padded.narrow(axis, radius, side) * centre
+        blurred = padded.narrow(axis, radius, side) * center
         for offset, weight in enumerate(flanks, 1):
             for start in (radius - offset, radius + offset):
                 blurred.add_(padded.narrow(axis, start, side), alpha=weight)
@@ -125,7 +125,7 @@ def _sharpness(image: Tensor, factor: Tensor) -> Tensor:
     smooth = image.clone()  # the outermost pixels stay, as in PIL
     wide = image.short()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
-    # 1 1 1      the sum of the neighbourhood,
+    # 1 1 1      the sum of the neighborhood,
     # 1 5 1      and four times the pixel itself
     # 1 1 1
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -142,12 +142,12 @@ def _brightness(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(image: Tensor, shift: Tensor) -> Tensor:
-    # HSV without its detours: along the colour circle, six units round, each channel falls from the largest value to
+    # HSV without its detours: along the color circle, six units round, each channel falls from the largest value to
     # the smallest between one and two units from its own place (red 0, green 2, blue 4), and is flat elsewhere.
     red, green, blue = image.float().unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
     chroma = top - torch.minimum(torch.minimum(red, green), blue)
-    per = chroma.clamp(min=1).reciprocal_()  # grey has no hue, and keeps none
+    per = chroma.clamp(min=1).reciprocal_()  # gray has no hue, and keeps none
     hue = torch.lerp(  # with weights of 0 and 1: a choice, which a CPU makes ten times as slowly with torch.where
         torch.lerp((red - green).mul_(per).add_(4), (blue - red).mul_(per).add_(2), green.clone().eq_(top)),
         (green - blue).mul_(per),
@@ -216,7 +216,7 @@ _TABLE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Co
     "brightness": (_brightness, lambda u, config: _uniform(u, config.factor)),
     "hue": (_hue, lambda u, config: _signed(u, config.hue)),
     "posterize": (_posterize, lambda u, config: _integer(u, config.bits)),
-    "solarize": (_solarize, lambda u, config: _integer(u, config.threshold)),
+    "solarize": (_solarize, lambda u, config: _integer(u, config.solarize)),
 }
 
 OPS: tuple[str, ...] = tuple(_TABLE)
@@ -251,7 +251,7 @@ def apply(image: UInt8[Tensor, "b 3 h w"], params: IntensityParams) -> UInt8[Ten
         params: draws for as many images.
 
     Returns:
-        A new batch on the same device. Devices agree to one grey level.
+        A new batch on the same device. Devices agree to one gray level.
     """
     assert len(params.op) == len(image), f"{len(params.op)} draws for {len(image)} images"
     out = image.clone()

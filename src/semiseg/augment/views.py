@@ -1,10 +1,10 @@
-"""From a loaded batch to what a method sees: strong views and normalisation, on the device of the batch."""
+"""From a loaded batch to what a method sees: strong views and normalization, on the device of the batch."""
 
 from dataclasses import dataclass
 
 from semiseg.augment import intensity
 from semiseg.rng import fold_in
-from semiseg.types import LoadedBatch, Normalisation, SemiBatch
+from semiseg.types import LoadedBatch, Normalization, SemiBatch
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Views:
     """What a method wants to see.
 
     Attributes:
-        unlabeled: whether it looks at unlabelled images at all; if not, none are loaded.
+        unlabeled: whether it looks at unlabeled images at all; if not, none are loaded.
         strong: the intensity pool of each strong view; all views share the geometry of the weak one.
     """
 
@@ -23,7 +23,7 @@ class Views:
 def make_batch(
     loaded: LoadedBatch,
     views: Views,
-    normalise: Normalisation,
+    normalize: Normalization,
     seed: int,
     step: int,
     first: int = 0,
@@ -37,21 +37,21 @@ def make_batch(
     Args:
         loaded: what the loader made.
         views: what the method asks for.
-        normalise: how its networks' input is normalised.
+        normalize: how its networks' input is normalized.
         seed: of the run.
         step: of the run.
         first: position in the whole batch of the first image.
-        whole_size: unlabelled images in the whole batch; None: `loaded` is whole.
+        whole_size: unlabeled images in the whole batch; None: `loaded` is whole.
     """
     num_images = len(loaded.weak)
     strong = []
     for view, pool in enumerate(views.strong):
         params = intensity.sample(fold_in(seed, "strong", view, step), whole_size or num_images, pool)
-        strong.append(normalise(intensity.apply(loaded.weak, params[first : first + num_images])))
+        strong.append(normalize(intensity.apply(loaded.weak, params[first : first + num_images])))
     return SemiBatch(
-        image=normalise(loaded.image),
+        image=normalize(loaded.image),
         label=loaded.label.long(),
-        weak=normalise(loaded.weak),
+        weak=normalize(loaded.weak),
         strong=tuple(strong),
         valid=loaded.valid,
         index=loaded.index,

@@ -23,7 +23,7 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
     Args:
         dataset: what is to be trained on.
         config: long side, crop and scale.
-        full: decode every unlabelled image; False reads their heads only. Labelled ones are always decoded.
+        full: decode every unlabeled image; False reads their heads only. Labeled ones are always decoded.
 
     Returns:
         What is odd but no error, one sentence each: also images that cannot be read, with `on_unreadable: skip`.
@@ -51,7 +51,7 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
     present = frozenset[int]().union(*(values for _, values in labeled.values()))
     if len(dataset.classes) == 2 and present == {0, IGNORE}:
         raise UserError(
-            f"data.values: the labelled masks, e.g. {dataset.labeled[0].mask}, hold only 0 and {IGNORE}, which means "
+            f"data.values: the labeled masks, e.g. {dataset.labeled[0].mask}, hold only 0 and {IGNORE}, which means "
             f"'ignored'; if {IGNORE} is class 1 ({dataset.classes.names[1]}), set data.values: {{{IGNORE}: 1}}"
         )
     masks = [sample.mask for sample, (_, values) in labeled.items() if values == {IGNORE}]
@@ -68,13 +68,13 @@ def _oddities(
     absent = [name for index, name in enumerate(dataset.classes.names) if index not in present]
     found = []
     if absent:
-        found.append(f"No labelled mask shows {', '.join(absent)}: what is never shown cannot be learnt.")
+        found.append(f"No labeled mask shows {', '.join(absent)}: what is never shown cannot be learned.")
     if ignored_masks:
-        found.append(f"{len(ignored_masks)} labelled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
+        found.append(f"{len(ignored_masks)} labeled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
     if skipped:
         found.append(f"{len(skipped)} images cannot be read and are skipped, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
-        found.append("There are no unlabelled images: only supervised training is possible.")
+        found.append("There are no unlabeled images: only supervised training is possible.")
     return found
 
 

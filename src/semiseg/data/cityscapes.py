@@ -1,8 +1,8 @@
 """Cityscapes as it lies on disk: leftImg8bit and gtFine, 19 classes.
 
 Masks are `*_gtFine_labelTrainIds.png` where the dataset has one for every `*_gtFine_labelIds.png`, and else the latter,
-whose 34 ids are mapped to the 19 classes. Lists that the config leaves out: labelled is every image of train (that no
-other list names), unlabelled every other image of train, and validation every image of val.
+whose 34 ids are mapped to the 19 classes. Lists that the config leaves out: labeled is every image of train (that no
+other list names), unlabeled every other image of train, and validation every image of val.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, ClassTable
 
-# Label id, name, colour of the 19 classes of the benchmark, in the order of their train ids (Cordts et al., 2016).
+# Label id, name, color of the 19 classes of the benchmark, in the order of their train ids (Cordts et al., 2016).
 _CLASSES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),

@@ -15,7 +15,7 @@ Scale = Annotated[float, Field(gt=0, le=10)]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image on disk. `mask` is None where there is none: unlabelled images need no mask file."""
+    """One image on disk. `mask` is None where there is none: unlabeled images need no mask file."""
 
     name: str  # its id: path below the image folder, without extension
     image: Path
@@ -31,7 +31,7 @@ class Dataset:
         unlabeled: the pool; training never reads a mask of these, even where one exists.
         val: samples with masks for evaluation.
         classes: the class table.
-        values: class index of each mask value that is not one already (Cityscapes' label ids, grey 255 for class 1);
+        values: class index of each mask value that is not one already (Cityscapes' label ids, gray 255 for class 1);
             None where masks hold class indices. Values that it does not name keep their meaning.
     """
 
@@ -49,8 +49,8 @@ class DataConfig(BaseModel):
 
     layout: str
     root: Path
-    labeled: Path | None = None  # list of labelled images; None: the layout's own default
-    unlabeled: Path | None = None  # list of the unlabelled pool; None: every training image that is not labelled
+    labeled: Path | None = None  # list of labeled images; None: the layout's own default
+    unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
     long_side: int | None = Field(None, ge=16, le=16384)  # px; images are resized to it first, None: as they are
     crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both

@@ -4,7 +4,7 @@
     root/masks/**/NAME.png        same path below its folder; one channel that holds class indices, 255 = ignored
     root/classes.txt              class 0 on the first line, class 1 on the second ...; `name` or `name #RRGGBB`
 
-Lists that the config leaves out: labelled is every image with a mask that is in no other list, unlabelled every other
+Lists that the config leaves out: labeled is every image with a mask that is in no other list, unlabeled every other
 image, and validation a share of the images with masks (`val_fraction`) that depends on their names alone, so that every
 run of every method measures on the same ones.
 """
@@ -81,7 +81,7 @@ def held_out(samples: tuple[Sample, ...], fraction: float) -> tuple[Sample, ...]
 
 
 def read_classes(path: Path, background: str | int | None) -> ClassTable:
-    """The class table in a text file: a name a line, with its colour (#RRGGBB) or with VOC's; `#` starts a comment.
+    """The class table in a text file: a name a line, with its color (#RRGGBB) or with VOC's; `#` starts a comment.
 
     Raises:
         UserError: the file is missing, holds fewer than 2 or more than 254 classes or one name twice, or `background`

@@ -99,7 +99,7 @@ def assemble(
     values: dict[int, int] | None,
     mask_remedy: str,
 ) -> Dataset:
-    """The dataset of three lists, once it is sure that they are disjoint and labelled where they must be.
+    """The dataset of three lists, once it is sure that they are disjoint and labeled where they must be.
 
     Args:
         labeled: samples for training with masks.
@@ -107,10 +107,10 @@ def assemble(
         val: samples for evaluation.
         classes: the class table.
         values: as in `Dataset`.
-        mask_remedy: what a user can do about a labelled image without a mask.
+        mask_remedy: what a user can do about a labeled image without a mask.
 
     Raises:
-        UserError: two lists share an image, a labelled image has no mask, or a list that must not be empty is.
+        UserError: two lists share an image, a labeled image has no mask, or a list that must not be empty is.
     """
     lists = {"data.labeled": labeled, "data.unlabeled": unlabeled, "data.val": val}
     remedies = {

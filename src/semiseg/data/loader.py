@@ -65,8 +65,8 @@ def train_loader(
     Args:
         dataset: what to load.
         config: crop, scale, flip, long side, cache, workers.
-        batch_size: labelled images, and as many unlabelled ones, a step and process.
-        unlabeled: whether to load unlabelled images at all; batches have none otherwise.
+        batch_size: labeled images, and as many unlabeled ones, a step and process.
+        unlabeled: whether to load unlabeled images at all; batches have none otherwise.
         seed: decides order and augmentation.
         start: first step.
         num_steps: one after the last step.
@@ -75,13 +75,13 @@ def train_loader(
         on_restart: told the step and the reason when worker processes died and new ones take their places.
 
     Raises:
-        UserError: there are no unlabelled images; while iterating, an image or mask cannot be read (with
+        UserError: there are no unlabeled images; while iterating, an image or mask cannot be read (with
             `on_unreadable: skip`, a hundred in a row), or workers die again and again; decoded images do not fit into
             memory.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
-            "data.unlabeled: there are no unlabelled images, and the method needs some; add images or a list"
+            "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
         )
     caches = None
     if config.cache:
@@ -106,7 +106,7 @@ def eval_loader(
     """Yields `samples` one by one, each exactly once over all ranks. Its workers are kept until it is closed.
 
     Args:
-        samples: labelled samples, usually `dataset.val`.
+        samples: labeled samples, usually `dataset.val`.
         dataset: gives the class table and the mask values.
         config: long side, workers.
         rank: of this process.
@@ -226,7 +226,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     seed: int
     rank: int
     world_size: int
-    caches: tuple[Cache, ...] | None  # of labelled and of unlabelled images
+    caches: tuple[Cache, ...] | None  # of labeled and of unlabeled images
 
     def __getitem__(self, step: int) -> LoadedBatch | UserError:  # type: ignore[override]
         first = (step * self.world_size + self.rank) * self.batch_size

@@ -1,4 +1,4 @@
-"""Which images are labelled: the identity of published partitions, and new ones.
+"""Which images are labeled: the identity of published partitions, and new ones.
 
 Papers that print "1/16" have trained on different images (field survey, section 6). A hash of the ids tells them apart.
 """
@@ -73,7 +73,7 @@ def class_presence(
     """
 
     def classes(sample: Sample) -> frozenset[int]:
-        assert sample.mask is not None, f"{sample.name} is not labelled"
+        assert sample.mask is not None, f"{sample.name} is not labeled"
         return frozenset(torch.unique(read_mask(sample.mask, num_classes, values)).tolist()) - {IGNORE}
 
     with ThreadPoolExecutor() as threads:
@@ -84,7 +84,7 @@ def class_presence(
 def nested_partitions(
     samples: Sequence[Sample], class_sets: Mapping[str, frozenset[int]], counts: Sequence[int | float], seed: int
 ) -> dict[int, tuple[Sample, ...]]:
-    """Labelled sets of several sizes, each contained in the larger ones, that show every class as early as possible.
+    """Labeled sets of several sizes, each contained in the larger ones, that show every class as early as possible.
 
     One random order of the pool, to whose front those images are moved that show the most classes not yet shown, until
     all are; each partition is the beginning of it.

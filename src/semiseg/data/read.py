@@ -22,7 +22,7 @@ _BAD = 254  # marks mask values without meaning in the lookup table; a class tab
 def read_image(path: Path, enough: int | None = None) -> UInt8[Tensor, "3 h w"]:
     """An image file as RGB, turned as its EXIF orientation says.
 
-    Grey and palette images become RGB, transparency is dropped, 16-bit values keep their upper 8 bits. The tensor may
+    Gray and palette images become RGB, transparency is dropped, 16-bit values keep their upper 8 bits. The tensor may
     be strided as the file is (channels last).
 
     Args:
@@ -48,20 +48,20 @@ def read_mask(path: Path, num_classes: int, values: dict[int, int] | None) -> UI
     """A mask file as class indices, IGNORE where a pixel has none.
 
     Args:
-        path: a single-channel or palette image; of a palette image the indices count, not the colours.
+        path: a single-channel or palette image; of a palette image the indices count, not the colors.
         num_classes: size of the class table, at most 254.
         values: class index (or IGNORE) of each mask value that is not one already; None where there is none.
 
     Raises:
-        UserError: the file is missing, cannot be decoded, has colours instead of indices, or holds a value that is
+        UserError: the file is missing, cannot be decoded, has colors instead of indices, or holds a value that is
             neither a class nor IGNORE.
     """
     image = _decode(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         kinds = {"F": "holds floating-point values", "LA": "has transparency", "PA": "has transparency"}
         raise UserError(
-            f"{path}: the mask {kinds.get(image.mode, 'is a colour image')} (mode {image.mode}); save it with one "
-            "channel (grey or palette PNG) that holds the class index of each pixel"
+            f"{path}: the mask {kinds.get(image.mode, 'is a color image')} (mode {image.mode}); save it with one "
+            "channel (gray or palette PNG) that holds the class index of each pixel"
         )
     table = np.full(65536, _BAD, dtype=np.uint8)
     table[:num_classes] = np.arange(num_classes)
@@ -92,12 +92,12 @@ def read_mask(path: Path, num_classes: int, values: dict[int, int] | None) -> UI
 def read_pair(
     sample: Sample, num_classes: int, values: dict[int, int] | None, enough: int | None = None
 ) -> tuple[UInt8[Tensor, "3 H W"], UInt8[Tensor, "h w"]]:
-    """Image and mask of a labelled sample; the image is smaller if less is `enough`, see `read_image`.
+    """Image and mask of a labeled sample; the image is smaller if less is `enough`, see `read_image`.
 
     Raises:
         UserError: as `read_image` and `read_mask`, or the two differ in size.
     """
-    assert sample.mask is not None, f"{sample.name} is not labelled"
+    assert sample.mask is not None, f"{sample.name} is not labeled"
     image, mask = read_image(sample.image, enough), read_mask(sample.mask, num_classes, values)
     size = image.shape[1:] if enough is None else read_size(sample.image)  # it may have been decoded smaller
     if tuple(size) != mask.shape:
@@ -138,7 +138,7 @@ def resize_image(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[
 
 
 def resize_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """`mask` at `size` (height, width): the value at each new pixel's centre, so that it fits the resized image."""
+    """`mask` at `size` (height, width): the value at each new pixel's center, so that it fits the resized image."""
     return F.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 

@@ -1,6 +1,6 @@
 """Small drawn scenes with exact masks, so that `semiseg demo` shows semi-supervised training with no download.
 
-Shapes of five classes lie on textured ground. A class has a usual colour and a usual texture, but many a shape has
+Shapes of five classes lie on textured ground. A class has a usual color and a usual texture, but many a shape has
 others: only the outline is certain (of cloth, the folds). So a few labels teach habits, and more images teach shapes.
 Scenes differ in difficulty: from one or two large shapes in clear contrast to many small ones in clutter, shadow, haze
 and noise.
@@ -27,15 +27,15 @@ VAL_START = 1_000_000  # validation images are scenes from here on, whatever the
 
 
 def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, seed: int, labeled: int) -> None:
-    """Writes scenes in the ordinary folder layout, with masks for the labelled and the validation images alone.
+    """Writes scenes in the ordinary folder layout, with masks for the labeled and the validation images alone.
 
     `root` gets `images/{train,val}/NNNN.png`, `masks/{train,val}/NNNN.png` (palette PNGs of class indices),
-    `classes.txt` and `splits/{labeled,unlabeled,val}.txt`. The labelled images are the first `labeled` train images;
+    `classes.txt` and `splits/{labeled,unlabeled,val}.txt`. The labeled images are the first `labeled` train images;
     together they show every class.
 
     Args:
         root: a folder that is empty or does not exist.
-        num_train: number of train images, labelled and unlabelled.
+        num_train: number of train images, labeled and unlabeled.
         num_val: number of validation images.
         size: height and width of an image, px.
         seed: image i depends on `seed` and i alone.
@@ -108,18 +108,18 @@ def scene(seed: int, index: int, size: int) -> tuple[UInt8[np.ndarray, "h w 3"],
 
 @dataclass(frozen=True)
 class _Canvas:
-    """A picture in the making. Lengths are fractions of its side, colours lie in [0, 1]."""
+    """A picture in the making. Lengths are fractions of its side, colors lie in [0, 1]."""
 
     x: Plane
     y: Plane
     image: Float[np.ndarray, "h w 3"]
-    ground: Float[np.ndarray, " 3"]  # mean colour
+    ground: Float[np.ndarray, " 3"]  # mean color
     light: Float[np.ndarray, " 2"]  # where it comes from
     hard: float
 
     @classmethod
     def of_ground(cls, rng: np.random.Generator, size: int, hard: float) -> "_Canvas":
-        """Bare ground: two shades of one colour in some texture."""
+        """Bare ground: two shades of one color in some texture."""
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size
         x, y = np.meshgrid(axis, axis)
         chroma = rng.uniform(-1, 1, 3) * (0.05 + 0.1 * hard)
@@ -132,7 +132,7 @@ class _Canvas:
         image = ground + (texture + 0.3 * (_clouds(rng, x, y) - 0.5))[..., None] * shade
         return cls(x, y, image.astype(np.float32), ground, light, hard)
 
-    def paint(self, rng: np.random.Generator, kind: str, centre: np.ndarray, radius: float) -> Bool[np.ndarray, "h w"]:
+    def paint(self, rng: np.random.Generator, kind: str, center: np.ndarray, radius: float) -> Bool[np.ndarray, "h w"]:
         """Paints one shape with its shadow and returns where it is."""
         angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.18)
         phases = rng.uniform(0, 2 * np.pi, 3)
@@ -142,10 +142,10 @@ class _Canvas:
             u, v = u / (radius * stretch), v / (radius / stretch)
             return radius * _SHAPES[kind](u, v, phases), u, v
 
-        shadow, _, _ = outlined(*(centre - 0.12 * radius * self.light).tolist())
+        shadow, _, _ = outlined(*(center - 0.12 * radius * self.light).tolist())
         self.image[:] *= 1 - 0.45 * np.clip(0.5 - shadow / (0.25 * radius), 0, 1)[..., None]
 
-        outline, u, v = outlined(*centre.tolist())
+        outline, u, v = outlined(*center.tolist())
         contrast = 0.75 - 0.5 * self.hard
         texture, usual = _HABITS.get(kind, (_plain, None))
         first = _color_away(rng, self.ground, contrast, usual if rng.random() < _COLOR_HABIT else None)
@@ -169,7 +169,7 @@ class _Canvas:
         image *= (1 + (0.3 + 0.7 * bad[0]) * toward)[..., None]
         u, _ = _turned(self.x - 0.5, self.y - 0.5, rng.uniform(0, 2 * np.pi))  # a shadow from outside of the picture
         image *= (1 - 0.7 * bad[1] * np.clip(0.5 + (u - rng.uniform(-0.3, 0.4)) / 0.06, 0, 1))[..., None]
-        image *= 1 + 0.3 * bad[2] * rng.uniform(-1, 1, 3)  # colour cast
+        image *= 1 + 0.3 * bad[2] * rng.uniform(-1, 1, 3)  # color cast
         image = np.clip(image, 0, 1) ** np.exp(0.6 * bad[3] * rng.uniform(-1, 1))  # gamma
         image += 0.5 * bad[4] * (rng.uniform(0.2, 0.8) - image)  # haze
         soft = Image.fromarray((255 * image).astype(np.uint8)).filter(
@@ -190,7 +190,7 @@ def _color_away(
     distance: float,
     like: tuple[float, float, float] | None = None,
 ) -> Float[np.ndarray, " 3"]:
-    """Of some random colours the one that is best at `distance` from `color`, and near `like` where that is given."""
+    """Of some random colors the one that is best at `distance` from `color`, and near `like` where that is given."""
     tries = rng.uniform(0.05, 0.95, (32, 3)).astype(np.float32)
     miss = np.abs(np.linalg.norm(tries - color, axis=1) - distance)
     if like is not None:
@@ -304,7 +304,7 @@ _TEXTURES: tuple[Callable[[np.random.Generator, Plane, Plane], Plane], ...] = (
     _dots,
 )
 
-_COLOR_HABIT, _TEXTURE_HABIT = 0.6, 0.95  # probability of the usual colour, and that of the usual texture
+_COLOR_HABIT, _TEXTURE_HABIT = 0.6, 0.95  # probability of the usual color, and that of the usual texture
 _HABITS: dict[str, tuple[Callable[[np.random.Generator, Plane, Plane], Plane], tuple[float, float, float]]] = {
     "disc": (_dots, (0.85, 0.25, 0.2)),
     "box": (_checks, (0.2, 0.4, 0.85)),

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 as it lies on disk: classic (VOC's masks) and blended (VOC's and SBD's).
 
-Lists that the config leaves out: validation is ImageSets/Segmentation/val.txt, labelled is train.txt beside it (failing
-that, every other image with a mask), and the unlabelled pool is every other image with a mask. So with
+Lists that the config leaves out: validation is ImageSets/Segmentation/val.txt, labeled is train.txt beside it (failing
+that, every other image with a mask), and the unlabeled pool is every other image with a mask. So with
 `masks: SegmentationClassAug` the training images are the 10,582 of train_aug that the papers use, without a list.
 """
 

@@ -16,7 +16,7 @@ from semiseg.data.read import fit, resize_image, resize_mask
 from semiseg.rng import uniform
 from semiseg.types import IGNORE
 
-PAD_COLOR = (124, 116, 104)  # ImageNet's mean colour
+PAD_COLOR = (124, 116, 104)  # ImageNet's mean color
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A checkpoint is a folder, written aside, synced and renamed, so that it is whole
 
     model.safetensors       the method: student, teacher, buffers
     optimizer.safetensors   momentum (not in `best-*`, which cannot be resumed from)
-    state.json              format, step, recipe, class table, normalisation, predictor, scaler, what has no record
+    state.json              format, step, recipe, class table, normalization, predictor, scaler, what has no record
 """
 
 import json
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from semiseg.errors import UserError
 from semiseg.files import sync
-from semiseg.types import ClassTable, Normalisation
+from semiseg.types import ClassTable, Normalization
 
 FORMAT = 2
 
@@ -35,7 +35,7 @@ class Checkpoint:
         step: completed steps.
         recipe: the run's, as plain values.
         classes: what the network's outputs mean.
-        normalisation: of the network's input.
+        normalization: of the network's input.
         predictor: which of the method's networks is evaluated and used: the head of its tensors' names.
         scaler: state of the fp16 gradient scaler.
         pending: scalars of the steps since the last training record, by name; empty where a record was due.
@@ -48,7 +48,7 @@ class Checkpoint:
     step: int
     recipe: dict[str, Any]
     classes: ClassTable
-    normalisation: Normalisation
+    normalization: Normalization
     predictor: str
     scaler: dict[str, Any]
     pending: dict[str, list[float]]
@@ -95,7 +95,7 @@ def save(
     step: int,
     recipe: dict[str, Any],
     classes: ClassTable,
-    normalisation: Normalisation,
+    normalization: Normalization,
     predictor: str,
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor] | None = None,
@@ -120,7 +120,7 @@ def save(
         "step": step,
         "recipe": recipe,
         "classes": asdict(classes),
-        "normalisation": asdict(normalisation),
+        "normalization": asdict(normalization),
         "predictor": predictor,
         "scaler": scaler or {},
         "pending": pending or {},
@@ -194,7 +194,7 @@ def read(path: Path) -> Checkpoint:
                 colors=tuple((r, g, b) for r, g, b in state["classes"]["colors"]),
                 background=state["classes"]["background"],
             ),
-            normalisation=Normalisation(**{key: tuple(value) for key, value in state["normalisation"].items()}),
+            normalization=Normalization(**{key: tuple(value) for key, value in state["normalization"].items()}),
             predictor=str(state["predictor"]),
             scaler=dict(state["scaler"]),
             pending=dict(state["pending"]),

@@ -66,7 +66,7 @@ def evaluate(
     for done, item in enumerate(items, 1):
         image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
         with runtime.autocast():
-            probability = config.probabilities(network, network.normalisation(image))
+            probability = config.probabilities(network, network.normalization(image))
         prediction = most_likely(resize_probability(probability, *mask.shape))[0]
         matrix = add_confusion(matrix, prediction, mask)
         on_image(done)

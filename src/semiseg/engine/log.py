@@ -30,7 +30,7 @@ class _Step:
 
     done: int  # completed steps
     scalars: Tensor  # the loss, what the method names, and how many processes were asked to stop
-    index: Tensor | None = None  # of its images: labelled and unlabelled of the first process, then of the second ...
+    index: Tensor | None = None  # of its images: labeled and unlabeled of the first process, then of the second ...
     hardness: Tensor | None = None
 
 
@@ -44,7 +44,7 @@ class Log:
         runtime: of the run.
         dataset: names the images of a bad batch.
         reporter: who is told; on other processes than the first, nobody.
-        images_per_step: labelled and unlabelled, over all processes.
+        images_per_step: labeled and unlabeled, over all processes.
         done: completed steps.
     """
 
@@ -122,7 +122,7 @@ class Log:
             unlabeled += [self.dataset.unlabeled[index].name for index in share[num_labeled:]]
         if self.runtime.is_main:
             self.run.event("not finite", step.done, loss=str(loss), labeled=labeled, unlabeled=unlabeled)
-        images = f"labelled {', '.join(labeled)}" + (f"; unlabelled {', '.join(unlabeled)}" if unlabeled else "")
+        images = f"labeled {', '.join(labeled)}" + (f"; unlabeled {', '.join(unlabeled)}" if unlabeled else "")
         return (
             f"{self.run.path}: the loss of step {step.done} is {loss}; its images are {images}; "
             "lower optim.lr, or use engine.precision: bf16 or fp32; earlier checkpoints are kept"
@@ -170,7 +170,7 @@ class Log:
     def _hardness_rows(self, step: _Step) -> list[tuple[int, int, float]]:
         assert step.index is not None
         assert step.hardness is not None
-        shares = step.index.view(self.runtime.world_size, 2, -1)[:, 1]  # the unlabelled ones
+        shares = step.index.view(self.runtime.world_size, 2, -1)[:, 1]  # the unlabeled ones
         pairs = zip(shares.flatten().tolist(), step.hardness.tolist(), strict=True)
         return [(step.done, index, hardness) for index, hardness in pairs]
 

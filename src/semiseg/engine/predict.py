@@ -50,7 +50,7 @@ class Predictor:
         height, width = image.shape[-2:]
         batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
         with self.runtime.autocast():
-            probability = self.evaluate.probabilities(self.network, self.network.normalisation(batch))
+            probability = self.evaluate.probabilities(self.network, self.network.normalization(batch))
         return most_likely(resize_probability(probability, height, width))[0].to(torch.uint8).cpu()
 
     def write(self, file: Path, index: Path, overlaid: Path | None = None) -> None:
@@ -68,7 +68,7 @@ def predict_files(
 ) -> int:
     """Writes an index mask and an overlay for each image.
 
-    `<name>.png` has the class index as pixel value and the classes' colours as palette; `<name>_overlay.png` shows
+    `<name>.png` has the class index as pixel value and the classes' colors as palette; `<name>_overlay.png` shows
     them over the image. Folders below `images` are kept.
 
     Returns:
@@ -111,14 +111,14 @@ def _find(images: Path) -> tuple[Path, list[Path]]:
 
 
 def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """A palette image: pixel values are class indices, the palette has the classes' colours."""
+    """A palette image: pixel values are class indices, the palette has the classes' colors."""
     image = Image.fromarray(label.numpy())
     image.putpalette([value for color in classes.colors for value in color])
     return image
 
 
 def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """The image with each pixel half in the colour of its class; the background stays as it is."""
+    """The image with each pixel half in the color of its class; the background stays as it is."""
     photo = image.permute(1, 2, 0).numpy().astype(np.float32)
     color = np.array(classes.colors, dtype=np.float32)[label.numpy()]
     share = np.full(label.shape, 0.5, dtype=np.float32)
@@ -147,7 +147,7 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Pre
     with seeded(0, "predictor"):  # of no consequence: every weight is replaced
         network = build.build(model, len(source.classes))
     source.load_predictor(network)
-    network.normalisation = source.normalisation
+    network.normalization = source.normalization
     network = (
         network.eval().requires_grad_(False).to(runtime.device).to(memory_format=torch.channels_last)
     )  # as in training

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_SHOWN = (("loss", "loss"), ("labeled", "labelled"), ("unlabeled", "unlabelled"), ("easiness", "easiness"))
+_SHOWN = (("loss", "loss"), ("labeled", "labeled"), ("unlabeled", "unlabeled"), ("easiness", "easiness"))
 
 
 class ProgressBar:

@@ -23,7 +23,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
-    batch_size: int = Field(16, ge=2, le=65536)  # labelled images a step over all processes, as many unlabelled
+    batch_size: int = Field(16, ge=2, le=65536)  # labeled images a step over all processes, as many unlabeled
     micro_batch_size: int | None = Field(None, ge=1)  # of them in one forward pass of a process; None: its whole share
     seed: int = Field(0, ge=0)
     precision: Precision = "fp32"
@@ -36,7 +36,7 @@ class EngineConfig(BaseModel):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def part_size(self, world_size: int) -> int:
-        """Labelled images in one forward pass of one of `world_size` processes.
+        """Labeled images in one forward pass of one of `world_size` processes.
 
         Raises:
             UserError: the batch cannot be dealt out evenly.

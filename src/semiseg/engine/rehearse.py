@@ -16,7 +16,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 
 _STEPS = 3  # the first of them warm up, the last is timed
-_ROW_BYTES = 20  # of the hardness history, an unlabelled image and step
+_ROW_BYTES = 20  # of the hardness history, an unlabeled image and step
 
 
 @dataclass(frozen=True)

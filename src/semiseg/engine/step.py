@@ -23,7 +23,7 @@ class Stepper:
     """Takes the steps of a recipe.
 
     The batch of a step is whole only over all processes, and a process may go through its share in micro-batches.
-    What a method observes of the unlabelled images is put together before the first gradient, random draws are those
+    What a method observes of the unlabeled images is put together before the first gradient, random draws are those
     of the whole batch, and losses are shares of its loss, so the parts together take the step that one pass over the
     whole batch would take. Only batch statistics are those of a part (of a micro-batch over all GPUs, with SyncBN).
 
@@ -72,11 +72,11 @@ class Stepper:
     def _parts(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:
         """The share's micro-batches, strongly augmented as the images of the whole batch that they are."""
         views, seed, world_size = self.method.views, self.recipe.engine.seed, self.runtime.world_size
-        normalise = self.method.predictor().normalisation
+        normalize = self.method.predictor().normalization
         first, whole_size = self.runtime.rank * len(loaded.weak), world_size * len(loaded.weak)
         parts = []
         for part in loaded.split(self.part_size):
-            parts.append(make_batch(part, views, normalise, seed, step, first, whole_size))
+            parts.append(make_batch(part, views, normalize, seed, step, first, whole_size))
             first += len(part.weak)
         return parts
 
@@ -104,7 +104,7 @@ def _enough_for_batch_norm(part_size: int) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"engine.micro_batch_size: batch norm cannot learn from {part_size} labelled image at a time; use a larger "
+            f"engine.micro_batch_size: batch norm cannot learn from {part_size} labeled image at a time; use a larger "
             "micro_batch_size, a larger engine.batch_size or fewer processes"
         ) from error
 

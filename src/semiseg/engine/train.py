@@ -221,7 +221,7 @@ class _Training:
             step=self.done,
             recipe=self.recipe.to_dict(),
             classes=self.dataset.classes,
-            normalisation=self.method.predictor().normalisation,
+            normalization=self.method.predictor().normalization,
             predictor=self._name_of_predictor(),
             model=self.method.state_dict(),
             optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer) if resumable else None,

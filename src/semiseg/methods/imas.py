@@ -1,6 +1,6 @@
 """iMAS: instance-specific and model-adaptive supervision (Zhao et al., CVPR 2023).
 
-The more an EMA teacher and the student disagree about an unlabelled image, the harder it is; hard images are augmented
+The more an EMA teacher and the student disagree about an unlabeled image, the harder it is; hard images are augmented
 less, are paired with easy ones in CutMix, and weigh less in the loss.
 
 Deviations from print, each a setting (docs/methods/imas.md says where each equation stands): Eq. 8 with hardness and
@@ -36,7 +36,7 @@ Adaptive = Literal["adaptive", "standard"]
 class Config(MethodConfig):
     """Settings of iMAS. Defaults are those of the paper on PASCAL VOC, read as its prose means it."""
 
-    confidence: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
+    threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
     unlabeled_weight: float = Field(3.0, ge=0)  # lambda_u, Eq. 1
     ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
     labeled_loss: LabeledLoss = LabeledLoss()
@@ -70,11 +70,11 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known of unlabelled images before the first gradient: the teacher's view, and how easy they are."""
+    """What is known of unlabeled images before the first gradient: the teacher's view, and how easy they are."""
 
     weak: Float[Tensor, "u 3 h w"]
     label: Int[Tensor, "u h w"]  # pseudo-label
-    sure: Float[Tensor, "u h w"]  # its probability
+    confidence: Float[Tensor, "u h w"]  # its probability
     valid: Bool[Tensor, "u h w"]
     easy: Float[Tensor, " u"]  # 1 - gamma, Eq. 7
 
@@ -88,7 +88,7 @@ class Observed:
             self,
             weak=paste(self.weak, patch.weak, box),
             label=paste(self.label, patch.label, box),
-            sure=paste(self.sure, patch.sure, box),
+            confidence=paste(self.confidence, patch.confidence, box),
             valid=paste(self.valid, patch.valid, box),
         )
 
@@ -111,7 +111,7 @@ class Method(SemiMethod, config=Config):
             raise UserError("method.all_ignored: hardest needs a class to ignore; name one in method.ignore_class")
 
     def observe(self, batch: SemiBatch, at: Progress) -> Observed:
-        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabelled image.
+        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabeled image.
 
         With `hardness_every` the student looks in some steps only. In the others the teacher stands in for it, and the
         easiness, which is then the teacher's confident ratio (0 where all_ignored says so), is lowered to the level of
@@ -129,12 +129,12 @@ class Method(SemiMethod, config=Config):
 
     def _easiness(self, student: Prediction, teacher: Prediction, valid: Bool[Tensor, "u h w"]) -> Float[Tensor, " u"]:
         cfg = self.config
-        return easiness(student, teacher, cfg.confidence, valid, self.ignore_class, cfg.all_ignored == "hardest")
+        return easiness(student, teacher, cfg.threshold, valid, self.ignore_class, cfg.all_ignored == "hardest")
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
         """Algorithm 1, one student pass for everything that has a gradient.
 
-        When CutMix does not fire, the second unlabelled view repeats the first. Half of twice the intensity term is
+        When CutMix does not fire, the second unlabeled view repeats the first. Half of twice the intensity term is
         the intensity term alone with weight 1, as in the authors' code (D7), and the shapes of a step never change, so
         nothing has to wait for the device to know whether it fired.
         """
@@ -154,13 +154,13 @@ class Method(SemiMethod, config=Config):
         logits = self.student(torch.cat(views)).split([len(view) for view in views])
 
         if cfg.hardness_every > 1 and at.step % cfg.hardness_every == 0:
-            teacher = Prediction(everyone.label, everyone.sure, logits[0].shape[1])
+            teacher = Prediction(everyone.label, everyone.confidence, logits[0].shape[1])
             alone = self._easiness(teacher, teacher, everyone.valid)
             self.agreement.copy_(everyone.easy.mean() / alone.mean()).nan_to_num_(1.0).clamp_(max=1)
 
         labeled = cfg.labeled_loss(logits[0], batch.label, whole)  # Eq. 3
-        on_first = confident_cross_entropy(logits[1], own.label, own.sure, cfg.confidence, own.valid)
-        on_second = confident_cross_entropy(logits[2], mixed.label, mixed.sure, cfg.confidence, mixed.valid)
+        on_first = confident_cross_entropy(logits[1], own.label, own.confidence, cfg.threshold, own.valid)
+        on_second = confident_cross_entropy(logits[2], mixed.label, mixed.confidence, cfg.threshold, mixed.valid)
         if cfg.when_unmixed == "half":
             on_second = on_second * fires
         weight = own.easy if cfg.loss == "adaptive" else torch.ones_like(own.easy)
@@ -171,7 +171,7 @@ class Method(SemiMethod, config=Config):
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),
                 "easiness": own.easy.mean() * share,
-                "confident": confident_ratio(own.sure, cfg.confidence, own.valid).mean() * share,
+                "confident": confident_ratio(own.confidence, cfg.threshold, own.valid).mean() * share,
                 "mixed": fires * share,
             },
             hardness=1 - own.easy,

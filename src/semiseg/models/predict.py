@@ -49,7 +49,7 @@ def most_likely(value: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
     return label
 
 
-# On a CPU maps go through its caches in bands, and without what torch does not vectorise there (argmax, max with
+# On a CPU maps go through its caches in bands, and without what torch does not vectorize there (argmax, max with
 # indices, exp, comparisons that yield booleans): a fourth of the time of logsumexp and max, a fifteenth of argmax's.
 
 

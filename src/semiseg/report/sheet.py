@@ -22,7 +22,7 @@ class Block:
 def write(path: Path, blocks: Sequence[Block]) -> Path:
     """Writes the blocks one below the other into one PNG and returns its path.
 
-    Images are shown as large as a square tile allows; masks with a palette in its colours.
+    Images are shown as large as a square tile allows; masks with a palette in its colors.
 
     Raises:
         UserError: the file cannot be written.
