@@ -44,7 +44,10 @@ def test_a_recipe_is_valid_and_survives_the_round_trip(name, tmp_path):
 def test_the_head_of_a_recipe_says_how_to_use_it(name):
     lines = (ROOT / name).read_text().splitlines()
     head = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
-    assert any(line.split()[:4] == ["#", "semiseg", "train", name] for line in head)
+    assert any(
+        line.split()[:4] == ["#", "semiseg", "train", name.removeprefix("src/semiseg/recipes/").removesuffix(".yaml")]
+        for line in head
+    )
     assert "hardware:" in " ".join(head)
 
 

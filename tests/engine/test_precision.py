@@ -91,7 +91,7 @@ def test_what_is_measured_and_decided_is_fp32(opinionated, prepare, monkeypatch,
 
     def observed(self: Any, *args: Any) -> Any:
         found = observe(self, *args)
-        seen.update({"sure": found.sure, "easy": found.easy})
+        seen.update({"confidence": found.confidence, "easy": found.easy})
         return found
 
     def stepped(self: Any, *args: Any) -> Any:
