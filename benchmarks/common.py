@@ -31,7 +31,7 @@ PACKAGES = (
     "simplejpeg", "torchcodec",
 )  # fmt: skip
 PEERS = ("imas", "unimatch")
-GrowthUnit = Literal["s", "images/s", "1"]
+GrowthUnit = Literal["s", "images/s", "MB", "1"]
 
 
 class Strict(BaseModel):
@@ -118,6 +118,9 @@ class Settings:
         data: folder with JPEGImages and SegmentationClass; None: scenes are drawn.
         tiny: sizes so small that the figures mean nothing, to see that everything runs.
         out: folder of the results file.
+        seconds: that a suite may take, of those that can do with less or more; None: it was not said.
+        commit: of the code, where its folder is no checkout; None: git says it.
+        brief: without what takes long and matters least: growth by size, compiled networks.
     """
 
     device: torch.device
@@ -127,6 +130,9 @@ class Settings:
     data: Path | None
     tiny: bool
     out: Path
+    seconds: float | None = None
+    commit: str | None = None
+    brief: bool = False
 
     def times(self, usual: int) -> int:
         """How often to measure where a benchmark would do it `usual` times."""
@@ -211,7 +217,7 @@ class Results:
             suite=suite,
             title=title,
             date=datetime.now(UTC).date().isoformat(),
-            commit=commit(),
+            commit=run.commit or commit(),
             versions=versions(),
             machine=environment.machine(),
             others=share_of_others(self.begin, cpu_seconds()),
@@ -276,6 +282,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="photographs laid out as VOC is; by default scenes are drawn")
     parser.add_argument("--tiny", action="store_true", help="only to see that it runs")
     parser.add_argument("--out", type=Path, help="folder of the results file")
+    parser.add_argument("--seconds", type=float, help="that trainings may take together")
+    parser.add_argument("--commit", help="of this code, where its folder is no git checkout")
 
 
 def settings(found: argparse.Namespace) -> Settings:
@@ -300,6 +308,8 @@ def settings(found: argparse.Namespace) -> Settings:
         data=found.data,
         tiny=found.tiny,
         out=found.out or RESULTS,
+        seconds=found.seconds,
+        commit=found.commit,
     )
 
 

@@ -1,43 +1,53 @@
-"""Everything that needs a GPU, correctness first, in at most 25 minutes.
+"""Everything that needs a GPU in at most nine minutes, the most valuable first.
 
-python benchmarks/gpu.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VOC]; with --rehearse the same code runs tiny
-on the CPU, with --out for its meaningless figures.
+python benchmarks/gpu.py [--peer NAME=PATH] [--data VOC-MINI] [--minutes 9] [--suite NAME]; with --rehearse the
+same code runs tiny on the CPU, with --out for its meaningless figures. Each suite's results are written when it ends.
+`benchmarks/carry.py` makes a folder with all that a bare machine needs for it.
 """
 
 import argparse
 import signal
 import sys
 import time
-from dataclasses import replace
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import checkpoint
 import common
-import evaluation
 import hardness
-import loader
+import memory
+import smoke
 import step
 import torch
+import training
 import views
 from targets import TARGETS, found
 
 from semiseg.errors import UserError
 from semiseg.types import LoadedBatch
 
-SUITES = (("step", step), ("hardness", hardness), ("views", views), ("evaluation", evaluation), ("loader", loader),
-          ("checkpoint", checkpoint))  # fmt: skip
 STEPS, ALLOWED = 10, 1e-3
-CORRECTNESS = "Losses of the same ten steps on a GPU and on a CPU, fp32 without TF32"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A suite of the list."""
+
+    suite: str
+    title: str
+    measure: Callable[[common.Settings, common.Results], None]
+    seconds: float  # at most; infinite: all that is left
 
 
 class OutOfTimeError(Exception):
-    """The minutes are over."""
+    """The time of a suite is over."""
 
 
 def correctness(run: common.Settings, results: common.Results) -> None:
-    """Takes the same steps on both devices, sure enough of itself that unlabeled images count."""
+    """Takes the same steps on both devices, with a threshold low enough that unlabeled images count."""
     side, batch, encoder = run.size((129, 4, "resnet18"), (129, 4, "resnet18"), (33, 2, "tu-test_efficientnet"))
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS}
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -54,7 +64,7 @@ def correctness(run: common.Settings, results: common.Results) -> None:
 
 
 def losses(device: torch.device, encoder: str, batch: int, side: int) -> list[float]:
-    """Of the steps; small ones, because training enlarges any rounding.
+    """Of small steps, because training enlarges any rounding.
 
     Weights that differ by 1e-7 give losses that differ by 2e-4 after ten of them, and by 5e-3 at ten times the rate. A
     gradient twice as large would make 5e-3.
@@ -70,43 +80,65 @@ def turned(loaded: LoadedBatch, number: int) -> LoadedBatch:
                    weak=loaded.weak.roll(number, -2))  # fmt: skip
 
 
-def run_all(settings: common.Settings, minutes: float) -> list[Path]:
-    """Every suite, in order of importance; what time or memory does not allow for is left out, and noted."""
-    begin = time.monotonic()
-    results = common.Results(settings)
-    correctness(settings, results)
-    paths = [common.write(results.record("correctness", CORRECTNESS), settings)]
-    if results.ratios[0].value > 1:
-        raise UserError("losses on GPU and CPU differ by more than is allowed: speed means nothing yet")
+def entry(suite: str, module: Any, seconds: float) -> Entry:
+    """A suite that is a module of its own."""
+    return Entry(suite, common.title(str(module.__doc__)), module.measure, seconds)
+
+
+LIST = (
+    Entry("correctness", "Losses of the same ten steps on a GPU and on a CPU, fp32 without TF32", correctness, 60),
+    entry("step", step, 150),
+    entry("views", views, 45),
+    entry("hardness", hardness, 30),
+    entry("memory", memory, 30),
+    entry("smoke", smoke, 60),
+    entry("training", training, float("inf")),
+)
+
+
+def run_all(settings: common.Settings, minutes: float, entries: tuple[Entry, ...]) -> list[Path]:
+    """Every suite in order. One that fails or takes too long leaves what it has, and a note; the next one follows."""
+    end = time.monotonic() + minutes * 60
     signal.signal(signal.SIGALRM, _out_of_time)
-    for suite, module in SUITES:
-        left = minutes * 60 - (time.monotonic() - begin)
+    paths = []
+    for each in entries:
+        left = end - time.monotonic()
         if left < 1:
-            print(f"gpu: {suite} was left out: {minutes:g} minutes are over", file=sys.stderr)
+            print(f"gpu: {each.suite} was left out: {minutes:g} minutes are over", file=sys.stderr)
             continue
-        results = common.Results(settings)
-        title = common.title(str(module.__doc__))
-        print(f"== {suite}: {title} ({left / 60:.1f} minutes left)", flush=True)
-        signal.setitimer(signal.ITIMER_REAL, left)
-        try:
-            module.measure(settings, results)
-        except OutOfTimeError:
-            results.note(f"Cut off: {minutes:g} minutes were over; what is missing was not measured.")
-        except torch.OutOfMemoryError as error:
-            results.note(f"Cut off, out of memory: {str(error).splitlines()[0]}")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        paths.append(run_one(replace(settings, seconds=min(each.seconds, left), brief=True), each, left))
         common.settle(settings.device)
-        paths.append(common.write(results.record(suite, title), settings))
+    print(f"gpu: {(minutes * 60 - end + time.monotonic()) / 60:.1f} of {minutes:g} minutes taken", flush=True)
     return paths
+
+
+def run_one(settings: common.Settings, each: Entry, left: float) -> Path:
+    """Measures one suite and writes its results, whatever happens in between."""
+    assert settings.seconds is not None
+    begin, results = time.monotonic(), common.Results(settings)
+    print(f"== {each.suite}: {each.title} ({settings.seconds:.0f} of {left:.0f} seconds left)", flush=True)
+    signal.setitimer(signal.ITIMER_REAL, settings.seconds)
+    try:
+        each.measure(settings, results)
+    except OutOfTimeError:
+        results.note(f"Cut off after {settings.seconds:.0f} s: what is missing was not measured.")
+    except torch.OutOfMemoryError as error:
+        results.note(f"Cut off, out of memory: {str(error).splitlines()[0]}")
+    except Exception as error:  # the other suites are worth having
+        traceback.print_exc()
+        results.note(f"Failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"== {each.suite}: {time.monotonic() - begin:.0f} s", flush=True)
+    return common.write(results.record(each.suite, each.title), settings)
 
 
 def _out_of_time(signum: int, frame: FrameType | None) -> Any:
     raise OutOfTimeError
 
 
-def arguments(words: list[str] | None = None) -> tuple[common.Settings, float]:
-    """Settings and minutes.
+def arguments(words: list[str] | None = None) -> tuple[common.Settings, float, tuple[Entry, ...]]:
+    """Settings, minutes and suites.
 
     Raises:
         UserError: there is no GPU, and this is no rehearsal.
@@ -114,7 +146,9 @@ def arguments(words: list[str] | None = None) -> tuple[common.Settings, float]:
     parser = argparse.ArgumentParser(description=common.title(str(__doc__)))
     common.add_arguments(parser)
     parser.add_argument("--rehearse", action="store_true", help="the same code, tiny, on the CPU")
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=9)
+    names = [each.suite for each in LIST]
+    parser.add_argument("--suite", action="append", choices=names, help="these alone; by default all, in their order")
     found = parser.parse_args(words)
     if found.rehearse:
         found.tiny, found.device, found.machine = True, "cpu", found.machine or "rehearsal"
@@ -122,23 +156,25 @@ def arguments(words: list[str] | None = None) -> tuple[common.Settings, float]:
         raise UserError("this machine has no GPU that torch can use; --rehearse runs the same code tiny on the CPU")
     else:
         found.device = "cuda"
-    return common.settings(found), found.minutes
+    return common.settings(found), found.minutes, tuple(each for each in LIST if each.suite in (found.suite or names))
 
 
 def main() -> None:
-    """Runs everything and says which targets are met."""
+    """Runs everything and prints where each target stands."""
     try:
-        settings, minutes = arguments()
-        paths = run_all(settings, minutes)
+        settings, minutes, entries = arguments()
+        paths = run_all(settings, minutes, entries)
     except UserError as error:
         print(f"gpu: {error}", file=sys.stderr)
         sys.exit(2)
     if settings.tiny:
-        print("a rehearsal: everything ran, and its figures mean nothing")
-        return
+        print("a rehearsal: its figures mean nothing")
     for path in paths:
         record = common.Record.model_validate_json(path.read_text(encoding="utf-8"))
-        for target in TARGETS:
+        for note in record.notes:
+            if note.startswith(("Cut off", "Failed")):
+                print(f"{record.suite}: {note}")
+        for target in () if settings.tiny else TARGETS:
             if ratio := found(target, record):
                 print(f"{target.says}: {target.ratio} {ratio.value:.3g}, {target.kind} {target.bound:.3g}: "
                       f"{target.verdict(ratio.value)}")  # fmt: skip

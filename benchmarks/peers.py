@@ -153,8 +153,13 @@ def seed(number: int) -> None:
     torch.manual_seed(number)  # noqa: TID251
 
 
+COMMIT = "COMMIT"  # file in a copy of a checkout that `carry.py` made
+
+
 def commit(path: Path) -> str | None:
-    """Of a checkout."""
+    """Of a checkout, or of a copy of one."""
+    if (path / COMMIT).is_file():
+        return (path / COMMIT).read_text(encoding="utf-8").strip()
     try:
         command = ["git", "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -7,8 +7,8 @@ from common import Record, shown
 from targets import TARGETS, Target, found
 
 PAGE = common.ROOT / "docs" / "performance.md"
-ORDER = ("correctness", "step", "hardness", "views", "inputs", "loader", "evaluation", "checkpoint", "startup",
-         "cheaper_hardness")  # fmt: skip
+ORDER = ("correctness", "training", "step", "memory", "smoke", "hardness", "views", "inputs", "loader", "evaluation",
+         "checkpoint", "startup", "cheaper_hardness")  # fmt: skip
 HEAD = """# Performance
 
 Made by `make bench-report` from `benchmarks/results/`; `make bench` takes the figures of a CPU anew, and

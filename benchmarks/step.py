@@ -50,6 +50,8 @@ class Ours:
         network: builds another network to train, e.g. a peer's.
         compiled: whether its networks are.
         lr: of the encoder.
+        batch_size: labeled images a step; a smaller batch is taken as it is.
+        micro_batch_size: labeled images in one forward pass.
         method_settings: of the method.
     """
 
@@ -63,6 +65,8 @@ class Ours:
         network: Callable[[], nn.Module] | None = None,
         compiled: bool = False,
         lr: float = 0.001,
+        batch_size: int = 16,
+        micro_batch_size: int | None = None,
         **method_settings: Any,
     ) -> None:
         recipe = config.validate(
@@ -71,7 +75,14 @@ class Ours:
                 "model": {"encoder": encoder, "weights": None, "output_stride": 16},
                 "method": {"name": method, **method_settings},
                 "optim": {"lr": lr},
-                "engine": {"steps": STEPS, "device": device.type, "precision": precision, "compile": compiled},
+                "engine": {
+                    "steps": STEPS,
+                    "device": device.type,
+                    "precision": precision,
+                    "compile": compiled,
+                    "batch_size": batch_size,
+                    "micro_batch_size": micro_batch_size,
+                },
             },
             "benchmark",
         )
@@ -264,7 +275,8 @@ def measure(run: common.Settings, results: common.Results) -> None:
     results.ratio(
         "share of the matrix multiplication rate", "semiseg, operations a second", f"matrix multiplication, {precision}"
     )
-    grow(run, results, encoder, precision)
+    if not run.brief:
+        grow(run, results, encoder, precision)
 
 
 Build = Callable[[], Callable[[], Any]]
@@ -290,7 +302,7 @@ def everyone(
     candidates["semiseg, between two looks of the student"] = of(loaded, precision=precision, hardness_every=10**6)
     if precision != "fp32":
         candidates["semiseg, fp32"] = of(loaded)
-    if device.type == "cuda":
+    if device.type == "cuda" and not run.brief:
         candidates["semiseg, compiled"] = of(loaded, precision=precision, compiled=True)
     normalize = Normalization()
     image, weak = normalize(loaded.image), normalize(loaded.weak)

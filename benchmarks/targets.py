@@ -66,5 +66,9 @@ TARGETS = (
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("startup", "semiseg --help / allowed", "cpu", "at most", 1, "`semiseg --help` in half a second"),
     Target("startup", "the same beyond imports / allowed", "cpu", "at most", 1, "the first step of a run in 10 s"),
+    Target(
+        "smoke", "synchronized, difference / allowed", "gpu", "at most", 1, "losses of ten steps with NCCL and SyncBN"
+    ),
+    Target("smoke", "low precision, difference / allowed", "gpu", "at most", 1, "losses of ten steps in fp16"),
     Target("correctness", "largest difference / allowed", "gpu", "at most", 1, "losses of ten steps, GPU against CPU"),
 )

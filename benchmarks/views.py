@@ -61,6 +61,8 @@ def measure(run: common.Settings, results: common.Results) -> None:
         results.settings |= {"images": photos.describe(), "crop, px": crop, "batch": batch, "threads": 1}
         compare(run, results, photos, crop, batch)
     torch.set_num_threads(usual)
+    if run.brief:
+        return
 
     def at(batch: int, side: int) -> object:
         loaded, turn = random_batch(batch, side, run.device), iter(range(10**9))

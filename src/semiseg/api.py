@@ -58,7 +58,7 @@ def train(
 
 
 def rehearse(
-    recipe: Recipe | Path | str, overrides: Iterable[str] = (), console: Console | None = None
+    recipe: Recipe | Path | str, overrides: Iterable[str] = (), console: Console | None = None, steps: int = 3
 ) -> Rehearsal | None:
     """Checks what `train` would check, takes real steps and evaluates an image; leaves nothing on disk.
 
@@ -66,6 +66,7 @@ def rehearse(
         recipe: a recipe, or the path of one.
         overrides: settings on top of the recipe.
         console: where the labels are counted; nowhere if not given.
+        steps: real steps to take.
 
     Returns:
         What the run would need; None but on the first of several processes.
@@ -80,7 +81,7 @@ def rehearse(
         dataset = data.load(recipe.data)
         if runtime.is_main:
             _tell(describe(dataset), _check(recipe, dataset, runtime), console)
-    return rehearse_recipe(recipe, dataset, runtime)
+    return rehearse_recipe(recipe, dataset, runtime, steps)
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:

@@ -1,7 +1,10 @@
 """Every benchmark runs, at sizes that mean nothing, and measures what its targets are about."""
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import carry
 import checkpoint
 import common
 import evaluation
@@ -9,18 +12,21 @@ import gpu
 import hardness
 import inputs
 import loader
+import memory
 import pytest
+import smoke
 import startup
 import step
 import targets
 import torch
+import training
 import views
 from photographs import photographs
 
 from semiseg.errors import UserError
 
 MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loader, "checkpoint": checkpoint,
-           "evaluation": evaluation, "step": step}  # fmt: skip
+           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke}  # fmt: skip
 
 
 @pytest.fixture
@@ -36,9 +42,10 @@ def test_a_suite_runs_without_peers(suite: str, run: common.Settings):
     path = common.run_suite(suite, str(module.__doc__), module.measure, run)
     record = common.Record.model_validate_json(path.read_text())
     assert record.figures
-    assert record.growth
+    assert bool(record.growth) == (suite != "smoke")
     assert record.peers == {}
-    assert all(figure.median > 0 for figure in record.figures if not figure.name.endswith(("memory", "difference")))
+    may_be_zero = ("memory", "difference", "of a loss", "overflow", "of a sum over the group")
+    assert all(figure.median > 0 for figure in record.figures if not figure.name.endswith(may_be_zero))
 
 
 def test_a_first_step_is_waited_for():
@@ -105,29 +112,81 @@ def test_the_gpu_list_is_refused_in_one_line_without_a_gpu(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_gpu_list_can_be_rehearsed(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(gpu, "SUITES", (("hardness", hardness),))
-    settings, _ = gpu.arguments(["--rehearse", "--repeats", "1", "--out", str(tmp_path)])
-    paths = gpu.run_all(settings, 5)
+def test_the_gpu_list_names_the_most_valuable_first():
+    names = [each.suite for each in gpu.LIST]
+    assert names == ["correctness", "step", "views", "hardness", "memory", "smoke", "training"]
+    assert sum(each.seconds for each in gpu.LIST[:-1]) < 9 * 60 * 3 / 4  # a quarter is left to train in
+    assert {target.suite for target in targets.TARGETS if target.on == "gpu"} - set(names) == {"loader", "evaluation"}
+
+
+def test_the_gpu_list_can_be_rehearsed(tmp_path: Path):
+    names = ["correctness", "hardness"]
+    words = ["--rehearse", "--repeats", "1", "--out", str(tmp_path), "--commit", "abc"]
+    settings, minutes, entries = gpu.arguments([*words, *(word for name in names for word in ("--suite", name))])
+    assert minutes == 9
+    paths = gpu.run_all(settings, 5, entries)
     assert [path.name for path in paths] == ["correctness--rehearsal.json", "hardness--rehearsal.json"]
-    assert common.read(tmp_path)[0].ratios[0].value == 0
+    first, second = common.read(tmp_path)
+    assert first.ratios[0].value == 0
+    assert first.commit == "abc"
+    assert second.figures
+    assert not second.growth  # the list is brief
 
 
-def test_time_that_runs_out_leaves_what_was_measured(tmp_path: Path, monkeypatch):
-    class Endless:
-        __doc__ = "Never ends."
+def test_what_runs_out_of_time_or_fails_leaves_what_it_has_and_the_next_one_follows(tmp_path: Path):
+    def endless(run: common.Settings, results: common.Results) -> None:
+        results.figure("a", "s", 1.0)
+        while True:
+            torch.ones(10).sum()
 
-        @staticmethod
-        def measure(run: common.Settings, results: common.Results) -> None:
-            results.figure("a", "s", 1.0)
-            while True:
-                torch.ones(10).sum()
+    def failing(run: common.Settings, results: common.Results) -> None:
+        raise KeyError("b")
 
-    monkeypatch.setattr(gpu, "SUITES", (("endless", Endless),))
-    monkeypatch.setattr(gpu, "correctness", lambda run, results: (
-        results.figure("a", "1", 1.0), results.ratio("a", "a", "a")))  # fmt: skip
-    settings, _ = gpu.arguments(["--rehearse", "--out", str(tmp_path)])
-    _, path = gpu.run_all(settings, 1.2 / 60)
-    record = common.Record.model_validate_json(path.read_text())
-    assert record.figures[0].name == "a"
-    assert "Cut off" in record.notes[0]
+    def last(run: common.Settings, results: common.Results) -> None:
+        results.figure("seconds", "s", run.seconds)
+
+    settings, *_ = gpu.arguments(["--rehearse", "--out", str(tmp_path)])
+    suites = (("endless", endless, 0.2), ("failing", failing, 5), ("last", last, float("inf")))
+    paths = gpu.run_all(settings, 1, tuple(gpu.Entry(name, name, measure, most) for name, measure, most in suites))
+    records = [common.Record.model_validate_json(path.read_text()) for path in paths]
+    assert records[0].figures[0].name == "a"
+    assert records[0].notes == ["Cut off after 0 s: what is missing was not measured."]
+    assert records[1].notes == ["Failed: KeyError: 'b'"]
+    assert 55 < records[2].figures[0].median < 60  # all that is left
+    assert gpu.run_all(settings, 0, gpu.LIST) == []
+
+
+def test_training_takes_as_many_steps_as_the_time_allows(run: common.Settings, monkeypatch):
+    results = common.Results(replace(run, seconds=30.0))
+    training.measure(results.run, results)
+    last = [results.figures[f"{name}, mIoU, last"].median for name in training.METHODS]
+    assert all(0 <= value <= 1 for value in last)
+    assert [growth.points[-1].size for growth in results.growth] == [4, 4]
+    with pytest.raises(UserError, match="--seconds"):
+        training.measure(run, results)
+
+
+def test_a_folder_to_carry(tmp_path: Path):
+    for name in ("JPEGImages", "SegmentationClass", "splits"):
+        (tmp_path / "voc" / name).mkdir(parents=True)
+    for number, name in enumerate(carry.LISTS):
+        (tmp_path / "voc/splits" / f"{name}.txt").write_text(f"{number}\n")
+        (tmp_path / "voc/JPEGImages" / f"{number}.jpg").touch()
+        (tmp_path / "voc/SegmentationClass" / f"{number}.png").touch()
+    for path in ("imas/a.py", ".git/config.txt", "picture.png"):
+        (tmp_path / "peer" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "peer" / path).touch()
+    folder = tmp_path / "carry"
+    carry.carry(folder, tmp_path / "voc", {"imas": tmp_path / "peer"}, (), "3.12")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    images = {f"voc-mini/JPEGImages/{number}.jpg" for number in range(3)}
+    masks = {f"voc-mini/SegmentationClass/{number}.png" for number in (0, 2)}
+    lists = {f"voc-mini/splits/{name}.txt" for name in carry.LISTS}
+    assert found == {"run.sh", "peers/imas/imas/a.py", "peers/imas/COMMIT", *images, *masks, *lists}
+    script = (folder / "run.sh").read_text()
+    assert '--data "$here/voc-mini" --peer imas="$here/peers/imas" "$@"' in script
+    assert subprocess.run(["bash", "-n", folder / "run.sh"]).returncode == 0
+    with pytest.raises(UserError, match="exists already"):
+        carry.carry(folder, None, {}, (), "3.12")
+    with pytest.raises(UserError, match="has no splits/labeled_83"):
+        carry.carry(tmp_path / "other", tmp_path / "peer", {}, (), "3.12")

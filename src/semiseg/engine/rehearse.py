@@ -1,6 +1,7 @@
 """What a run would need, from a few real steps of it: memory, hours, disk."""
 
 import math
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 
-_STEPS = 3  # the first of them warm up, the last is timed
+_WARM_UP = 2  # steps
 _ROW_BYTES = 20  # of the hardness history, an unlabeled image and step
 
 
@@ -26,7 +27,7 @@ class Rehearsal:
     Attributes:
         train_mb: most memory of a step, MB; on a CPU resident memory of the process, without loader processes.
         evaluate_mb: the same after the largest validation image was evaluated too.
-        step_s: seconds a step takes, with the wait for its images.
+        step_s: seconds a step takes, with the wait for its images, median.
         evaluation_s: seconds an evaluation takes, from the largest image and the pixels of all.
         hours: for all steps, evaluations and nothing else.
         disk_mb: most room on disk: checkpoints, with the one that is being written, and the hardness history.
@@ -42,13 +43,20 @@ class Rehearsal:
     loss: float
 
 
-def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | None:
-    """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process."""
+def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int = 3) -> Rehearsal | None:
+    """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process.
+
+    Args:
+        recipe: the run.
+        dataset: what its data section describes.
+        runtime: where to compute.
+        steps: to take; the first two warm up, the others are timed.
+    """
     with runtime.together():
-        return _rehearse(recipe, dataset, runtime)
+        return _rehearse(recipe, dataset, runtime, min(steps, recipe.engine.steps))
 
 
-def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal | None:
+def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) -> Rehearsal | None:
     cfg = recipe.engine
     method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
     stepper = Stepper(recipe, method, runtime)
@@ -60,15 +68,17 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Rehearsal |
         unlabeled=method.views.unlabeled,
         seed=cfg.seed,
         start=0,
-        num_steps=min(_STEPS, cfg.steps),
+        num_steps=steps,
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
-    begin = time.perf_counter()
+    seconds, begin = [], time.perf_counter()
     for step, loaded in enumerate(batches):
         losses = stepper.take(step, loaded.to(runtime.device))
         loss = runtime.sum(losses.total).item()  # waits for the device
-        step_s, begin = time.perf_counter() - begin, time.perf_counter()
+        seconds.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    step_s = statistics.median(seconds[_WARM_UP:] or seconds[-1:])
     train_mb = runtime.peak_memory_mb()
 
     pixels = {sample: _pixels(sample, recipe.data.long_side) for sample in dataset.val}
