@@ -85,8 +85,9 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) ->
     largest = max(dataset.val, key=lambda sample: pixels[sample])
     items = eval_loader([largest] * runtime.world_size, dataset, recipe.data.model_copy(update={"workers": 0}),
                         rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
-    begin = time.perf_counter()
-    evaluate(method.predictor(), items, len(dataset.classes), cfg.evaluate, runtime)
+    for _ in range(2):  # the first warms up: libraries choose their kernels for images of this size
+        begin = time.perf_counter()
+        evaluate(method.predictor(), items, len(dataset.classes), cfg.evaluate, runtime)
     evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
 
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
