@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.log import NotFiniteError
 from semiseg.engine.recipe import Recipe, build_method
+from semiseg.methods import imas
 from semiseg.runs import Run
 
 
@@ -155,6 +157,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(start):
         engine.train(recipe, dataset, run)
     assert str(run.path) in str(caught.value)
     assert checkpoint.newest(run.checkpoints) is None  # nothing that is no use is saved
+
+
+def test_so_does_one_of_a_method_that_measures_no_hardness(start, monkeypatch):
+    recipe, dataset, run = start()
+    forward = imas.Method.forward
+
+    def spoilt(*args: Any) -> Any:
+        losses = forward(*args)
+        return replace(losses, total=losses.total * torch.nan, hardness=None)
+
+    monkeypatch.setattr(imas.Method, "forward", spoilt)
+    with pytest.raises(NotFiniteError, match=r"the loss of step 1 is nan; its images are labeled \S+, \S+; unlabeled "):
+        engine.train(recipe, dataset, run)
 
 
 def test_a_method_without_unlabeled_images_loads_none(start, monkeypatch):
