@@ -50,9 +50,7 @@ def batch(unlabeled: bool) -> LoadedBatch:
     """Labeled images 1 and 0, unlabeled images 5 and 4."""
     image, mask = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)
     size = 2 if unlabeled else 0
-    return LoadedBatch(
-        image, mask, image[:size], mask[:size].bool(), torch.tensor([1, 0]), torch.tensor([5, 4])[:size]
-    )
+    return LoadedBatch(image, mask, image[:size], mask[:size].bool(), torch.tensor([1, 0]), torch.tensor([5, 4])[:size])
 
 
 @pytest.mark.parametrize("hardness", [torch.tensor([0.25, 0.5]), None])
