@@ -208,6 +208,20 @@ def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
         assert torch.equal(first.label, second.label)
 
 
+def test_a_vision_transformer_trains_on_crops_of_any_size(start):
+    options = {"patch_size": 16, "dynamic_img_size": True, "embed_dim": 24, "num_heads": 2}
+    options |= {"decoder_intermediate_channels": [8, 8, 8, 8], "decoder_fusion_channels": 8}
+    model = {"architecture": "dpt", "encoder": "tu-vit_small_patch14_dinov2", "options": options}
+    recipe, dataset, run = start(model=model, data={"crop": 37}, engine={"steps": 2, "log_every": 1})
+    before = build_method(recipe, dataset.classes)
+    engine.train(recipe, dataset, run)
+    assert steps(run, "train") == [1, 2]
+    after = checkpoint.newest(run.checkpoints).model_state()
+    trained = [name for name, parameter in before.named_parameters() if parameter.requires_grad]
+    assert any(".encoder." in name for name in trained)
+    assert not any(torch.equal(after[name], before.get_parameter(name)) for name in trained)
+
+
 def test_another_seed_is_another_run(start):
     runs = [start(name=f"{seed}", engine={"seed": seed}) for seed in (0, 1)]
     for prepared in runs:
