@@ -258,6 +258,11 @@ def test_environment(start, monkeypatch):
     assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
     assert described["machine"]["threads"] == torch.get_num_threads()
     assert described["labels"]["labeled"] == 6
+    assert described["classes"] == {
+        "names": ["ground", "disc", "box", "star", "ring", "cloth"],
+        "colors": [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]],
+        "background": 0,
+    }
 
 
 def test_a_published_partition_is_named(start, monkeypatch):
