@@ -38,7 +38,7 @@ def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) ->
     shutil.rmtree(checkpoint.path_of(folder, "step", 1), ignore_errors=True)
     return checkpoint.save(
         folder, step=1, recipe={}, classes=CLASSES, normalization=Normalization(), predictor="teacher",
-        model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer),
+        model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer, method),
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def load(path: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> N
     """As a run that goes on."""
     found = checkpoint.read(path)
     found.load_model(method)
-    checkpoint.load_optimizer_tensors(optimizer, found.optimizer_state())
+    checkpoint.load_optimizer_tensors(optimizer, method, found.optimizer_state())
 
 
 def plain_write(path: Path, content: bytes) -> None:

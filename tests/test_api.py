@@ -125,7 +125,7 @@ def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
     image = read_image(scenes / "images/val/0000.png")
     assert torch.equal(api.load(alone).predict(image), api.load(trained).predict(image))
     assert not any(name.startswith("antigravity") for name in sys.modules)
-    assert (state["format"], state["recipe"]["model"]["encoder"]) == (2, "tu-test_efficientnet")
+    assert (state["format"], state["recipe"]["model"]["encoder"]) == (3, "tu-test_efficientnet")
     assert state["classes"]["names"] == list(CLASSES)
 
 

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +82,21 @@ def test_seeded_library_code_is_a_function_of_its_place_and_leaves_no_trace():
     assert drawn["model",][0] == drawn["model",][1]
     assert drawn["model",][0] != drawn["other",][0]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeded_code_within_seeded_code_leaves_no_trace_there():
+    def drawn(inner: bool, fails: bool = False) -> list[float]:
+        with seeded(0, "outer"):
+            before = torch.rand(())
+            with suppress(KeyError):
+                if inner:
+                    with seeded(0, "inner"):
+                        torch.rand(9)
+                        if fails:
+                            raise KeyError
+            return [before.item(), torch.rand(()).item()]
+
+    assert drawn(inner=True) == drawn(inner=True, fails=True) == drawn(inner=False)
 
 
 def test_seed_global_seeds_what_dropout_draws_from():

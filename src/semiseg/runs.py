@@ -1,7 +1,7 @@
 """The run directory: everything that a run leaves behind, as files that other programs can read.
 
 config.yaml        the complete recipe; itself a valid recipe
-environment.json   versions, machine, command, commit, labels and partition hash
+environment.json   versions, machine, command, commit, labels and partition hash, classes with their colors
 metrics.jsonl      one line a record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
 events.jsonl       one line each: {"event": "started" | "resumed" | "stopped" | "skipped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness of every unlabeled image that was looked at (iMAS, Fig. 3c)

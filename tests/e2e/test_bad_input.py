@@ -452,7 +452,7 @@ BAD = {
         in_checkpoints(lambda path: path.write_bytes(path.read_bytes()[:99]), "best-*/model.safetensors"),
     ),
     "predict with a checkpoint of another format": Bad(
-        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 2"),
+        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 3"),
         in_checkpoints(lambda path: path.write_text('{"format": 9}'), "best-*/state.json"),
     ),
     "predict with half a checkpoint": Bad(

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from semiseg import api, config
-from semiseg.engine import checkpoint
+from semiseg.engine import checkpoint, schedule
+from semiseg.engine import step as stepping
+from semiseg.method import SemiMethod
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -142,6 +144,18 @@ def test_resumed_between_two_looks_of_the_student(check, recipe, tmp_path):
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     assert 0 < whole["step-00000007"][1]["agreement"] < 1
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 5))
+
+
+def test_resumed_with_an_optimizer_that_counts_its_steps(check, recipe, tmp_path, monkeypatch):
+    def adamw(settings: schedule.Config, method: SemiMethod) -> torch.optim.Optimizer:
+        groups = [group for group in method.param_groups(settings.head_lr_factor) if group["params"]]
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+    monkeypatch.setattr(stepping, "build_optimizer", adamw)
+    values = recipe("imas", engine={"steps": 3, "eval_every": 3, "save_every": 2}, optim={"lr": 0.001})
+    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    assert {value.item() for key, value in whole["step-00000003"][2].items() if key.endswith(".step")} == {3}
+    check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))
 
 
 @pytest.mark.parametrize("cached_first", [False, True])

@@ -1,6 +1,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,13 @@ from semiseg.errors import UserError
 from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable(("sky", "tree"), ((1, 2, 3), (4, 5, 6)), background=1)
-NORMALISATION = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+NORMALIZATION = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 MODEL = {"student.weight": torch.arange(6.0).view(2, 3), "bank": torch.tensor([1, 2])}
-OPTIMIZER = {"0.momentum_buffer": torch.ones(2, 3)}
+OPTIMIZER = {"student.weight.momentum_buffer": torch.ones(2, 3)}
 
 
 def save(folder: Path, step: int = 3, **changes) -> Path:
-    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalization": NORMALISATION}
+    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalization": NORMALIZATION}
     values |= {"predictor": "student", "model": MODEL}
     return checkpoint.save(folder, step=step, **(values | {"optimizer": OPTIMIZER} | changes))
 
@@ -32,7 +33,7 @@ def test_what_is_saved_is_read(tmp_path):
     read = checkpoint.newest(tmp_path)
     assert read == checkpoint.read(path)
     assert (read.path, read.step, read.recipe) == (path, 3, {"engine": {"steps": 9}})
-    assert (read.classes, read.normalization, read.scaler) == (CLASSES, NORMALISATION, {"scale": 2.0})
+    assert (read.classes, read.normalization, read.scaler) == (CLASSES, NORMALIZATION, {"scale": 2.0})
     for saved, given in ((read.model_state(), MODEL), (read.optimizer_state(), OPTIMIZER)):
         assert saved.keys() == given.keys()
         assert all(torch.equal(saved[key], given[key]) and saved[key].dtype == given[key].dtype for key in given)
@@ -141,7 +142,7 @@ def broken(path: Path, **changes) -> str:
 
 def test_another_format(tmp_path):
     path = save(tmp_path)
-    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 2"
+    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 3"
 
 
 @pytest.mark.parametrize(
@@ -176,48 +177,117 @@ def test_tensors_that_cannot_be_read(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_optimizer_tensors_go_back():
-    def stepped(layer: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            [{"params": [layer.weight], "lr_factor": 1.0}, {"params": [layer.bias], "lr_factor": 2.0}],
-            lr=0.1, momentum=0.9,
-        )  # fmt: skip
+class Method(nn.Module):
+    """A trained convolution whose name has dots, a trained number and a frozen layer."""
 
-    one, other = nn.Linear(2, 3), nn.Linear(2, 3)
-    other.load_state_dict(one.state_dict())
-    first, second = stepped(one), stepped(other)
-    for _ in range(2):
-        one(torch.ones(1, 2)).square().sum().backward()
-        first.step()
-        first.zero_grad()
-    tensors = {key: value.clone() for key, value in checkpoint.optimizer_tensors(first).items()}
-    assert tensors.keys() == {"0.momentum_buffer", "1.momentum_buffer"}
-    checkpoint.load_optimizer_tensors(second, tensors)
-    assert [group["lr_factor"] for group in second.param_groups] == [1.0, 2.0]
-    other.load_state_dict(one.state_dict())
-    for layer, optimizer in ((one, first), (other, second)):
-        layer(torch.ones(1, 2)).square().sum().backward()
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Flatten())
+        self.scale = nn.Parameter(torch.ones(()))
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+
+    def groups(self, turned: bool = False) -> list[dict[str, Any]]:
+        """The scale by itself; with turned=True in another order, so that no number of a parameter is the same."""
+        groups = [
+            {"params": [self.scale], "lr_factor": 2.0},
+            {"params": list(self.student.parameters()), "lr_factor": 1.0},
+        ]
+        return [groups[1], groups[0]] if turned else groups
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        image = torch.linspace(-1, 1, 2 * 3 * 5 * 5).view(2, 3, 5, 5)
+        (self.scale * self.student(image)).square().sum().backward()
         optimizer.step()
-    assert torch.equal(one.weight, other.weight)
-    assert torch.equal(one.bias, other.bias)
+        optimizer.zero_grad()
 
 
-def test_momentum_goes_back_in_the_layout_of_its_parameter():
-    """It is saved row by row; a fused step reads it as it lies in memory."""
-    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    saved = {"0.momentum_buffer": torch.rand(4, 3, 3, 3)}
-    checkpoint.load_optimizer_tensors(optimizer, saved)
-    momentum = optimizer.state[layer.weight]["momentum_buffer"]
-    assert torch.equal(momentum, saved["0.momentum_buffer"])
-    assert momentum.stride() == layer.weight.stride()
-    assert layer.bias not in optimizer.state
+def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
 
-@pytest.mark.parametrize("key", ["0.momentum_buffer", "2.momentum_buffer"])
-def test_momentum_of_another_network_is_refused(key):
-    """One value would fill a parameter of any shape."""
-    layer = nn.Conv2d(3, 4, 3)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(UserError, match=f"tensor {key} belongs to no parameter"):
-        checkpoint.load_optimizer_tensors(optimizer, {key: torch.rand(1)})
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.01)
+
+
+def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.01, fused=True)
+
+
+STATES = {sgd: {"momentum_buffer"}, adamw: {"step", "exp_avg", "exp_avg_sq"}}
+PARAMETERS = ("student.0.0.weight", "student.0.0.bias", "scale")
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused_adamw])
+def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, make):
+    method, restored = Method(), Method()
+    optimizer, other = make(method.groups()), make(restored.groups(turned=True))
+    for _ in range(2):
+        method.step(optimizer)
+    save(tmp_path, model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer, method))
+    saved = checkpoint.newest(tmp_path)
+    states = STATES.get(make, STATES[adamw])
+    assert saved.optimizer_state().keys() == {f"{name}.{state}" for name in PARAMETERS for state in states}
+    saved.load_model(restored)
+    checkpoint.load_optimizer_tensors(other, restored, saved.optimizer_state())
+    assert [group["lr_factor"] for group in other.param_groups] == [1.0, 2.0]
+    for parameter in restored.student.parameters():  # saved row by row; a fused step reads them as they lie in memory
+        for value in other.state[parameter].values():
+            assert value.dim() == 0 or value.stride() == parameter.stride()
+    for _ in range(2):
+        method.step(optimizer)
+        restored.step(other)
+    for one, its in (
+        (method.state_dict(), restored.state_dict()),
+        (checkpoint.optimizer_tensors(optimizer, method), checkpoint.optimizer_tensors(other, restored)),
+    ):
+        assert one.keys() == its.keys()
+        assert all(torch.equal(value, its[key]) and value.dtype == its[key].dtype for key, value in one.items())
+
+
+def test_a_first_step_that_was_left_out_leaves_nothing_to_load():
+    method = Method()
+    optimizer = adamw(method.groups())
+    assert checkpoint.optimizer_tensors(optimizer, method) == {}
+    checkpoint.load_optimizer_tensors(optimizer, method, {})
+    method.step(optimizer)
+
+
+def started(method: Method) -> torch.optim.Optimizer:
+    """With momentum from its start, as the engine makes it."""
+    optimizer = sgd(method.groups())
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+WEIGHT, STEP = "student.0.0.weight.momentum_buffer", "student.0.0.weight.step"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({WEIGHT: None}, f"{WEIGHT} is missing"),
+        ({WEIGHT: None, WEIGHT.replace("student", "pupil"): torch.zeros(4, 3, 3, 3)}, f"{WEIGHT} is missing"),
+        ({"pupil.step": torch.ones(())}, "pupil.step belongs to no parameter"),
+        ({"student.0.0.step": torch.ones(())}, "student.0.0.step belongs to no parameter"),
+        ({"0.momentum_buffer": torch.ones(())}, "0.momentum_buffer belongs to no parameter"),  # format 2
+        ({"step": torch.ones(())}, "step belongs to no parameter"),
+        ({"teacher.weight.step": torch.ones(())}, "teacher.weight.step belongs to no parameter"),
+        ({WEIGHT: torch.ones(1)}, rf"{WEIGHT} has shape \(1,\), its parameter \(4, 3, 3, 3\)"),
+        ({WEIGHT: torch.ones(())}, rf"{WEIGHT} has shape \(\), its parameter"),  # one value would fill any shape
+        ({STEP: torch.ones(3)}, rf"{STEP} has shape \(3,\), its parameter"),
+    ],
+)
+def test_an_optimizer_of_another_network_is_refused(changes, says):
+    method = Method()
+    optimizer = started(method)
+    tensors = checkpoint.optimizer_tensors(optimizer, method) | changes
+    with pytest.raises(
+        UserError, match=rf"^the optimizer's tensor {says}.*; delete the newest checkpoint.*$"
+    ) as caught:
+        checkpoint.load_optimizer_tensors(
+            optimizer, method, {key: value for key, value in tensors.items() if value is not None}
+        )
+    assert "\n" not in str(caught.value)

@@ -79,7 +79,7 @@ def steps_taken(build: Callable[[Config, supervised.Method], torch.optim.Optimiz
         method.student(torch.rand(2, 3, 8, 8, generator=fold_in(0, step))).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return dict(method.state_dict()) | checkpoint.optimizer_tensors(optimizer)
+    return dict(method.state_dict()) | checkpoint.optimizer_tensors(optimizer, method)
 
 
 def test_fused_steps_are_those_of_plain_sgd():
@@ -101,13 +101,13 @@ def test_a_first_step_left_out_leaves_no_momentum(method):
     scaler.step(optimizer)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items() if "running" not in key
                and "tracked" not in key)  # fmt: skip
-    momentum = checkpoint.optimizer_tensors(optimizer)
+    momentum = checkpoint.optimizer_tensors(optimizer, method)
     assert len(momentum) == sum(parameter.requires_grad for parameter in method.parameters())
     assert not any(value.any() for value in momentum.values())
 
 
 def test_without_momentum_there_is_none(method):
-    assert checkpoint.optimizer_tensors(build_optimizer(Config(momentum=0), method)) == {}
+    assert checkpoint.optimizer_tensors(build_optimizer(Config(momentum=0), method), method) == {}
 
 
 def test_a_group_without_parameters_is_left_out(method):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.log import NotFiniteError
 from semiseg.engine.recipe import Recipe, build_method
+from semiseg.methods import imas
 from semiseg.runs import Run
 
 
@@ -157,6 +159,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(start):
     assert checkpoint.newest(run.checkpoints) is None  # nothing that is no use is saved
 
 
+def test_so_does_one_of_a_method_that_measures_no_hardness(start, monkeypatch):
+    recipe, dataset, run = start()
+    forward = imas.Method.forward
+
+    def spoilt(*args: Any) -> Any:
+        losses = forward(*args)
+        return replace(losses, total=losses.total * torch.nan, hardness=None)
+
+    monkeypatch.setattr(imas.Method, "forward", spoilt)
+    with pytest.raises(NotFiniteError, match=r"the loss of step 1 is nan; its images are labeled \S+, \S+; unlabeled "):
+        engine.train(recipe, dataset, run)
+
+
 def test_a_method_without_unlabeled_images_loads_none(start, monkeypatch):
     seen = []
     make_batch = stepping.make_batch
@@ -191,6 +206,20 @@ def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
     for first, second in zip(batches[:4], batches[4:], strict=True):
         assert torch.equal(first.image, second.image)
         assert torch.equal(first.label, second.label)
+
+
+def test_a_vision_transformer_trains_on_crops_of_any_size(start):
+    options = {"patch_size": 16, "dynamic_img_size": True, "embed_dim": 24, "num_heads": 2}
+    options |= {"decoder_intermediate_channels": [8, 8, 8, 8], "decoder_fusion_channels": 8}
+    model = {"architecture": "dpt", "encoder": "tu-vit_small_patch14_dinov2", "options": options}
+    recipe, dataset, run = start(model=model, data={"crop": 37}, engine={"steps": 2, "log_every": 1})
+    before = build_method(recipe, dataset.classes)
+    engine.train(recipe, dataset, run)
+    assert steps(run, "train") == [1, 2]
+    after = checkpoint.newest(run.checkpoints).model_state()
+    trained = [name for name, parameter in before.named_parameters() if parameter.requires_grad]
+    assert any(".encoder." in name for name in trained)
+    assert not any(torch.equal(after[name], before.get_parameter(name)) for name in trained)
 
 
 def test_another_seed_is_another_run(start):
@@ -229,6 +258,11 @@ def test_environment(start, monkeypatch):
     assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
     assert described["machine"]["threads"] == torch.get_num_threads()
     assert described["labels"]["labeled"] == 6
+    assert described["classes"] == {
+        "names": ["ground", "disc", "box", "star", "ring", "cloth"],
+        "colors": [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]],
+        "background": 0,
+    }
 
 
 def test_a_published_partition_is_named(start, monkeypatch):

@@ -409,3 +409,78 @@ def test_what_has_no_influence_is_frozen(depth, unused):
     assert all(value == 0 for name, value in network.named_buffers() if name.endswith("num_batches_tracked"))
     network(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all((parameter.grad is None) != parameter.requires_grad for parameter in network.parameters())
+
+
+# Vision transformers.
+
+DPT = {
+    "embed_dim": 24, "num_heads": 2, "decoder_intermediate_channels": [8, 8, 8, 8], "decoder_fusion_channels": 8
+}  # fmt: skip
+VIT, DINO = "tu-vit_tiny_patch16_224", "tu-vit_small_patch14_dinov2"
+SIZES = ((33, 47), (97, 130))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "stride"),
+    [
+        (VIT, {}, 32),
+        (VIT, {"decoder_readout": "ignore"}, 32),
+        (VIT, {"encoder_depth": 2, "decoder_intermediate_channels": [8, 8]}, 16),
+        (VIT, {"patch_size": 32}, 32),
+        (VIT, {"patch_size": 8}, 32),
+        (VIT, {"patch_size": 4}, 32),
+        (DINO, {"patch_size": 16}, 32),
+        ("tu-vit_small_patch14_reg4_dinov2", {"patch_size": 16}, 32),
+        ("tu-vit_base_patch16_siglip_224", {}, 32),  # no class token, and a pool of its own
+    ],
+)
+def test_vision_transformers_train_on_images_of_any_size(encoder, options, stride):
+    network = make("dpt", encoder, options=DPT | {"dynamic_img_size": True} | options)
+    assert network.stride == stride
+    frozen = {name.split(".")[3] for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen <= {"norm", "head", "attn_pool"}  # behind the last block
+    assert "norm" in frozen
+    assert all(module.training for module in network.modules())
+    for height, width in SIZES:
+        network.zero_grad()
+        logits = network(torch.rand(2, 3, height, width))
+        assert logits.shape == (2, 5, height, width)
+        logits.square().sum().backward()
+        assert all((parameter.grad is None) != parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "advice"),
+    [
+        (VIT, {}, "{dynamic_img_size: true}"),
+        (DINO, {}, "{patch_size: 16, dynamic_img_size: true}"),
+        (DINO, {"patch_size": 16}, "{dynamic_img_size: true}"),
+        (DINO, {"dynamic_img_size": True}, "{patch_size: 16}"),
+    ],
+)
+def test_a_vision_transformer_for_images_of_one_size_is_told_its_option(encoder, options, advice):
+    says = ("dpt", encoder, "images of any size", f"add {advice} to model.options")
+    refused("model: ", *says, architecture="dpt", encoder=encoder, options=DPT | options)
+
+
+def test_so_is_one_behind_another_architecture():
+    settings = {"architecture": "unet", "encoder": "tu-swin_tiny_patch4_window7_224"}
+    tiny = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    refused("add {dynamic_img_size: true} to model.options", **settings, options=tiny)
+    network = make(**settings, options=tiny | {"dynamic_img_size": True}).eval()
+    assert network(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
+
+
+def test_an_encoder_for_images_of_one_size_is_refused(monkeypatch):
+    def only(self: nn.Module, image: Tensor) -> Tensor:
+        raise AssertionError(f"made for 7 px, not {image.shape[-1]}.\nmore")
+
+    monkeypatch.setattr(smp.Unet, "forward", only)
+    refused("unet", "resnet18", "any size (made for 7 px, not 96); use another encoder")
+
+
+def test_what_needs_large_images_keeps_its_stride():
+    """PAN pools the encoder's output down to an eighth."""
+    network = make("pan", options={"encoder_depth": 5}).eval()
+    assert network.stride == 16
+    assert network(torch.zeros(1, 3, 129, 141)).shape == (1, 5, 129, 141)

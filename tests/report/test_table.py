@@ -1,5 +1,5 @@
-import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,20 +81,25 @@ def test_percent(value, text):
 
 
 def test_class_names(tmp_path, trained):
-    assert table.class_names(Run(trained)) == ["ground", "disc", "box", "star", "ring", "cloth"]
-    made = run(tmp_path / "a")
-    for name in ("best-00000001", "step-00000002"):
-        folder = made.checkpoints / name
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({"classes": {"names": [name]}}))
-    assert table.class_names(made) == ["step-00000002"]
+    """Nothing but the run directory's own files is read for them."""
+    copy = Run(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    assert table.class_names(copy) == ["ground", "disc", "box", "star", "ring", "cloth"]
 
 
-@pytest.mark.parametrize("content", [None, "", "[" * 9, "{}", "[]", '{"classes": {"names": 3}}'])
+@pytest.mark.parametrize("environment", [{}, {"classes": {}}, {"classes": ["sky"]}, {"classes": {"names": 3}}])
+def test_class_names_of_a_run_that_does_not_say(tmp_path, environment):
+    made = Run(tmp_path / "a")
+    made.start("", environment, [])
+    with pytest.raises(UserError, match=r"a/environment.json: names no classes; put back .* train anew") as caught:
+        table.class_names(made)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "[" * 9])
 def test_class_names_of_a_broken_run(tmp_path, content):
     made = run(tmp_path / "a")
+    (made.path / "environment.json").unlink()
     if content is not None:
-        (made.checkpoints / "step-00000001").mkdir(parents=True)
-        (made.checkpoints / "step-00000001/state.json").write_text(content)
-    with pytest.raises(UserError, match=r"checkpoints.* is not a readable checkpoint"):
+        (made.path / "environment.json").write_text(content)
+    with pytest.raises(UserError, match=r"a/environment.json: (is damaged|cannot be read)"):
         table.class_names(made)

@@ -3,7 +3,7 @@
 A checkpoint is a folder, written aside, synced and renamed, so that it is whole or absent:
 
     model.safetensors       the method: student, teacher, buffers
-    optimizer.safetensors   momentum (not in `best-*`, which cannot be resumed from)
+    optimizer.safetensors   its state, e.g. momentum (not in `best-*`, which cannot be resumed from)
     state.json              format, step, recipe, class table, normalization, predictor, scaler, what has no record
 """
 
@@ -23,7 +23,7 @@ from semiseg.errors import UserError
 from semiseg.files import sync
 from semiseg.types import ClassTable, Normalization
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Checkpoint:
         module.load_state_dict(state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Tensors of the optimizer, by `<parameter number>.<name>`."""
+        """Tensors of the optimizer, by `<name of the parameter>.<name of the state>`."""
         return _read_tensors(self.path / "optimizer.safetensors")
 
 
@@ -208,37 +208,50 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path}: is not a readable checkpoint ({type(error).__name__}: {error})") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by `<parameter number>.<name>`; its numbers come from the recipe and the step."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's tensors by `<name of the parameter>.<name of the state>`.
+
+    E.g. `student.net.head.weight.momentum_buffer`. What is no tensor comes from the recipe and the step.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     return {
-        f"{number}.{name}": value
-        for number, state in optimizer.state_dict()["state"].items()
+        f"{names[parameter]}.{name}": value
+        for parameter, state in optimizer.state.items()
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Puts tensors back that `optimizer_tensors` gave, in the memory layout of their parameters.
 
-    A fused step reads both as they lie in memory (and gradients, which autograd lays out as their parameters). What
-    there is no tensor of stays.
+    A fused step reads both as they lie in memory (and gradients, which autograd lays out as their parameters). A state
+    has the shape of its parameter, or is a single value, as AdamW's number of steps.
 
     Raises:
-        UserError: a tensor belongs to no parameter, or has another shape than its parameter.
+        UserError: a tensor belongs to no parameter, has another shape, or is missing where this optimizer starts with
+            one.
     """
-    packed = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbered = {names[parameter]: (number, parameter) for number, parameter in enumerate(trained)}
+    start, packed = optimizer_tensors(optimizer, method), optimizer.state_dict()
+    if missing := sorted(start.keys() - tensors.keys()):
+        raise _other_optimizer(missing[0], "is missing")
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        if int(number) >= len(parameters) or parameters[int(number)].shape != value.shape:
-            raise UserError(
-                f"the optimizer's tensor {key} belongs to no parameter of this network; delete the newest checkpoint "
-                "to go on from an earlier one"
-            )
-        like = parameters[int(number)]
-        packed["state"].setdefault(int(number), {})[name] = torch.empty_like(like).copy_(value)
+        of, _, name = key.rpartition(".")
+        if of not in numbered:
+            raise _other_optimizer(key, "belongs to no parameter of this network")
+        number, parameter = numbered[of]
+        if value.shape not in (parameter.shape, ()) or value.shape != start.get(key, value).shape:
+            raise _other_optimizer(key, f"has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+        like = parameter if value.shape == parameter.shape else value
+        packed["state"].setdefault(number, {})[name] = torch.empty_like(like).copy_(value)
     optimizer.load_state_dict(packed)
+
+
+def _other_optimizer(key: str, wrong: str) -> UserError:
+    return UserError(f"the optimizer's tensor {key} {wrong}; delete the newest checkpoint to go on from an earlier one")
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

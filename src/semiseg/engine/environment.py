@@ -1,4 +1,4 @@
-"""What a number has to be read with: versions, hardware, commit, labels."""
+"""What a number has to be read with: versions, hardware, commit, labels, classes."""
 
 import platform
 import subprocess
@@ -18,7 +18,7 @@ _PACKAGES = ("semiseg", "torch", "torchvision", "segmentation-models-pytorch", "
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Values for environment.json."""
     names = [sample.name for sample in dataset.labeled]
-    digest = partition_hash(names)
+    digest, classes = partition_hash(names), dataset.classes
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
@@ -31,6 +31,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "val": len(dataset.val),
             "partition": digest,
             "published": published_name(digest),
+        },
+        "classes": {
+            "names": list(classes.names),
+            "colors": [list(color) for color in classes.colors],
+            "background": classes.background,
         },
     }
 

@@ -31,7 +31,8 @@ class _Step:
     done: int  # completed steps
     scalars: Tensor  # the loss, what the method names, and how many processes were asked to stop
     index: Tensor | None = None  # of its images: labeled and unlabeled of the first process, then of the second ...
-    hardness: Tensor | None = None
+    num_labeled: int = 0  # of each process
+    hardness: Tensor | None = None  # of the unlabeled images
 
 
 class Log:
@@ -101,7 +102,8 @@ class Log:
         scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), asked])
         index = self.runtime.gather(torch.cat([loaded.labeled_index, loaded.index]))
         hardness = None if losses.hardness is None else self.runtime.gather(losses.hardness)
-        self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, hardness))
+        num_labeled = len(loaded.labeled_index)
+        self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, num_labeled, hardness))
         self.skipped += loaded.skipped
         known = self.steps[-1:] if self.runtime.device.type == "cpu" else self.steps[-2:-1]
         for step in known:
@@ -117,9 +119,8 @@ class Log:
         assert step.index is not None, "only finite steps are pending in a checkpoint"
         labeled, unlabeled = [], []
         for share in step.index.view(self.runtime.world_size, -1).tolist():
-            num_labeled = len(share) if step.hardness is None else len(share) // 2
-            labeled += [self.dataset.labeled[index].name for index in share[:num_labeled]]
-            unlabeled += [self.dataset.unlabeled[index].name for index in share[num_labeled:]]
+            labeled += [self.dataset.labeled[index].name for index in share[: step.num_labeled]]
+            unlabeled += [self.dataset.unlabeled[index].name for index in share[step.num_labeled :]]
         if self.runtime.is_main:
             self.run.event("not finite", step.done, loss=str(loss), labeled=labeled, unlabeled=unlabeled)
         images = f"labeled {', '.join(labeled)}" + (f"; unlabeled {', '.join(unlabeled)}" if unlabeled else "")
@@ -170,7 +171,7 @@ class Log:
     def _hardness_rows(self, step: _Step) -> list[tuple[int, int, float]]:
         assert step.index is not None
         assert step.hardness is not None
-        shares = step.index.view(self.runtime.world_size, 2, -1)[:, 1]  # the unlabeled ones
+        shares = step.index.view(self.runtime.world_size, -1)[:, step.num_labeled :]  # the unlabeled ones
         pairs = zip(shares.flatten().tolist(), step.hardness.tolist(), strict=True)
         return [(step.done, index, hardness) for index, hardness in pairs]
 

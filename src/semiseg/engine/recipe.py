@@ -90,7 +90,8 @@ class Recipe:
 def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
     """The method with its networks. Network number k starts from `seeded(seed, "init", k)`.
 
-    So methods that build their first network with the same model section start from the same weights.
+    So methods that build their first network with the same model section start from the same weights. Everything else
+    that the method draws while it is made, such as layers of its own, comes from `seeded(seed, "method")`.
     """
     built = 0
 
@@ -101,4 +102,6 @@ def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
         built += 1
         return network
 
-    return methods.load(recipe.method_name)(recipe.method, build_model, classes)
+    method = methods.load(recipe.method_name)
+    with seeded(recipe.engine.seed, "method"):
+        return method(recipe.method, build_model, classes)

@@ -93,7 +93,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) ->
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
     best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, before old ones are deleted
     model_mb = _megabytes(method.state_dict())
-    resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer))
+    resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer, method))
     hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0
     found = Rehearsal(
         train_mb=train_mb,

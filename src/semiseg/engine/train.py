@@ -189,7 +189,7 @@ class _Training:
         if newest is not None:
             done = newest.step
             newest.load_model(self.method)
-            checkpoint.load_optimizer_tensors(self.stepper.optimizer, newest.optimizer_state())
+            checkpoint.load_optimizer_tensors(self.stepper.optimizer, self.method, newest.optimizer_state())
             runtime.load_scaler_state(newest.scaler)
         if runtime.gather_lists([done]) != [done] * runtime.world_size:
             raise UserError(
@@ -224,7 +224,7 @@ class _Training:
             normalization=self.method.predictor().normalization,
             predictor=self._name_of_predictor(),
             model=self.method.state_dict(),
-            optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer) if resumable else None,
+            optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer, self.method) if resumable else None,
             scaler=self.runtime.scaler_state(),
             pending=self.log.pending(),
             skipped=self.log.skipped,

@@ -46,7 +46,7 @@ class Config(BaseModel):
     encoder: str = "resnet101"  # any of its encoders; timm's as "tu-<name>"
     output_stride: Literal[8, 16] | None = None  # of the encoder; None: 16 for DeepLab, else the architecture's own
     weights: str | None = "imagenet"  # "imagenet" (downloaded), "lite" (extra `lite`), a file, or null for none
-    options: dict[str, Any] = {}  # further arguments of the architecture, e.g. {decoder_channels: 128}
+    options: dict[str, Any] = {}  # of the architecture, and of encoders of timm, e.g. {decoder_channels: 128}
     mean: tuple[float, float, float] | None = None  # of the input in [0, 1]; None: what the encoder was trained with
     std: tuple[float, float, float] | None = None
 
@@ -90,7 +90,8 @@ def build(config: Config, num_classes: int) -> Network:
     Draws from torch's global generator (the libraries do); call it inside `semiseg.rng.seeded`.
 
     Raises:
-        UserError: unknown architecture or encoder, weights that cannot be had or belong to another architecture.
+        UserError: unknown architecture or encoder, weights that cannot be had or belong to another architecture, a
+            network that does not take images of any size.
     """
     architecture = config.architecture.lower()
     known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -127,24 +128,48 @@ def build(config: Config, num_classes: int) -> Network:
         _load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
         _load_encoder(net.encoder, Path(config.weights))
-    network = Network(net, normalization, net.encoder.output_stride)
-    _freeze_unused(network)
-    return network
+    net.eval()  # draws nothing, and batch norm stays as it is
+    stride, logits = _find_stride(net, config)
+    _freeze_unused(net, logits)
+    return Network(net.train(), normalization, stride)
 
 
-def _freeze_unused(network: Network) -> None:
+def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, Tensor]:
+    """Finds by trying what the sides of an image must be multiples of; also returns the logits of such an image.
+
+    For most networks it is the output stride of the encoder. That of a vision transformer is the side of its patches,
+    and DPT needs an even number of patches of 16 px (a multiple of 4 of 8 px). The images tried have odd multiples as
+    sides: at an even one a network that needs twice the stride would work, too. The second try is for PAN, which needs
+    8 cells.
+
+    Raises:
+        UserError: nothing works.
+    """
+    base = net.encoder.output_stride
+    tries = [(base, max(3, 64 // base) | 1), (base, 9)]
+    tries += [(stride, 3) for stride in (2 * base, 4 * base, 8 * base) if stride <= 64]
+    errors: list[Exception] = []
+    for stride, cells in tries:
+        try:
+            return stride, net(torch.zeros(1, 3, cells * stride, cells * stride))
+        except Exception as error:
+            errors.append(error)
+    options = ["patch_size: 16"] if base & (base - 1) else []  # the decoder doubles its maps, up to the patch
+    if any(getattr(module, "strict_img_size", False) for module in net.encoder.modules()):  # timm's transformers
+        options.append("dynamic_img_size: true")
+    advice = f"add {{{', '.join(options)}}} to model.options, or " if options else ""
+    raise UserError(
+        f"model: {config.architecture} with encoder {config.encoder} does not take images of any size "
+        f"({_first_line(errors[0]).rstrip('.')}); {advice}use another encoder"
+    ) from errors[0]
+
+
+def _freeze_unused(net: nn.Module, logits: Tensor) -> None:
     """Parameters that the output does not depend on (stages behind `encoder_depth`) take no part in training.
 
     Several processes would wait for their gradients.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.eval()  # draws nothing, and batch norm stays as it is
-    try:
-        logits = network(torch.zeros(1, 3, 64, 64))
-    except (RuntimeError, AssertionError, ValueError):  # made for images of one size
-        return
-    finally:
-        network.train()
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)

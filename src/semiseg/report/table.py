@@ -1,6 +1,5 @@
 """A table of runs: last and best mIoU and the IoU of each class."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +11,19 @@ from semiseg.runs import Run
 
 
 def class_names(run: Run) -> list[str]:
-    """Names of the classes that a run was trained for, as its newest checkpoint says.
+    """Names of the classes that a run was started with.
 
     Raises:
-        UserError: it does not say.
+        UserError: its environment.json does not say. There is no other place to look: an earlier semiseg, which did not
+            write them, left checkpoints that this one does not read either.
     """
-    newest = max(run.checkpoints.glob("*-*/state.json"), default=run.checkpoints)
     try:
-        return list(map(str, json.loads(newest.read_text(encoding="utf-8"))["classes"]["names"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{newest}: is not a readable checkpoint ({type(error).__name__}: {error})") from error
+        return [str(name) for name in run.environment()["classes"]["names"]]
+    except (LookupError, TypeError) as error:
+        raise UserError(
+            f"{run.path / 'environment.json'}: names no classes; put back what semiseg wrote there, or train anew "
+            "(an earlier semiseg did not write them)"
+        ) from error
 
 
 def seconds(run: Run) -> float:
