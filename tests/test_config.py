@@ -49,6 +49,9 @@ def test_the_head_of_a_recipe_says_how_to_use_it(name):
         for line in head
     )
     assert "hardware:" in " ".join(head)
+    assert head[0].startswith("# ")
+    assert head[0].endswith(".")
+    assert len(head[0]) < 60  # a line of `semiseg recipes`
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "official" in name])
