@@ -60,6 +60,7 @@ def main() -> None:
         say("installed")
         use(folder / "environment/bin", folder / "elsewhere")
         say("trained, evaluated, predicted")
+    say("removed what it made")
 
 
 def interpreter(names: list[str]) -> tuple[str, str]:
