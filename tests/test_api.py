@@ -58,6 +58,20 @@ def test_train_from_values(tmp_path, recipe):
     assert "6 labeled, 8 unlabeled, 4 validation images" in console.file.getvalue()
 
 
+def test_train_by_name(tmp_path, monkeypatch, scenes):
+    """Of a recipe that comes with semiseg. Its data.root is `photos`, below the current directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scenes, "photos")
+    settings = ["engine.steps=1", "engine.batch_size=2", "engine.precision=fp32", "data.crop=32", "data.workers=0"]
+    model = "model={architecture: unet, encoder: tu-test_efficientnet, weights: null}"
+    run = semiseg.train("folder", out="run", overrides=[*settings, model])
+    loaded = config.load(run.config)
+    assert (loaded.data.root, loaded.method.threshold) == (Path("photos"), 0.9)
+    assert run.last()["step"] == 1
+    with pytest.raises(semiseg.UserError, match=r"^foldr: there is no such recipe \(did you mean folder\?\)"):
+        semiseg.train("foldr", out="other")
+
+
 def test_train_is_silent_unless_told(tmp_path, recipe, capsys):
     api.train(config.validate(recipe(engine={"steps": 1}), "recipe"), tmp_path / "run")
     assert capsys.readouterr() == ("", "")

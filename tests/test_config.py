@@ -49,6 +49,9 @@ def test_the_head_of_a_recipe_says_how_to_use_it(name):
         for line in head
     )
     assert "hardware:" in " ".join(head)
+    assert head[0].startswith("# ")
+    assert head[0].endswith(".")
+    assert len(head[0]) <= 55  # a line of `semiseg recipes`, on a terminal of 80 columns beside the longest name
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "official" in name])

@@ -36,7 +36,7 @@ def train(
     """Trains a recipe into the run directory `out`, or goes on with it where it stopped.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, or the path or the name of one.
         out: run directory; new, or one that was started with the same recipe.
         overrides: settings on top of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
         console: where progress is shown; nowhere if not given.
@@ -63,7 +63,7 @@ def rehearse(
     """Checks what `train` would check, takes real steps and evaluates an image; leaves nothing on disk.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, or the path or the name of one.
         overrides: settings on top of the recipe.
         console: where the labels are counted; nowhere if not given.
         steps: real steps to take.
@@ -250,7 +250,8 @@ def partitions(
     """Draws nested, class-covering label partitions of a recipe's labeled images and writes them as lists.
 
     Args:
-        recipe: path of a recipe; only its data section counts. `data.labeled=null` draws from all that have a mask.
+        recipe: path or name of a recipe; only its data section counts. `data.labeled=null` draws from all that have a
+            mask.
         out: folder for `labeled_N.txt` and `unlabeled_N.txt`; existing lists are never overwritten.
         sizes: numbers of images (whole numbers), or fractions below 1.
         seed: another seed gives other partitions.

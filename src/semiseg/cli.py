@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -58,7 +59,9 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file; recipes/ has some.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Name of a recipe (semiseg recipes lists them), or a YAML file.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/<name of the recipe>.")] = None,
     overrides: Set = None,
     dry_run: Annotated[
@@ -78,7 +81,7 @@ def train(
             console.print(table.rehearsal(vars(found)))
         return
     with _stoppable("; the same command goes on from the last checkpoint"):
-        run = api.train(recipe, out or Path("runs") / recipe.stem, overrides or [], console)
+        run = api.train(recipe, out or Path("runs") / recipe_file.run_name(recipe), overrides or [], console)
     if not _is_first_process():
         return
     console.print(table.compare({run.path.name: run}, table.class_names(run)))
@@ -123,6 +126,35 @@ def predict(
 
 
 @app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Recipe to print. Without a name, all are listed.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New file for the recipe, which you can edit.")] = None,
+) -> None:
+    """List the recipes that come with semiseg, print one, or write one to a file."""
+    from semiseg import recipe_file
+
+    if name is None:
+        if out is not None:
+            raise UserError("--out: name the recipe to write, e.g. semiseg recipes folder --out FILE")
+        from rich.table import Table
+
+        table = Table("recipe", "what it is", box=None, header_style="bold")
+        for known, path in recipe_file.shipped().items():
+            table.add_row(known, recipe_file.summary(path))
+        Console().print(table)
+        says = "\ntrain one: semiseg train folder --set data.root=PATH"
+        says += "\nedit one: semiseg recipes folder --out FILE"
+    elif out is None:
+        says = recipe_file.text(name).rstrip("\n")
+    else:
+        recipe_file.write(name, out)
+        says = f"{out} written; edit it, then: semiseg train {shlex.quote(str(out))}"
+    Console().print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+@app.command()
 def methods() -> None:
     """List the methods, one line each."""
     import importlib
@@ -140,7 +172,9 @@ def methods() -> None:
 
 @app.command()
 def partitions(
-    recipe: Annotated[Path, typer.Argument(help="Recipe whose data section names the images.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="New folder for labeled_N.txt and unlabeled_N.txt.", show_default=False)],
     sizes: Annotated[
         list[float], typer.Option("--size", help="Labeled images: a count, or a fraction below 1. Repeatable.")

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that the command line can look at a recipe before it loads torch.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,42 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with semiseg, by name: `folder`, `voc`, `official/voc` ..."""
-    return {path.relative_to(_SHIPPED).with_suffix("").as_posix(): path for path in sorted(_SHIPPED.rglob("*.yaml"))}
+    """Lists the recipes that come with semiseg by name: `folder` (for own data) is first, `official/...` are last."""
+    paths = {path.relative_to(_SHIPPED).with_suffix("").as_posix(): path for path in _SHIPPED.rglob("*.yaml")}
+    return {name: paths[name] for name in sorted(paths, key=lambda name: (name != "folder", "/" in name, name))}
+
+
+def summary(path: Path) -> str:
+    """Returns the comment in the first line of a recipe: what the recipe is, in a few words."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def text(name: str) -> str:
+    """Returns the YAML of a recipe that comes with semiseg, with its comments.
+
+    Raises:
+        UserError: no recipe has this name.
+    """
+    known = shipped()
+    if name not in known:
+        raise UserError(f"{name}: there is no such recipe{_closest(name)}; `semiseg recipes` lists them")
+    return known[name].read_text(encoding="utf-8")
+
+
+def write(name: str, out: Path) -> None:
+    """Writes a recipe that comes with semiseg to the new file `out`, which the user can edit.
+
+    Raises:
+        UserError: no recipe has this name, the file exists, or its folder does not.
+    """
+    content = text(name)
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: there is no such folder; make it, or name another file with --out")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise UserError(f"{out}: exists already; name another file with --out") from error
 
 
 def find(recipe: Path) -> Path:
@@ -34,12 +69,23 @@ def find(recipe: Path) -> Path:
     """
     if recipe.is_file():
         return recipe
-    known = shipped()
-    if found := known.get(recipe.as_posix()):
+    if found := shipped().get(recipe.as_posix()):
         return found
     if recipe.exists():
         return recipe
-    raise UserError(f"{recipe}: there is no such recipe; name a file, or one that `semiseg recipes` lists")
+    close = _closest(recipe.as_posix())
+    raise UserError(f"{recipe}: there is no such recipe{close}; name a file, or one that `semiseg recipes` lists")
+
+
+def run_name(recipe: Path) -> str:
+    """Returns the default name of a recipe's run directory.
+
+    For a file it is the file name without its suffix. For a recipe that comes with semiseg it is the whole name:
+
+    >>> run_name(Path("official/voc"))
+    'official-voc'
+    """
+    return recipe.stem if find(recipe) == recipe else recipe.as_posix().replace("/", "-")
 
 
 def read(path: Path) -> dict[Any, Any]:
@@ -73,6 +119,11 @@ def parse(text: str, where: str) -> Any:
         line = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         raise UserError(f"{where}: is not YAML{line}: {problem}") from error
+
+
+def _closest(name: str) -> str:
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), shipped())
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 class _Loader(yaml.SafeLoader):

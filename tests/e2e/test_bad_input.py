@@ -125,6 +125,24 @@ def other_weights() -> None:
 BAD = {
     # the recipe
     "missing recipe": Bad("train nothing.yaml", ("nothing.yaml", "no such recipe", "semiseg recipes")),
+    "misspelled recipe": Bad("train foldr", ("foldr", "no such recipe", "did you mean folder?", "semiseg recipes")),
+    "misspelled recipe among several": Bad("train camvid", ("camvid", "camvid-cpu", "camvid-gpu", "semiseg recipes")),
+    "recipe with an ending too much": Bad("train folder.yaml", ("folder.yaml", "did you mean folder?")),
+    "partition of a misspelled recipe": Bad(
+        "partitions ofical/voc --out lists --size 2", ("ofical/voc", "no such recipe", "official/voc")
+    ),
+    "print a misspelled recipe": Bad("recipes foldr", ("foldr", "no such recipe", "did you mean folder?")),
+    "print a recipe that is a file": Bad("recipes recipe.yaml", ("recipe.yaml", "no such recipe", "semiseg recipes")),
+    "print a path": Bad("recipes ../recipe_file.py", ("../recipe_file.py", "no such recipe")),
+    "write a misspelled recipe": Bad("recipes foldr --out my.yaml", ("foldr", "did you mean folder?")),
+    "write no recipe": Bad("recipes --out my.yaml", ("--out", "name the recipe", "semiseg recipes folder --out")),
+    "write a recipe over a file": Bad("recipes folder --out recipe.yaml", ("recipe.yaml", "exists already", "--out")),
+    "write a recipe over a folder": Bad("recipes folder --out photos", ("photos", "exists already", "--out")),
+    "write a recipe over a link to nothing": Bad(
+        "recipes folder --out my.yaml", ("my.yaml", "exists already"), lambda: Path("my.yaml").symlink_to("nothing")
+    ),
+    "write a recipe into no folder": Bad("recipes folder --out no/my.yaml", ("no: there is no such folder", "--out")),
+    "write a recipe below a file": Bad("recipes folder --out recipe.yaml/a", ("recipe.yaml: there is no such folder",)),
     "recipe is a folder": Bad("train photos", ("photos", "cannot be read as a recipe")),
     "recipe not YAML": Bad(TRAIN, ("recipe.yaml", "not YAML", "line 2"), text("recipe.yaml", "data:\n  a: b: c\n")),
     "recipe not text": Bad(TRAIN, ("recipe.yaml", "cannot be read as a recipe"), text("recipe.yaml", b"\xff\xfe\0")),

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from semiseg import cli, config, methods
+from semiseg import cli, config, methods, recipe_file
 from semiseg.data.partitions import partition_hash
 from semiseg.data.scenes import CLASSES
 from semiseg.engine.recipe import build_method
@@ -23,7 +23,7 @@ from semiseg.report.table import percent
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "methods", "partitions")
+COMMANDS = ("demo", "train", "evaluate", "predict", "recipes", "methods", "partitions")
 
 
 def numbers(table: str) -> dict[str, str]:
@@ -108,6 +108,84 @@ def test_methods_lists_all_with_a_sentence(semiseg):
     listed = dict(line.split(maxsplit=1) for line in result.out.splitlines()[1:])
     assert set(listed) == set(methods.names())
     assert all(len(sentence) > 20 for sentence in listed.values())
+
+
+# recipes
+
+WITHOUT_TORCH = """
+import sys
+from semiseg import cli
+sys.argv = ["semiseg", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    assert not {"torch", "torchvision", "numpy", "segmentation_models_pytorch"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("recipes", 0), ("recipes voc", 0), ("recipes voc --out my.yaml", 0), ("train voc2", 2)]
+)
+def test_recipes_do_not_wait_for_torch(here, command, code):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command.split()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1 if code else 0), done.stderr
+
+
+def test_recipes_lists_all_with_a_line_each(semiseg, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # no line is broken where a terminal is that wide
+    result = semiseg("recipes")
+    assert (result.code, result.err) == (0, "")
+    table, advice = result.out.rstrip().split("\n\n")
+    listed = dict(line.split(maxsplit=1) for line in table.splitlines()[1:])
+    assert list(listed) == list(recipe_file.shipped())
+    assert next(iter(listed)) == "folder"  # what a newcomer needs
+    assert all(re.fullmatch(r"\w.{20,}\.", line.strip()) for line in listed.values())
+    assert "CPU" in listed["camvid-cpu"]
+    for line in advice.splitlines():  # both are commands
+        assert re.fullmatch(r"(train|edit) one: semiseg (train|recipes) folder .*", line)
+
+
+@pytest.mark.parametrize("name", recipe_file.shipped())
+def test_recipes_prints_one(semiseg, name):
+    result = semiseg(f"recipes {name}")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == recipe_file.shipped()[name].read_text()
+
+
+def test_a_recipe_is_written_to_a_file(semiseg, here):
+    done = semiseg("recipes official/voc --out 'my recipe.yaml'")
+    assert (done.code, done.err) == (0, "")
+    assert (here / "my recipe.yaml").read_text() == recipe_file.shipped()["official/voc"].read_text()
+    assert done.out == "my recipe.yaml written; edit it, then: semiseg train 'my recipe.yaml'\n"
+    says = semiseg(done.out.strip().partition("then: semiseg ")[2]).err
+    assert says.startswith("semiseg: data.root: there is no VOCdevkit/VOC2012 below")
+
+
+def test_a_recipe_is_trained_by_its_name(semiseg, here, scenes):
+    """From any directory: what is relative in it is relative to the current one."""
+    shutil.copytree(scenes, here / "photos")
+    small = "--set engine.steps=1 --set engine.batch_size=2 --set engine.precision=fp32"
+    small += " --set 'model={architecture: unet, encoder: tu-test_efficientnet, weights: null}'"
+    done = semiseg(f"train folder {small} --set data.crop=32 --set data.workers=0")
+    assert (done.code, done.err) == (0, "")
+    assert "run directory: runs/folder" in done.out
+    assert config.load(Path("runs/folder/config.yaml")).data.root == Path("photos")
+
+    done = semiseg(f"train official/voc {small} --set 'data={{layout: folder, root: photos, crop: 32, workers: 0}}'")
+    assert (done.code, done.err) == (0, "")
+    assert "run directory: runs/official-voc" in done.out
+    assert config.load(Path("runs/official-voc/config.yaml")).method.boxes == "official"
+
+    done = semiseg("partitions folder --out splits --size 5")
+    assert (done.code, done.err) == (0, "")
+    assert Path("splits/labeled_5.txt").is_file()
+
+
+def test_a_file_goes_before_a_recipe_of_its_name(semiseg, here):
+    (here / "recipe.yaml").rename("folder")
+    done = semiseg("train folder --set engine.steps=1 --set engine.seed=7")
+    assert (done.code, done.err) == (0, "")
+    assert config.load(Path("runs/folder/config.yaml")).model.encoder == "tu-test_efficientnet"
 
 
 # train
