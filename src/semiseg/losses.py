@@ -15,7 +15,7 @@ from semiseg.types import IGNORE, Whole
 def cross_entropy(
     logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], labeled_px: Int[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the labeled pixels of the batch (Eq. 3; pixels with label IGNORE do not count, D19).
+    """Computes the mean cross-entropy over the labeled pixels of the batch (Eq. 3; IGNORE pixels do not count, D19).
 
     Args:
         logits: the network's output.
@@ -36,10 +36,11 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 100_000,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the hard pixels of the batch (online hard example mining; iMAS on Cityscapes, D27).
+    """Computes the mean cross-entropy over the hard pixels of the batch (OHEM; iMAS on Cityscapes, D27).
 
-    A labeled pixel is hard if the network gives its class a probability of at most `threshold`. If fewer than
-    `min_kept` pixels are hard, the `min_kept` pixels with the lowest probabilities count instead.
+    OHEM is online hard example mining. A labeled pixel is hard if the network gives its class a probability of at most
+    `threshold`. If fewer than `min_kept` pixels are hard, the `min_kept` pixels with the lowest probabilities count
+    instead.
     """
     loss = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none").flatten()
     labeled = (label != IGNORE).flatten()
@@ -57,7 +58,7 @@ def confident_cross_entropy(
     threshold: float,
     valid: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Cross-entropy of each image to its confident pseudo-labels (the inner sum of Eq. 4 and Eq. 11).
+    """Computes each image's cross-entropy to its confident pseudo-labels (the inner sum of Eq. 4 and Eq. 11).
 
     The sum is divided by the number of all valid pixels, not of the confident ones. So an image counts less if the
     teacher is unsure about it.
@@ -82,8 +83,8 @@ class LabeledLoss(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    ohem_threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given
-    min_kept: int | None = Field(None, ge=1)  # of ohem; 100,000 px a batch if not given
+    ohem_threshold: float | None = Field(None, gt=0, le=1)  # only with kind: ohem; 0.7 if not given
+    min_kept: int | None = Field(None, ge=1)  # only with kind: ohem; px in a batch, 100,000 if not given
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "LabeledLoss":

@@ -30,12 +30,12 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete recipe."""
+        """Returns the path of the complete recipe."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
+        """Returns the folder of checkpoints."""
         return self.path / "checkpoints"
 
     def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
@@ -61,7 +61,7 @@ class Run:
         write_atomically(self.config, config)
 
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Returns whether a run was started here."""
         return self.config.is_file()
 
     def open(self) -> "Run":
@@ -219,7 +219,7 @@ def _reading(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
         raise UserError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); put back what semiseg wrote there, or train anew"
+            f"{path}: is damaged ({type(error).__name__}: {error}); restore what semiseg wrote there, or train again"
         ) from error
 
 

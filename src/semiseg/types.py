@@ -85,11 +85,11 @@ class LoadedBatch:
     skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
-        """The same batch on `device`."""
+        """Moves the batch to `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "LoadedBatch":
-        """The same batch in pinned memory (called by the DataLoader)."""
+        """Copies the batch to pinned memory (called by the DataLoader)."""
         return self._each(Tensor.pin_memory)
 
     def split(self, size: int) -> list["LoadedBatch"]:

@@ -41,8 +41,8 @@ def sample_boxes(
     """
     fraction = uniform(generator, side[0], side[1], 2, batch_size)
     extent = (fraction * torch.tensor([[height], [width]])).round().clamp(min=1)
-    room = torch.tensor([[height], [width]]) - extent
-    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (room + 1)).floor().minimum(room)
+    last = torch.tensor([[height], [width]]) - extent  # last possible start
+    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (last + 1)).floor().minimum(last)
     return _inside(start, start + extent, height, width)
 
 

@@ -43,7 +43,7 @@ class EvalItem:
     mask: UInt8[Tensor, "H W"]  # at its original size
 
     def pin_memory(self) -> "EvalItem":
-        """The same item in pinned memory (called by the DataLoader)."""
+        """Copies the item to pinned memory (called by the DataLoader)."""
         return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())
 
 
@@ -181,7 +181,7 @@ def _init_worker(_: int) -> None:
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether an error means that a worker died: torch says so, or the connection broke while a batch was fetched."""
+    """Returns whether a worker died: the error is torch's, or the connection broke while a batch was fetched."""
     broken_off = isinstance(error, (ConnectionError, EOFError)) and "in DataLoader worker process" not in str(error)
     return broken_off or "DataLoader worker (pid" in str(error)
 

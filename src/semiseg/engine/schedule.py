@@ -11,11 +11,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    lr: float = Field(0.001, gt=0)  # of the encoder; on VOC the authors use 0.001 and a tenfold head (D25)
-    head_lr_factor: float = Field(10.0, gt=0)  # learning rate of everything else, as a multiple
+    lr: float = Field(0.001, gt=0)  # of the encoder; on VOC the authors use 0.001, and 0.01 for the head (D25)
+    head_lr_factor: float = Field(10.0, gt=0)  # all other parameters have this multiple of lr
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)  # 5e-4 on Cityscapes (D26)
-    power: float = Field(0.9, ge=0)  # of the decay
+    power: float = Field(0.9, ge=0)  # exponent of the learning rate's decay
 
     def lr_at(self, step: int, num_steps: int) -> float:
         """Returns the encoder's learning rate for step `step` of `num_steps`: `lr * (1 - step/num_steps) ** power`.

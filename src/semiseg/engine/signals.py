@@ -23,7 +23,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Inside this context SIGTERM and Ctrl-C only record a request. A second Ctrl-C raises KeyboardInterrupt.
+        """Makes SIGTERM and Ctrl-C only record a request, inside this context. A second Ctrl-C raises an exception.
 
         Only the main thread can handle signals. In another thread the context changes nothing.
         """
@@ -46,7 +46,7 @@ class StopRequest:
 
 @contextmanager
 def leaving_at_once(advice: str = "", says: bool = True) -> Iterator[None]:
-    """Inside this context SIGTERM and Ctrl-C end the process at once, with one line on stderr.
+    """Makes SIGTERM and Ctrl-C end the process at once, inside this context, with one line on stderr.
 
     It is for times when there is nothing to save. An exception would come late, because imports and checks take long,
     and the code that it passes through might catch it.
