@@ -44,8 +44,10 @@ def voc_color(index: int) -> tuple[int, int, int]:
     lower bits of the three, and so on.
 
     Example:
-        >>> [voc_color(index) for index in (0, 1, 2, 3, 8)]
-        [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (64, 0, 0)]
+        Index 255 (ignored pixels) has the light color of the outlines in VOC's masks.
+
+        >>> [voc_color(index) for index in (1, 2, 4, 8, 9, 255)]
+        [(128, 0, 0), (0, 128, 0), (0, 0, 128), (64, 0, 0), (192, 0, 0), (224, 224, 192)]
     """
     red = green = blue = 0
     for shift in range(7, -1, -1):
