@@ -12,13 +12,13 @@ from semiseg.errors import UserError
 from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable(("sky", "tree"), ((1, 2, 3), (4, 5, 6)), background=1)
-NORMALISATION = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+NORMALIZATION = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 MODEL = {"student.weight": torch.arange(6.0).view(2, 3), "bank": torch.tensor([1, 2])}
 OPTIMIZER = {"0.momentum_buffer": torch.ones(2, 3)}
 
 
 def save(folder: Path, step: int = 3, **changes) -> Path:
-    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalization": NORMALISATION}
+    values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalization": NORMALIZATION}
     values |= {"predictor": "student", "model": MODEL}
     return checkpoint.save(folder, step=step, **(values | {"optimizer": OPTIMIZER} | changes))
 
@@ -32,7 +32,7 @@ def test_what_is_saved_is_read(tmp_path):
     read = checkpoint.newest(tmp_path)
     assert read == checkpoint.read(path)
     assert (read.path, read.step, read.recipe) == (path, 3, {"engine": {"steps": 9}})
-    assert (read.classes, read.normalization, read.scaler) == (CLASSES, NORMALISATION, {"scale": 2.0})
+    assert (read.classes, read.normalization, read.scaler) == (CLASSES, NORMALIZATION, {"scale": 2.0})
     for saved, given in ((read.model_state(), MODEL), (read.optimizer_state(), OPTIMIZER)):
         assert saved.keys() == given.keys()
         assert all(torch.equal(saved[key], given[key]) and saved[key].dtype == given[key].dtype for key in given)
