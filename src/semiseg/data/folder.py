@@ -57,7 +57,9 @@ def load(config: Config) -> Dataset:
         value: index for value, index in (config.values or {}).items() if index not in (*range(len(classes)), IGNORE)
     }
     if bad:
-        raise UserError(f"data.values: {bad} maps to no class; classes are 0 to {len(classes) - 1}, {IGNORE} ignores")
+        raise UserError(
+            f"data.values: {bad} maps to no class; classes are 0 to {len(classes) - 1}, {IGNORE} means ignored"
+        )
     images, masks = (scan(folder) for folder in folders.values())
     if not images:
         raise UserError(f"data.images: {folders['images']} holds no image")

@@ -116,8 +116,8 @@ def assemble(
     lists = {"data.labeled": labeled, "data.unlabeled": unlabeled, "data.val": val}
     remedies = {
         ("data.labeled", "data.unlabeled"): "leave data.unlabeled out to take every other image",
-        ("data.labeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
-        ("data.unlabeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
+        ("data.labeled", "data.val"): "a training image cannot be used for validation: take it off one list",
+        ("data.unlabeled", "data.val"): "a training image cannot be used for validation: take it off one list",
     }
     for (one, other), remedy in remedies.items():
         names = {sample.name for sample in lists[one]}
