@@ -1,7 +1,7 @@
-"""Cheaper hardness: the teacher alone between looks of the student, a smaller view, the easiness of earlier weights.
+"""Cheaper hardness: the teacher alone in some steps, a smaller view for the student, the easiness of earlier weights.
 
-It needs trained runs, so `make bench` leaves it out. The first run is looked at in all its checkpoints, the others lend
-their scores:
+It needs trained runs, so `make bench` does not run it. It computes easiness with all checkpoints of the first run; from
+the other runs it takes only the scores:
 
     common="--set data.root=PATH/camvid --set engine.keep_checkpoints=8 --set engine.save_every=125"
     semiseg train camvid-cpu $common --out runs/exact
@@ -41,18 +41,18 @@ WAYS = {
     "scale 0.25": {"hardness_scale": 0.25, "hardness_every": 1},
     ALONE: {"hardness_scale": 1, "hardness_every": 2},
 }
-AT = Progress(1, 2)  # a step in which the student does not look where it looks at every second one only
-SEED = 1000  # of the weak views: not one to train with, so that they are others than those in training
+AT = Progress(1, 2)  # a step in which the student does not predict if hardness_every is 2
+SEED = 1000  # of the weak views; no run uses it, so these views differ from those in training
 Easiness = Float[Tensor, " n"]
 
 
 class Observer:
-    """Looks at the same weak views in every way, with one checkpoint after another.
+    """Computes the easiness of the same weak views in all ways, with one checkpoint after another.
 
     Args:
-        recipe: of the run.
-        classes: of its data.
-        runtime: where to compute.
+        recipe: the recipe of the run.
+        classes: the class table of its data.
+        runtime: device and precision.
     """
 
     def __init__(self, recipe: Recipe, classes: ClassTable, runtime: Runtime) -> None:
@@ -62,13 +62,13 @@ class Observer:
             words = [f"method.{name}={value}" for name, value in settings.items()]
             method = build_method(config.override(recipe, [*words, "model.weights=null"]), classes).to(runtime.device)
             self.methods[way] = method.to(memory_format=torch.channels_last)  # as in training
-        self.seconds: dict[str, list[float]] = defaultdict(list)  # of each batch
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # one value for each batch
 
     def look(self, saved: checkpoint.Checkpoint, views: list[LoadedBatch]) -> dict[str, Easiness]:
-        """Easiness of every image, in each way. Ways take turns, batch by batch."""
+        """Computes the easiness of every image in each way. For each batch all ways are timed in turn."""
         easy: dict[str, list[Tensor]] = defaultdict(list)
         saved.load_model(self.methods[EXACT])
-        for method in self.methods.values():  # one has a level to remember, which is 1 at first
+        for method in self.methods.values():  # strict=False: one way has the buffer `agreement`, which is 1 at first
             method.load_state_dict(self.methods[EXACT].state_dict(), strict=False)
         for loaded in views:
             batch = make_batch(loaded.to(self.runtime.device), Views(), saved.normalization, SEED, saved.step)
@@ -83,24 +83,24 @@ class Observer:
 
 
 def spearman(first: Easiness, second: Easiness) -> float:
-    """Rank correlation; nan where either has one value only."""
+    """Computes the rank correlation; NaN if all values of either are equal."""
     return float(torch.corrcoef(torch.stack([ranks(first), ranks(second)]))[0, 1])
 
 
 def ranks(values: Easiness) -> Easiness:
-    """Place of each value in their order, from 0; equal values share the mean of their places."""
+    """Computes the rank of each value, from 0. Equal values get the mean of their ranks."""
     smaller, equal = (compared(values, values[:, None]).sum(1).double() for compared in (torch.lt, torch.eq))
     return smaller + (equal - 1) / 2
 
 
 def pairs_alike(first: Easiness, second: Easiness, batch: int) -> float:
-    """Share of the images that have the same partner in hard-easy CutMix by either easiness."""
+    """Computes the share of the images that have the same partner in hard-easy CutMix with both easinesses."""
     both = zip(first.split(batch), second.split(batch), strict=True)
     return float(torch.cat([hard_easy_partners(one) == hard_easy_partners(two) for one, two in both]).float().mean())
 
 
 def agreement(first: Easiness, second: Easiness, batch: int) -> dict[str, float]:
-    """Everything that compares two looks at the same images."""
+    """Compares two easinesses of the same images."""
     return {
         "rank correlation": spearman(first, second),
         "mean absolute difference": float((first - second).abs().mean()),
@@ -109,13 +109,13 @@ def agreement(first: Easiness, second: Easiness, batch: int) -> dict[str, float]
 
 
 def measure(run: common.Settings, results: common.Results, paths: list[Path], root: Path | None = None) -> None:
-    """The course of the first run; scores and time of every run.
+    """Follows the first run over its checkpoints, and adds the scores of every run.
 
     Args:
-        run: settings of every benchmark.
-        results: where figures go.
+        run: the settings that all benchmarks share.
+        results: receives the figures.
         paths: run directories of iMAS.
-        root: of the first run's data, if they have moved.
+        root: the root of the first run's data, if it has moved.
     """
     runs = {path.resolve().name: Run(path).open() for path in paths}
     if len(runs) < len(paths):
@@ -134,7 +134,7 @@ def measure(run: common.Settings, results: common.Results, paths: list[Path], ro
 
 
 def follow(run: common.Settings, results: common.Results, first: Run, recipe: Recipe) -> None:
-    """Easiness at each checkpoint of a run, against that at full size and that of the checkpoint before."""
+    """Compares easiness at each checkpoint with that of the student at full size and of the checkpoint before."""
     saved = [checkpoint.read(path) for path in sorted(first.checkpoints.glob("step-*"))]
     if not saved:
         raise UserError(f"--run {first.path}: has no checkpoint yet; train it first")
@@ -157,7 +157,7 @@ def follow(run: common.Settings, results: common.Results, first: Run, recipe: Re
         easy = observer.look(each, views)
         for way, values in easy.items():
             series[f"mean easiness, {way}"][each.step] = [float(values.mean())]
-        level = easy[EXACT][:batch].mean() / easy[ALONE][:batch].mean()  # of the first batch: the last look
+        level = easy[EXACT][:batch].mean() / easy[ALONE][:batch].mean()  # `agreement`, from the first batch
         easy[ALONE] = easy[ALONE] * level.nan_to_num(1.0).clamp(max=1)
         others = {way: values for way, values in easy.items() if way != EXACT}
         if before is not None:
@@ -184,12 +184,12 @@ def follow(run: common.Settings, results: common.Results, first: Run, recipe: Re
 
 
 def by_chance(batch: int) -> float:
-    """Share of the images whose partners in two random pairings are the same."""
+    """Computes the share of the images whose partners are the same in two random pairings."""
     return 1 / (batch - 1 + batch % 2)  # in an odd batch one image is its own partner
 
 
 def score(results: common.Results, name: str, each: Run, recipe: Recipe) -> None:
-    """What a run reached."""
+    """Adds the scores of a run."""
     train = each.metrics("train")
     if not train:
         raise UserError(f"--run {each.path}: has no training record yet; train it first")
@@ -203,10 +203,10 @@ def score(results: common.Results, name: str, each: Run, recipe: Recipe) -> None
 
 
 def arguments(words: list[str] | None = None) -> tuple[common.Settings, list[Path], Path | None]:
-    """Settings, run directories, and where the data are.
+    """Reads the command line: settings, run directories, and the root of the data.
 
     Raises:
-        UserError: a word of other benchmarks that would be ignored here.
+        UserError: an option of other benchmarks has no effect here.
     """
     parser = argparse.ArgumentParser(description=common.title(str(__doc__)))
     common.add_arguments(parser)
@@ -221,7 +221,7 @@ def arguments(words: list[str] | None = None) -> tuple[common.Settings, list[Pat
 
 
 def main() -> None:
-    """Runs it from the command line."""
+    """Runs the benchmark from the command line."""
     try:
         settings, runs, root = arguments()
         common.run_suite(

@@ -1,4 +1,4 @@
-"""Saving and loading a checkpoint of iMAS: student, teacher and momentum.
+"""Saving and loading a checkpoint of iMAS, with student, teacher and momentum.
 
 python benchmarks/checkpoint.py
 """
@@ -22,7 +22,7 @@ CLASSES = ClassTable.of([str(number) for number in range(21)], background=0)
 
 
 def trained(encoder: str) -> tuple[imas.Method, torch.optim.Optimizer]:
-    """A method and an optimizer with momentum."""
+    """Makes a method, and an optimizer that has momentum."""
     with seeded(0):
         method = imas.Method(imas.Config(), lambda: build(Config(encoder=encoder, weights=None), 21), CLASSES)
     optimizer = torch.optim.SGD(method.param_groups(10.0), lr=1e-3, momentum=0.9)
@@ -34,7 +34,7 @@ def trained(encoder: str) -> tuple[imas.Method, torch.optim.Optimizer]:
 
 
 def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> Path:
-    """Anew: one that is there would stay."""
+    """Saves a checkpoint. First it removes an existing one, which `checkpoint.save` would keep."""
     shutil.rmtree(checkpoint.path_of(folder, "step", 1), ignore_errors=True)
     return checkpoint.save(
         folder, step=1, recipe={}, classes=CLASSES, normalization=Normalization(), predictor="teacher",
@@ -43,14 +43,14 @@ def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) ->
 
 
 def load(path: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> None:
-    """As a run that goes on."""
+    """Loads a checkpoint as a resumed run does."""
     found = checkpoint.read(path)
     found.load_model(method)
     checkpoint.load_optimizer_tensors(optimizer, method, found.optimizer_state())
 
 
 def plain_write(path: Path, content: bytes) -> None:
-    """As many bytes, synced: what the disk takes by itself."""
+    """Writes as many bytes and syncs them, to measure the disk alone."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -58,7 +58,7 @@ def plain_write(path: Path, content: bytes) -> None:
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times saving, loading, and the disk alone; then saving by size."""
+    """Times saving, loading, and the disk alone; then how saving grows with the size."""
     encoder = run.size("resnet50", "resnet50", "tu-test_efficientnet")
     encoders = run.size(
         ("resnet18", "resnet50", "resnet101"), ("resnet18", "resnet50", "resnet101"), ("tu-test_efficientnet",)

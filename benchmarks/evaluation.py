@@ -21,19 +21,21 @@ from semiseg.models.build import Config as ModelConfig
 from semiseg.models.build import Network, build
 from semiseg.rng import seeded
 
-CLASSES = 19  # as many as UniMatch's code insists on
+CLASSES = 19  # UniMatch's code supports no other number
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def fit(network: Network, item: EvalItem, side: int, steps: int, device: torch.device) -> None:
-    """Trains on crops of the one image until its mIoU means something. This is not timed."""
+    """Trains on crops of the image, so that mIoU has a meaning. This is not timed."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     image = network.normalization(item.image[None].to(device))[0]
     height, width = item.mask.shape
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)  # statistics of batch norm settle at the end
+        optimizer.param_groups[0]["lr"] = 0.02 * (
+            1 - step / steps
+        )  # a small rate at the end lets batch statistics settle
         tops, lefts = (torch.randint(size - side + 1, (4,), generator=generator).tolist() for size in (height, width))
         places = [(slice(top, top + side), slice(left, left + side)) for top, left in zip(tops, lefts, strict=True)]
         crops = torch.stack([image[:, rows, columns] for rows, columns in places])
@@ -45,13 +47,13 @@ def fit(network: Network, item: EvalItem, side: int, steps: int, device: torch.d
 
 
 def item_of(height: int) -> EvalItem:
-    """A drawn image, twice as wide as high."""
+    """Draws an image that is twice as wide as high."""
     image, mask = street(height)
     return EvalItem(0, torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask))
 
 
 def network_of(run: common.Settings, num_classes: int) -> Network:
-    """Our own network."""
+    """Builds our own network."""
     with seeded(0):
         encoder = run.size("resnet50", "resnet50", "tu-test_efficientnet")
         network = build(ModelConfig(encoder=encoder, weights=None), num_classes)
@@ -59,7 +61,7 @@ def network_of(run: common.Settings, num_classes: int) -> Network:
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times ours with our own network, and every peer's loop and ours with the peer's network."""
+    """Times our evaluation with our network, and for each peer its loop and ours with the peer's network."""
     height, window, side, steps = run.size((1024, 769, 193, 40), (1024, 769, 193, 40), (66, 49, 33, 2))
     item, runtimes = item_of(height), {name: Runtime(run.device.type, name) for name in PRECISIONS}
     wide = window * 5 // 6
@@ -73,7 +75,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
     def ours(network: Network, mode: str, precision: Precision) -> float:
         iou = evaluate(network, [item], CLASSES, modes[mode], runtimes[precision]).iou
-        return float(torch.tensor(iou).nan_to_num().mean())  # as the peers have it: absent classes count as 0
+        return float(torch.tensor(iou).nan_to_num().mean())  # as the peers do: absent classes count as 0
 
     own = network_of(run, CLASSES)
     candidates: dict[str, Callable[[], object]] = {
@@ -129,9 +131,9 @@ def pair(
     results: common.Results, run: common.Settings, peer: peer_imas.Imas | peer_unimatch.UniMatch, item: EvalItem,
     window: int, fitting: tuple[int, int], modes: list[str], ours: Callable[[Network, str, Precision], float],
 ) -> dict[str, Callable[[], float]]:  # fmt: skip
-    """A peer's loop and ours, with its network in both; what they find is added at once.
+    """Makes candidates of a peer's loop and ours, both with its network, and adds their mIoU to the results.
 
-    Both count a class that is nowhere as 0 in the mean, so the mean over those in the image is that much higher.
+    Both loops count a class that occurs nowhere as 0. The mIoU in the results is the mean over classes in the image.
     """
     with seeded(0):
         theirs = peer.network(CLASSES)

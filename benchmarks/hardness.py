@@ -1,4 +1,4 @@
-"""Easiness of a batch, from label maps and from the logits of both networks.
+"""Computing the easiness of a batch, from label maps and from the logits of both networks.
 
 16 images of 513 x 513 px with 21 classes: python benchmarks/hardness.py [--peer imas=PATH]
 """
@@ -17,19 +17,19 @@ BACKGROUND = 0
 
 
 class Given(Network):
-    """A network whose answer is known."""
+    """A network that always returns the same logits."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(torch.nn.Identity(), Normalization(), 1)
         self.logits = logits
 
     def forward(self, image: Tensor) -> Tensor:
-        """The logits."""
+        """Returns the logits."""
         return self.logits
 
 
 def logits(batch: int, classes: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of two networks, in blocks, sure of about two pixels in three, alike in about nine in ten."""
+    """Makes logits of two networks, in blocks: about two of three pixels are confident, nine of ten agree."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(classes, (batch, 1, 9, 9), generator=generator).float()
     first = torch.nn.functional.interpolate(blocks, (side, side)).long()
@@ -45,19 +45,19 @@ def logits(batch: int, classes: int, side: int, device: torch.device) -> tuple[T
 
 
 def predictions(batch: int, classes: int, side: int, device: torch.device) -> tuple[Prediction, Prediction]:
-    """What two networks with such logits predict."""
+    """Makes the predictions of two networks with such logits."""
     image = torch.empty(batch, 3, side, side, device=device)
     student, teacher = (predict(Given(each), image) for each in logits(batch, classes, side, device))
     return student, teacher
 
 
 def official(student: Prediction, teacher: Prediction) -> Tensor:
-    """Easiness with the authors' settings: no padding, background without weight, hard where nothing else is seen."""
+    """Computes easiness as the authors do: no padding, background without weight, 0 if there is only background."""
     return easiness(student, teacher, THRESHOLD, ignore_class=BACKGROUND, all_ignored_is_hard=True)
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times ours, and the peer's from the same logits, once both agree."""
+    """Checks that our easiness and the peer's agree on the same logits, and times both."""
     batch, side, classes = run.size((16, 513, 21), (16, 513, 21), (2, 33, 5))
     results.settings |= {"batch": batch, "side, px": side, "classes": classes}
     student, teacher = logits(batch, classes, side, run.device)

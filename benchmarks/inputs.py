@@ -1,8 +1,8 @@
 """Decoding, resizing and cropping an image: the libraries side by side.
 
-On one thread, on the same files. "semiseg" is what this package does; a ratio is the share of its time that another way
-takes. Where ways may give other pixels, how far they are off stands beside the time. opencv-python-headless, simplejpeg
-and torchcodec take part where they are installed:
+All libraries use one thread and the same files. "semiseg" is what this package does; a ratio is another library's time
+over semiseg's time. If a library may give other pixels, the differences are in the results, too.
+opencv-python-headless, simplejpeg and torchcodec are measured if they are installed:
 python benchmarks/inputs.py [--data VOC]
 """
 
@@ -32,11 +32,11 @@ BILINEAR = Image.Resampling.BILINEAR
 
 Libraries = dict[str, ModuleType]
 Decode = Callable[[Path], Tensor]
-Make = Callable[[int], Tensor]  # from the image of this number
+Make = Callable[[int], Tensor]  # takes the number of an image
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times all ways on the same images."""
+    """Times all libraries on the same images."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     number, crop = (4, 65) if run.tiny else (32, 321)
@@ -63,12 +63,12 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
 
 def installed(results: common.Results) -> Libraries:
-    """The optional libraries that are here."""
+    """Imports the optional libraries that are installed."""
     found = {}
     for name, module in OPTIONAL.items():
         try:
             found[name] = import_module(module)
-        except (ImportError, OSError, RuntimeError):  # the last two: it lacks something that it needs itself
+        except (ImportError, OSError, RuntimeError):  # the last two: a library that it needs is missing
             results.note(f"{name} is left out: it cannot be imported here.")
     if "opencv" in found:
         found["opencv"].setNumThreads(1)
@@ -76,9 +76,9 @@ def installed(results: common.Results) -> Libraries:
 
 
 def decode_images(results: common.Results, paths: list[Path], libraries: Libraries) -> None:
-    """JPEG file to RGB."""
+    """Times decoding a JPEG file to RGB."""
     ways: dict[str, Decode] = {
-        "semiseg": read_image,  # Pillow, and what the file may be beside an RGB image the right way up
+        "semiseg": read_image,  # Pillow, and the cases that are no upright RGB image
         "Pillow alone": lambda path: channels_first(pillow(path, "RGB")),
         "torchvision decode_image": lambda path: io.decode_image(str(path), "RGB", apply_exif_orientation=True),
         "torchvision decode_jpeg": lambda path: io.decode_jpeg(io.read_file(str(path)), "RGB"),
@@ -97,9 +97,9 @@ def decode_images(results: common.Results, paths: list[Path], libraries: Librari
 
 
 def decode_masks(results: common.Results, paths: list[Path], narrow: list[Path], libraries: Libraries) -> None:
-    """Palette PNG to class indices, not to colors; `narrow` are masks of four bits a pixel."""
+    """Times decoding a palette PNG to class indices, not to colors. `narrow` are masks of four bits a pixel."""
     ways: dict[str, Decode] = {
-        "semiseg": lambda path: read_mask(path, 21, None),  # Pillow, and a look at every value
+        "semiseg": lambda path: read_mask(path, 21, None),  # Pillow, and a check of every value
         "Pillow alone": lambda path: torch.from_numpy(pillow(path, "P")),
         "torchvision": lambda path: io.decode_image(str(path), "UNCHANGED")[0],
     }
@@ -120,11 +120,11 @@ def decode_masks(results: common.Results, paths: list[Path], narrow: list[Path],
 
 
 def resize(results: common.Results, what: str, images: list[Tensor], scale: float, libraries: Libraries) -> None:
-    """Bilinear with antialiasing, or what is nearest to it."""
+    """Times bilinear resizing with antialiasing, or what is most similar to it."""
     sizes = [(round(image.shape[1] * scale), round(image.shape[2] * scale)) for image in images]
     dense, pictures = [image.contiguous() for image in images], [picture(image) for image in images]
     ways: dict[str, Make] = {
-        "semiseg": lambda i: resize_image(images[i], sizes[i]),  # torchvision, of channels last as they are decoded
+        "semiseg": lambda i: resize_image(images[i], sizes[i]),  # torchvision, channels last as decoded
         "torchvision, contiguous": lambda i: resize_image(dense[i], sizes[i]),
         "Pillow": lambda i: channels_first(np.array(pictures[i].resize(sizes[i][::-1], BILINEAR))),
     }
@@ -137,7 +137,7 @@ def resize(results: common.Results, what: str, images: list[Tensor], scale: floa
 
 
 def cut(results: common.Results, images: list[Tensor], crop: int) -> None:
-    """A crop of an image at twice its size: from the whole, or resizing only the part that it shows."""
+    """Times a crop of an image at twice its size: resizing the whole image, or only the part that the crop shows."""
     generator = torch.Generator().manual_seed(0)
     part = crop // 2
     crop = 2 * part
@@ -169,7 +169,7 @@ def cut(results: common.Results, images: list[Tensor], crop: int) -> None:
 
 
 def photometric(results: common.Results, images: list[Tensor]) -> None:
-    """Operations of the pool that torchvision and Pillow have too, each on images of its own kind."""
+    """Times the operations that torchvision and Pillow have, too, each library on images of its own kind."""
     factor, shift, sigma, kernel = 0.5, 0.25, 1.0, [7, 7]
     operations: dict[str, tuple[float, Callable[[Tensor], Tensor], Callable[[Image.Image], Image.Image]]] = {
         "autocontrast": (0.0, tv.autocontrast, ImageOps.autocontrast),
@@ -196,7 +196,7 @@ def photometric(results: common.Results, images: list[Tensor]) -> None:
 
 
 def growth(results: common.Results, image: Tensor, folder: Path) -> None:
-    """How decoding grows with the image."""
+    """Measures how the time of decoding grows with the size of the image."""
     runs = {}
     for height, width in ((188, 250), (375, 500), (750, 1000)):
         path = folder / f"{width}.jpg"
@@ -206,7 +206,7 @@ def growth(results: common.Results, image: Tensor, folder: Path) -> None:
 
 
 def beside(results: common.Results, what: str, ways: dict[str, Callable[[], None]], images: int) -> None:
-    """Times ways in turns, an image, and sets each beside semiseg's."""
+    """Times all ways in turn, for each image, and adds the ratio of each to semiseg's."""
     results.time({f"{what}, {name}": way for name, way in ways.items()}, usual=9, per=images)
     for name in ways:
         if name != "semiseg":
@@ -216,7 +216,7 @@ def beside(results: common.Results, what: str, ways: dict[str, Callable[[], None
 def differences(
     results: common.Results, what: str, ways: dict[str, Callable[[Any], Tensor]], images: Iterable[Any], to: str
 ) -> None:
-    """How far the pixels of each way are from those of the way `to`."""
+    """Adds the differences between the pixels of each way and those of the way `to`."""
     wanted = [ways[to](image).short() for image in images]
     for name in ways:
         if name != to:
@@ -229,7 +229,7 @@ def differences(
 
 
 def each(run: Callable[[Any], object], images: Iterable[Any]) -> Callable[[], None]:
-    """One call for all the images."""
+    """Makes one call that runs over all images."""
 
     def runs() -> None:
         for image in images:
@@ -239,20 +239,20 @@ def each(run: Callable[[Any], object], images: Iterable[Any]) -> Callable[[], No
 
 
 def pillow(path: Path, mode: str) -> np.ndarray:
-    """Decoded, and nothing else."""
+    """Decodes a file with Pillow, and does nothing else."""
     with Image.open(path) as image:
         return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def half(path: Path) -> Tensor:
-    """At half the size, which the decoder makes of half the frequencies."""
+    """Decodes at half the size: the decoder uses half of the frequencies."""
     with Image.open(path) as image:
         image.draft("RGB", (image.width // 2, image.height // 2))
         return channels_first(np.array(image.convert("RGB")))
 
 
 def palette_masks(photos: Photographs, colors: int) -> list[Path]:
-    """The masks as palette PNG; VOC's have 256 colors."""
+    """Writes the masks as palette PNG. VOC's masks have 256 colors."""
     palette = [value for index in range(colors) for value in voc_color(index)]
     paths = []
     for name in photos.unlabeled:
@@ -265,12 +265,12 @@ def palette_masks(photos: Photographs, colors: int) -> list[Path]:
 
 
 def picture(image: Tensor) -> Image.Image:
-    """For Pillow."""
+    """Makes an image for Pillow."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def channels_first(pixels: np.ndarray) -> Tensor:
-    """As a tensor, still strided as the pixels are."""
+    """Makes a tensor with the memory layout of the pixels (channels last)."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -1,6 +1,6 @@
 """Images a second from files on disk to batches on the device, by number of worker processes.
 
-With weak views alone, and with weak and strong views as a step needs them:
+It measures weak views alone, and weak and strong views as a step needs them:
 python benchmarks/loader.py [--peer imas=PATH] [--peer unimatch=PATH] [--data VOC]
 """
 
@@ -27,7 +27,7 @@ from semiseg.types import Normalization
 
 
 def dataset(photos: Photographs, crop: int, workers: int, cache: bool = False) -> tuple[Dataset, Config]:
-    """The same images, masks and lists as the peers read."""
+    """Loads the same images, masks and lists that the peers read."""
     config = Config(
         root=photos.root, masks="SegmentationClassAug", labeled="labeled.txt", unlabeled="unlabeled.txt",
         val="val.txt", crop=crop, workers=workers, cache=cache,
@@ -38,7 +38,7 @@ def dataset(photos: Photographs, crop: int, workers: int, cache: bool = False) -
 def ours(
     photos: Photographs, crop: int, batch: int, workers: int, device: torch.device, strong: bool, cache: bool = False
 ) -> Iterator[Any]:
-    """Batches on the device."""
+    """Yields our batches on the device."""
     images, config = dataset(photos, crop, workers, cache)
     batches = train_loader(images, config, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=10**6)
     for step, loaded in enumerate(batches):
@@ -47,7 +47,7 @@ def ours(
 
 
 def rate(start: Callable[[], Iterator[Any]], images: int, skip: int, number: int, device: torch.device) -> float:
-    """Images a second of a fresh iterator, once it has yielded what its workers had ready."""
+    """Measures the images a second of a new iterator, after the batches that its workers had prepared."""
     batches = start()
     for _ in range(skip):
         next(batches)
@@ -62,12 +62,12 @@ def rate(start: Callable[[], Iterator[Any]], images: int, skip: int, number: int
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Rates by worker, and of the peers with as many processes; loaders take turns and never run side by side."""
+    """Measures rates by number of workers, and those of the peers. Loaders run in turn, never at the same time."""
     size, crop, batch, number = run.size((200, 321, 4, 12), (400, 513, 16, 12), (24, 32, 2, 2))
     counts = run.size((0, 1, 2), (0, 2, 4, 8, 16), (0, 1))
     main = 1 if run.tiny else 2
     usual = torch.get_num_threads()
-    Runtime(run.device.type)  # sets the process up as for training
+    Runtime(run.device.type)  # sets the process up as training does
     if run.device.type == "cpu":
         torch.set_num_threads(1)
         results.settings["threads"] = 1
@@ -86,7 +86,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
             if path := run.peers.get(option):
                 peer = kind(path, run.device)
                 results.peers[option] = peer.commit
-                for each in (1, 2):  # of two loaders: as many processes as ours, and twice as many
+                for each in (1, 2):  # they have two loaders: as many processes as ours, and twice as many
                     name = f"{option}, 2 x {each} workers, weak and strong views"
                     starts[name] = lambda peer=peer, each=each: peer.batches(photos, crop, batch, each)
         with peers.as_written_for(run.device):
@@ -107,7 +107,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
                 "as ours, 2 x 2 twice as many; the ratio is to the faster. UniMatch makes two strong views."
             )
         kept = {cache: partial(ours, photos, crop, batch, main, run.device, False, cache) for cache in (False, True)}
-        lap = len(photos.unlabeled) // batch + 1  # after which everything is in memory
+        lap = len(photos.unlabeled) // batch + 1  # number of batches after which every image is in memory
         found: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(run.times(5)):
             for cache, start in kept.items():

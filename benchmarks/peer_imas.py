@@ -1,8 +1,8 @@
 """The authors' iMAS (github.com/ZhenZHAO/iMAS), called from a checkout: their functions in the order of their loop.
 
-Their step stands inline in the loop of train_semi.py, so it cannot be called; `Step` calls what it calls, one process,
-fp32, contiguous, without DistributedDataParallel. Settings are those that the logs in their checkout print for VOC:
-ResNet-50, output stride 16, no auxiliary loss, cross-entropy, threshold 0.95.
+Their step is part of the loop in train_semi.py, so it cannot be called. `Step` calls the same functions in one process,
+in fp32, contiguous, without DistributedDataParallel. The settings are those that the logs in their checkout print for
+VOC: ResNet-50, output stride 16, no auxiliary loss, cross-entropy, threshold 0.95.
 """
 
 import re
@@ -26,14 +26,14 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Imas:
-    """A checkout.
+    """A checkout of their code.
 
     Args:
         path: its root.
         device: where to compute.
 
     Raises:
-        UserError: it is none, or a package that it needs is missing.
+        UserError: the path is no such checkout, or a package that the code needs is missing.
     """
 
     name = "imas"
@@ -48,12 +48,12 @@ class Imas:
         self.commit = peers.commit(path)
 
     def easiness(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of each image of a batch, from the logits of both networks."""
+        """Computes the easiness of each image of a batch from the logits of both networks."""
         with peers.as_written_for(self.device):
             return self.losses.compute_ulb_hardness_all(student, teacher, THRESHOLD)[0]
 
     def views(self, long_side: int, crop: int) -> Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor, Tensor]]:
-        """(image, mask) -> weak view, strong view, label: one item of their unlabeled data set, without its files."""
+        """Returns a function (image, mask) -> weak view, strong view, label: their unlabeled data set without files."""
         with peers.as_written_for(self.device):
             weak = self.voc.build_basic_transfrom(_data(long_side, crop), "train", MEAN)
             strong = self.voc.build_additional_strong_transform(_data(long_side, crop))
@@ -69,9 +69,9 @@ class Imas:
         return item
 
     def batches(self, photos: Photographs, crop: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
-        """Batches of their two loaders, each with `workers` processes, on the device. Must run inside as_written_for.
+        """Yields batches of their two loaders, each with `workers` processes. It must run inside `as_written_for`.
 
-        Their data set wants to know how many images there are: as many labeled as unlabeled ones are drawn.
+        With this `n_sup` their data set draws as many labeled images as there are unlabeled ones.
         """
         number = len(photos.unlabeled)
         cfg = {"dataset": _data(photos.long_side, crop) | {
@@ -84,7 +84,7 @@ class Imas:
                 yield [tensor.cuda() for tensor in (image, label, weak, strong)]
 
     def network(self, num_classes: int) -> nn.Module:
-        """Their DeepLabV3+, freshly initialized."""
+        """Builds their DeepLabV3+ with random weights."""
         net = {
             "num_classes": num_classes,
             "sync_bn": False,
@@ -103,7 +103,7 @@ class Imas:
         return self.models.ModelBuilder(net).to(self.device)
 
     def sliding(self, network: nn.Module, image: Tensor, mask: Tensor, window: int, num_classes: int) -> float:
-        """mIoU of one image by their sliding evaluation. It takes normalized images and a mask on the CPU."""
+        """Computes the mIoU of one normalized image, with a mask on the CPU, by their sliding evaluation."""
         cfg = {
             "net": {"num_classes": num_classes},
             "dataset": {"ignore_label": 255, "val": {"crop": {"size": [window, window]}}},
@@ -113,7 +113,7 @@ class Imas:
         return float(found)
 
     def firing_rate(self) -> float | None:
-        """How often CutMix fires in training: the mean easiness that their logs of ResNet-50 on VOC print."""
+        """Returns how often CutMix fires in training: the mean easiness in their logs of ResNet-50 on VOC."""
         values = [
             float(value)
             for log in sorted((self.path / "training-imas-logs" / "logs-semi" / "voc-r50").rglob("*.log"))
@@ -145,7 +145,7 @@ class Step:
         self.taken = 0
 
     def take(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor, fires: bool) -> float:
-        """One step on a batch whose views are made already; `fires`: whether the draw for CutMix says so."""
+        """Takes one step on a batch whose views exist already. `fires` says whether CutMix fires."""
         with peers.as_written_for(self.peer.device):
             return self._take(image, label, weak, strong, fires)
 
@@ -187,11 +187,11 @@ class Step:
         loss.backward()
         self.optimizer.step()
         self.average()
-        return labeled.item() + unlabeled.item() + ratio.item()  # they log all three every step
+        return labeled.item() + unlabeled.item() + ratio.item()  # they log all three in every step
 
     @torch.no_grad()
     def average(self) -> None:
-        """Their moving average of parameters and buffers, one by one."""
+        """Updates their moving average: parameters and buffers, one by one."""
         decay = min(1 - 1 / (self.taken + 1), EMA_DECAY)
         for kind in ("parameters", "buffers"):
             for own, its in zip(getattr(self.teacher, kind)(), getattr(self.student, kind)(), strict=True):
@@ -200,7 +200,7 @@ class Step:
 
 
 def _data(long_side: int, crop: int) -> dict[str, Any]:
-    """The data section of their settings. They resize to their base size, we to a multiple of the image's own."""
+    """Makes the data section of their settings. They scale a fixed base size; we scale the size of the image."""
     return {
         "ignore_label": 255,
         "flip": True,

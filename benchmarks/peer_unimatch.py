@@ -1,8 +1,8 @@
 """UniMatch (github.com/LiheYoung/UniMatch), called from a checkout: another method, a second point of reference.
 
-It has one network and no teacher: a forward in eval mode on other images' weak views, one in train mode on labeled and
-weak views with and without feature dropout, one on two strong views. Its step stands inline in unimatch.py; `Step`
-calls what it calls, fp32, contiguous, one process.
+It has one network and no teacher. A step has three forward passes: in eval mode on the weak views of other images, in
+train mode on labeled and weak views with and without feature dropout, and on two strong views. The step is part of the
+loop in unimatch.py; `Step` calls the same functions in fp32, contiguous, in one process.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ THRESHOLD = 0.95
 
 
 class UniMatch:
-    """A checkout.
+    """A checkout of its code.
 
     Args:
         path: its root.
         device: where to compute.
 
     Raises:
-        UserError: it is none, or a package that it needs is missing.
+        UserError: the path is no such checkout, or a package that the code needs is missing.
     """
 
     name = "unimatch"
@@ -40,7 +40,7 @@ class UniMatch:
         self.commit = peers.commit(path)
 
     def network(self, num_classes: int) -> nn.Module:
-        """Their DeepLabV3+, freshly initialized: the pretrained weights on which they insist are left out."""
+        """Builds their DeepLabV3+ with random weights, without the pretrained weights that their code asks for."""
         cfg = {
             "backbone": "resnet50",
             "replace_stride_with_dilation": [False, False, True],
@@ -52,9 +52,9 @@ class UniMatch:
             return self.models.DeepLabV3Plus(cfg).to(self.device)
 
     def batches(self, photos: Photographs, crop: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
-        """Batches of its loaders, labeled and unlabeled, on the device. Must run inside as_written_for.
+        """Yields batches of its labeled and unlabeled loaders, on the device. It must run inside `as_written_for`.
 
-        Its second unlabeled loader, of the images to paste, is left out, which is in its favor.
+        Its second unlabeled loader, for the images to paste, is left out. That makes it faster.
         """
 
         def data(mode: str, name: str, number: int | None = None) -> DataLoader[list[Tensor]]:
@@ -68,7 +68,7 @@ class UniMatch:
                 yield [tensor.cuda() for tensor in (*first, *second)]
 
     def sliding(self, network: nn.Module, image: Tensor, mask: Tensor, window: int, num_classes: int) -> float:
-        """mIoU of one image by its sliding evaluation, which knows 19 classes only."""
+        """Computes the mIoU of one image with its sliding evaluation, which supports only 19 classes."""
         cfg = {"crop_size": window, "nclass": num_classes}
         with peers.as_written_for(self.device):
             found, _ = self.script.evaluate(network, peers.Drawer(image, mask, ["0"]), "sliding_window", cfg)
@@ -89,7 +89,7 @@ class Step:
         self.pixel_loss = nn.CrossEntropyLoss(reduction="none")
 
     def take(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor) -> float:
-        """One step; the other unlabeled batch and the second strong view are the first ones, in another order."""
+        """Takes one step. The second unlabeled batch and strong view are the first ones in another order."""
         network, other = self.network, weak.flip(0)
         box = torch.zeros(weak.shape[0], *weak.shape[2:], dtype=torch.bool, device=weak.device)
         side = weak.shape[-1] // 2

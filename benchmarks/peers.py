@@ -1,4 +1,4 @@
-"""What any checkout of other people's code needs before it can be called here and now."""
+"""Makes other people's code callable: imports it from a checkout, and stands in for old versions of its libraries."""
 
 import collections
 import collections.abc
@@ -18,13 +18,13 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision  # noqa: F401  looks for packages when it is first imported: before any stands in for another
+import torchvision  # noqa: F401  searches for packages at its first import, so it comes before the stand-ins
 from PIL import Image
 from torch import nn
 
 from semiseg.errors import UserError
 
-# Imported by the training scripts, used by nothing that is timed.
+# The training scripts import these packages; nothing that is timed uses them.
 UNUSED = (
     "pandas",
     "skimage",
@@ -43,13 +43,13 @@ def modules(option: str, path: Path, names: list[str], home: str) -> list[Module
     """Imports modules from a checkout.
 
     Args:
-        option: how the user named it, for messages.
+        option: the user's option, for messages.
         path: the checkout.
-        names: of the modules.
+        names: the names of the modules.
         home: where the code is published.
 
     Raises:
-        UserError: it is no checkout of that code, or a package that it needs is not installed.
+        UserError: the path is no checkout of that code, or a package that it needs is not installed.
     """
     for name in names:
         file = path / f"{name.replace('.', '/')}.py"
@@ -98,7 +98,7 @@ OLD_NUMPY = _OldNumpy("numpy")
 
 
 class _Hollow(ModuleType):
-    """Stands in for a package of which nothing is called."""
+    """Stands in for a package that is imported but not used."""
 
     __spec__ = None
 
@@ -118,9 +118,9 @@ def _is_installed(name: str) -> bool:
 
 @contextmanager
 def as_written_for(device: torch.device) -> Iterator[None]:
-    """The names and habits of the versions that the code was written for: old numpy and Python, one GPU process.
+    """Restores what the code expects of old versions of numpy and Python, and of one GPU process.
 
-    Without a GPU, `.cuda()` leaves things where they are.
+    Without a GPU, `.cuda()` does nothing.
     """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -142,12 +142,12 @@ _REAL_FROMARRAY, _REAL_SEED = Image.fromarray, random.seed
 
 
 def _fromarray(array: Any, mode: str | None = None) -> Image.Image:
-    """Pillow 13 has no `mode` any more; uint8 planes are gray anyway."""
+    """Drops `mode`, which Pillow 13 no longer has. An array of uint8 with two axes is gray without it."""
     return _REAL_FROMARRAY(array)
 
 
 def seed(number: int) -> None:
-    """The global generators that such code draws from."""
+    """Seeds the global generators that such code draws from."""
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002, TID251
     torch.manual_seed(number)  # noqa: TID251
@@ -157,7 +157,7 @@ COMMIT = "COMMIT"  # file in a copy of a checkout that `carry.py` made
 
 
 def commit(path: Path) -> str | None:
-    """Of a checkout, or of a copy of one."""
+    """Returns the commit of a checkout or of a copy of one, or None if it is not known."""
     if (path / COMMIT).is_file():
         return (path / COMMIT).read_text(encoding="utf-8").strip()
     try:
@@ -168,7 +168,7 @@ def commit(path: Path) -> str | None:
 
 
 class Drawer:
-    """A loader of one item, as the evaluation loops expect it."""
+    """A loader with one item, as the evaluation loops expect."""
 
     def __init__(self, *item: Any) -> None:
         self.item = item

@@ -1,4 +1,4 @@
-"""Files that benchmarks and peers both read: real photographs, or drawn scenes of VOC's size, laid out as VOC is."""
+"""Image files for benchmarks and peers: real photographs, or drawn scenes of VOC's size, in the layout of VOC."""
 
 import tempfile
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ class Photographs:
     """A folder with images, masks of class indices, and lists of ids.
 
     Attributes:
-        root: holds JPEGImages, SegmentationClassAug, labeled.txt, unlabeled.txt, val.txt.
-        labeled: ids.
-        unlabeled: ids.
-        long_side: px, the median over the images.
-        real: whether they are photographs.
+        root: the folder; it holds JPEGImages, SegmentationClassAug, labeled.txt, unlabeled.txt, val.txt.
+        labeled: ids of labeled images.
+        unlabeled: ids of unlabeled images.
+        long_side: median of the images' longer sides, px.
+        real: whether the images are photographs.
     """
 
     root: Path
@@ -34,12 +34,12 @@ class Photographs:
     real: bool
 
     def describe(self) -> str:
-        """For the settings of a record."""
+        """Describes the images, for the settings of a record."""
         kind = "photographs" if self.real else "drawn scenes"
         return f"{len(self.labeled) + len(self.unlabeled)} {kind}, JPEG, long side {self.long_side} px"
 
     def open(self, name: str) -> tuple[Image.Image, Image.Image]:
-        """Image and mask."""
+        """Reads image and mask."""
         with Image.open(self.root / IMAGES / f"{name}.jpg") as image:
             rgb = image.convert("RGB")
         with Image.open(self.root / MASKS / f"{name}.png") as mask:
@@ -48,11 +48,11 @@ class Photographs:
 
 @contextmanager
 def photographs(data: Path | None, number: int) -> Iterator[Photographs]:
-    """`number` images, a quarter of them labeled and one for validation, in a folder that goes away afterwards.
+    """Makes a temporary folder of images: a quarter is labeled, one is for validation, the others are unlabeled.
 
     Args:
-        data: holds JPEGImages and SegmentationClass (palette or gray PNG); None: scenes of 375 x 500 are drawn.
-        number: of images; fewer if the folder has fewer.
+        data: a folder with JPEGImages and SegmentationClass (palette or gray PNG); None: scenes of 375 x 500 are drawn.
+        number: the number of images; fewer if the folder has fewer.
 
     Raises:
         UserError: the folder holds too few images with masks.
@@ -76,7 +76,7 @@ def photographs(data: Path | None, number: int) -> Iterator[Photographs]:
 
 
 def street(height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn image of `height` x 2 `height` px, and its mask."""
+    """Draws an image of `height` x 2 `height` px, and its mask."""
     left, right = scene(0, 0, height), scene(0, 1, height)
     return np.concatenate([left[0], right[0]], 1), np.concatenate([left[1], right[1]], 1)
 
@@ -92,7 +92,7 @@ def _draw(root: Path, number: int) -> list[str]:
 
 
 def _link(data: Path, root: Path, number: int) -> list[str]:
-    """Masks are written anew as gray PNG: the peers read those alone."""
+    """Links the images, and writes the masks as gray PNG, because the peers read no others."""
     masks = data / "SegmentationClass"
     names = sorted(path.stem for path in (data / IMAGES).glob("*.jpg") if (masks / f"{path.stem}.png").is_file())
     if len(names) < 8:

@@ -22,13 +22,13 @@ are called from a checkout, as they ship: fp32, contiguous.
 
 
 def page(records: Iterable[Record]) -> str:
-    """The whole page."""
+    """Makes the whole page."""
     ordered = sorted(records, key=lambda record: (ORDER.index(record.suite), record.device))
     return "\n".join([HEAD, *targets(ordered), *(line for record in ordered for line in section(record))])
 
 
 def targets(records: list[Record]) -> list[str]:
-    """Every target, and where it stands."""
+    """Makes the table of all targets with what was measured."""
     rows = []
     for target in TARGETS:
         values = [(record, ratio) for record in records if (ratio := found(target, record))]
@@ -40,7 +40,7 @@ def targets(records: list[Record]) -> list[str]:
 
 
 def section(record: Record) -> list[str]:
-    """One results file."""
+    """Makes the section of one results file."""
     machine = record.machine
     where = ", ".join(machine["gpus"]) or machine["cpu"]
     lines = [f"## {record.title} ({'GPU' if record.device.startswith('cuda') else 'CPU'})", ""]
@@ -68,12 +68,12 @@ def section(record: Record) -> list[str]:
 
 
 def points(growth: common.Growth) -> str:
-    """What was measured at each size."""
+    """Lists what was measured at each size."""
     return "; ".join(f"{p.size:g}: {shown(p.median, growth.unit)} ({shown(p.iqr, growth.unit)})" for p in growth.points)
 
 
 def course(by: str, series: list[common.Growth]) -> list[str]:
-    """What follows no power law: one column a size, empty where nothing was found."""
+    """Makes a table of series that follow no power law: one column for each size, empty where nothing was measured."""
     sizes = sorted({point.size for each in series for point in each.points})
     rows = []
     for each in series:
@@ -83,7 +83,7 @@ def course(by: str, series: list[common.Growth]) -> list[str]:
 
 
 def judged(record: Record, ratio: common.Ratio) -> list[str]:
-    """A ratio, with its target if it has one."""
+    """Makes the row of a ratio, with its target if it has one."""
     for target in TARGETS:
         if found(target, record) == ratio:
             return [ratio.name, f"{ratio.value:.3g}", bound(target), verdict(target, ratio, record)]
@@ -91,27 +91,27 @@ def judged(record: Record, ratio: common.Ratio) -> list[str]:
 
 
 def verdict(target: Target, ratio: common.Ratio, record: Record) -> str:
-    """Met or missed, as far as one can tell."""
+    """Says whether a target was met, and whether the result is provisional."""
     return target.verdict(ratio.value) + (" (provisional)" if disturbed(record) else "")
 
 
 def disturbed(record: Record) -> bool:
-    """Whether other work ran beside it, so that it has to be measured again."""
+    """Returns whether other work used the cores meanwhile, so that the record must be measured again."""
     return record.others is not None and record.others > 0.1
 
 
 def bound(target: Target) -> str:
-    """As people write it."""
+    """Writes the bound of a target, e.g. "at least 2"."""
     return f"{target.kind} {target.bound:.3g}"
 
 
 def spread(iqr: float, repeats: int, unit: str) -> str:
-    """The interquartile range of what was measured more than once."""
+    """Writes the interquartile range of what was measured more than once."""
     return shown(iqr, unit) if repeats > 1 else ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown."""
+    """Makes a table in Markdown."""
     cells = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(row)} |" for row in cells]
 

@@ -1,4 +1,4 @@
-"""Start-up time of the command line: from the shell until it answers, and until a run has taken its first step.
+"""Start-up time of the command line: until a command answers, and until a run has taken its first step.
 
 python benchmarks/startup.py [--data VOC]
 """
@@ -26,13 +26,13 @@ COMMANDS = {
 
 
 def start(words: tuple[str, ...]) -> None:
-    """Runs a command; one that cannot be run is a mistake here."""
+    """Runs a command. A command that fails is a bug of this benchmark."""
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == (2 if words[-1].endswith(".yaml") else 0), done.stderr
 
 
 def first_step(root: Path) -> float:
-    """Seconds from the start of `semiseg train` until its first step is on record; then it is stopped."""
+    """Measures the seconds from the start of `semiseg train` to the record of its first step, and stops it then."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         words = ["train", RECIPE, "--out", str(out), "--set", f"data.root={root}", "--set", "engine.log_every=1"]
@@ -53,7 +53,7 @@ def first_step(root: Path) -> float:
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times every command in turns, then training beside its imports."""
+    """Times all commands in turn, then the first step of training, with and without its imports."""
     results.time({name: lambda words=words: start(words) for name, words in COMMANDS.items()}, usual=5, warm_up=1)
     results.ratio("semiseg --help / import torch", "semiseg --help", "import torch")
     results.ratio("semiseg methods / import torch", "semiseg methods", "import torch")

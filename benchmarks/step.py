@@ -1,4 +1,4 @@
-"""A training step of iMAS: by phase, against the supervised step, against other code, and how it grows.
+"""A training step of iMAS: its phases, beside a supervised step and other code, and how it grows.
 
 ResNet-50, DeepLabV3+ with output stride 16; on a CPU 321 x 321 px, 4 labeled and 4 unlabeled images, fp32; on a GPU
 513 x 513 px, 16 and 16, in bf16 and fp32:
@@ -34,25 +34,25 @@ from semiseg.models.build import Network
 from semiseg.types import ClassTable, LoadedBatch, Normalization
 
 NETWORK_PHASES = ("hardness forwards", "student forward", "backward")
-NEEDED = {"iMAS": 11, "supervised": 3}  # forwards of each labeled image that a step is worth; compare() counts them
-STEPS = 10**6  # of the run that these steps would be part of: the learning rate hardly falls
+NEEDED = {"iMAS": 11, "supervised": 3}  # cost of a step in forward passes of its labeled images; see compare()
+STEPS = 10**6  # length of the run that these steps would belong to: the learning rate hardly falls
 
 
 class Ours:
-    """Steps of a method on one batch that lies ready on the device.
+    """Takes steps of one of our methods, on a batch that is on the device already.
 
     Args:
         device: where to compute.
-        method: its name.
-        encoder: of the network.
-        num_classes: of its output.
-        precision: of the network.
-        network: builds another network to train, e.g. a peer's.
-        compiled: whether its networks are.
-        lr: of the encoder.
-        batch_size: labeled images a step; a smaller batch is taken as it is.
-        micro_batch_size: labeled images in one forward pass.
-        method_settings: of the method.
+        method: name of the method.
+        encoder: encoder of the network.
+        num_classes: number of classes.
+        precision: precision of the network.
+        network: builds another network, e.g. a peer's; None: ours.
+        compiled: whether the networks are compiled.
+        lr: learning rate of the encoder.
+        batch_size: number of labeled images in a step; a smaller batch is taken as it is.
+        micro_batch_size: number of labeled images in one forward pass.
+        method_settings: settings of the method.
     """
 
     def __init__(
@@ -99,18 +99,18 @@ class Ours:
         self.taken = 0
 
     def take(self, loaded: LoadedBatch) -> Any:
-        """The next step."""
+        """Takes the next step."""
         self.taken += 1
         return self.stepper.take(self.taken - 1, loaded)
 
 
 def wrapped(network: nn.Module) -> Network:
-    """A peer's network as one of ours."""
+    """Wraps a peer's network as one of ours."""
     return Network(_Logits(network), Normalization(), 1)
 
 
 class _Logits(nn.Module):
-    """A peer's network that yields its first output alone."""
+    """A peer's network that returns only its first output."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Logits(nn.Module):
 
 
 def loaded_batch(batch: int, side: int, num_classes: int, device: torch.device, unlabeled: bool = True) -> LoadedBatch:
-    """Blocks of color with labels."""
+    """Makes a batch of colored blocks with labels."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(256, (2, batch, 3, 9, 9), generator=generator).float()
     first, second = (torch.nn.functional.interpolate(each, (side, side)).to(torch.uint8) for each in coarse)
@@ -135,16 +135,16 @@ def loaded_batch(batch: int, side: int, num_classes: int, device: torch.device, 
 
 
 class Phases:
-    """Seconds of each part of a step. Of what is inside something else, only the inner name is charged."""
+    """Measures the seconds of each phase of a step. The time of an inner phase does not count for the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
-        self.open: list[tuple[str, float, float]] = []  # name, begin, seconds of what was inside
+        self.open: list[tuple[str, float, float]] = []  # name, begin, seconds of inner phases
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charges what happens here; a phase inside itself is one."""
+        """Adds the time of this context to phase `name`. A phase inside itself is not counted again."""
         if self.open and self.open[-1][0] == name:
             yield
             return
@@ -160,7 +160,7 @@ class Phases:
             self.open.append((outer, started, others + took))
 
     def timed(self, name: str, function: Callable[..., Any], always: bool = True) -> Callable[..., Any]:
-        """`function` as a phase; if not `always`, only where it is not part of the hardness forwards."""
+        """Wraps `function` as a phase. If not `always`, calls inside the hardness forwards do not count."""
 
         def run(*positional: Any, **named: Any) -> Any:
             if not always and self.open and self.open[-1][0] == "hardness forwards":
@@ -172,7 +172,7 @@ class Phases:
 
     @contextmanager
     def watching(self, ours: Ours) -> Iterator[None]:
-        """Times the parts of iMAS's steps. What the method's forward does besides is mixing: blend, CutMix, batches."""
+        """Times the phases of iMAS's steps. The phase mixing is the rest of `forward`: blend, CutMix, joining views."""
         stepper, method = ours.stepper, ours.method
         places = [
             (engine_step, "make_batch", "views", True),
@@ -194,7 +194,7 @@ class Phases:
 
 
 def profile(run: common.Settings, results: common.Results, ours: Ours, sizes: tuple[int, int]) -> None:
-    """Real steps, from files on: every phase, with the device idle between them."""
+    """Times every phase of real steps, from reading files on. It waits for the device after each phase."""
     side, batch = sizes
     rows: dict[str, list[float]] = defaultdict(list)
     warm_up, repeats = (1 if run.tiny else 2), run.times(7)
@@ -232,13 +232,13 @@ def profile(run: common.Settings, results: common.Results, ours: Ours, sizes: tu
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], Tensor]:
-    """One matrix multiplication of 2 * side ** 3 operations."""
+    """Makes a call of one matrix multiplication, 2 * side ** 3 operations."""
     first, second = torch.randn(2, side, side, device=device).to(dtype).unbind()
     return lambda: first @ second
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Everything that the first lines name."""
+    """Measures everything that the module's docstring names."""
     side, batch, encoder = run.size((321, 4, "resnet50"), (513, 16, "resnet50"), (33, 2, "tu-test_efficientnet"))
     precision: Precision = "bf16" if run.device.type == "cuda" else "fp32"
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "classes": 21,
@@ -257,7 +257,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
         step = build()
         peak = common.peak_memory_mb(lambda step=step: (step(), step()), run.device)
         results.figure(f"{name}, memory", "MB", peak - before)
-        if run.device.type == "cuda":  # one at a time: together they may not fit
+        if run.device.type == "cuda":  # one at a time: all together may not fit into memory
             results.time({name: step}, usual=9, warm_up=3)
         del step
     if run.device.type == "cpu":
@@ -285,7 +285,7 @@ Build = Callable[[], Callable[[], Any]]
 def everyone(
     run: common.Settings, results: common.Results, side: int, batch: int, encoder: str, precision: Precision
 ) -> dict[str, Build]:
-    """Who is timed, and whose memory is measured: each is built anew for either."""
+    """Returns a function for each candidate that builds it: it is built once for memory and once for time."""
     device = run.device
     loaded = loaded_batch(batch, side, 21, device)
     labeled_only = loaded_batch(batch, side, 21, device, unlabeled=False)
@@ -338,7 +338,7 @@ def everyone(
 
 
 def weigh(results: common.Results, name: str, network: nn.Module, side: int, device: torch.device) -> None:
-    """What a network costs before anything is timed."""
+    """Adds the operations and parameters of a network."""
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, side, side, device=device))
@@ -347,7 +347,7 @@ def weigh(results: common.Results, name: str, network: nn.Module, side: int, dev
 
 
 def compare(run: common.Settings, results: common.Results) -> None:
-    """The ratios."""
+    """Adds the ratios."""
     seconds = {name: figure.median for name, figure in results.figures.items()}
     results.figure("iMAS / supervised, needed", "1", NEEDED["iMAS"] / NEEDED["supervised"])
     results.figure("iMAS / supervised, measured", "1", seconds["semiseg"] / seconds["semiseg, supervised"])
@@ -394,7 +394,7 @@ def compare(run: common.Settings, results: common.Results) -> None:
 
 
 def grow(run: common.Settings, results: common.Results, encoder: str, precision: Precision) -> None:
-    """By pixels, batch and classes, each with the others small."""
+    """Measures how a step grows with pixels, batch and classes, each with small values of the others."""
     sides = run.size((129, 193, 257), (257, 385, 513), (33, 49))
     batches = run.size((2, 4, 8), (4, 8, 16), (2, 3))
     tables = run.size((2, 21, 150), (2, 21, 150), (2, 5))

@@ -1,6 +1,6 @@
-"""What speed is aimed at: ratios of medians from one run, so that no two machines are compared.
+"""Targets of speed: ratios of medians from one run, so that two machines are never compared.
 
-`on`: cpu is two cores, gpu one GPU.
+In `on`, cpu means two cores and gpu one GPU.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class Target:
     says: str
 
     def verdict(self, value: float) -> str:
-        """Met, or missed by how much."""
+        """Says that the target was met, or by which factor it was missed."""
         factor = self.bound / value if self.kind == "at least" else value / self.bound
         return "met" if factor <= 1 else f"missed by a factor of {factor:.2f}"
 
     def concerns(self, record: Record) -> bool:
-        """Whether it is about results of this suite and kind of device."""
+        """Returns whether the target is for this suite and kind of device."""
         return self.suite == record.suite and (self.on == "gpu") == record.device.startswith("cuda")
 
 
 def found(target: Target, record: Record) -> Ratio | None:
-    """The ratio that a target is about, where it was measured."""
+    """Returns the ratio that belongs to a target, or None if it was not measured."""
     return next((ratio for ratio in record.ratios if target.concerns(record) and ratio.name == target.ratio), None)
 
 

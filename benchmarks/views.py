@@ -1,4 +1,4 @@
-"""Weak and strong view of an unlabeled image, from decoded pixels to normalized tensors.
+"""Making the weak and strong view of an unlabeled image, from decoded pixels to normalized tensors.
 
 The weak view is made image by image on the CPU, the strong one for the batch on the device:
 python benchmarks/views.py [--peer imas=PATH] [--data VOC]
@@ -24,7 +24,7 @@ VIEWS = Views(strong=(intensity.Config(),))
 
 
 def weak_views(images: list[Tensor], crop: int, round_: int) -> LoadedBatch:
-    """As a loader's worker makes them, of unlabeled images alone."""
+    """Makes weak views as a loader's worker does, but of unlabeled images only."""
     config = DataConfig(layout="voc", root=".", crop=crop)
     params = [
         weak.sample(fold_in(round_, "weak", number), (image.shape[1], image.shape[2]), config)
@@ -42,7 +42,7 @@ def weak_views(images: list[Tensor], crop: int, round_: int) -> LoadedBatch:
 
 
 def random_batch(batch: int, side: int, device: torch.device) -> LoadedBatch:
-    """Unlabeled images of noise."""
+    """Makes a batch of unlabeled images of noise."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
     return LoadedBatch(
@@ -52,9 +52,9 @@ def random_batch(batch: int, side: int, device: torch.device) -> LoadedBatch:
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Times both pipelines over the same images, on one core; then ours alone as it grows."""
+    """Times both pipelines on the same images, on one core, and how ours grows."""
     number, crop, batch = run.size((32, 321, 16), (64, 513, 16), (8, 32, 4))
-    Runtime(run.device.type)  # sets the process up as for training
+    Runtime(run.device.type)  # sets the process up as training does
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     with photographs(run.data, number * 4 // 3) as photos:
@@ -75,7 +75,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
 
 def compare(run: common.Settings, results: common.Results, photos: Photographs, crop: int, batch: int) -> None:
-    """Ours and the peer's pipeline, an image."""
+    """Times our pipeline and the peer's, for each image."""
     opened = [photos.open(name) for name in photos.unlabeled]
     images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in opened]
     turn = iter(range(10**9))

@@ -22,7 +22,7 @@ _HOME = {"Run": "runs", "UserError": "errors", "evaluate": "api", "load": "api",
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: `import semiseg` alone does not wait for torch."""
+    """Imports a public name when it is first used, so that `import semiseg` alone does not import torch."""
     if name in _HOME:
         return getattr(importlib.import_module(f"semiseg.{_HOME[name]}"), name)
     raise AttributeError(f"module 'semiseg' has no attribute {name!r}")

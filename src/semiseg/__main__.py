@@ -1,11 +1,11 @@
-"""The command `semiseg`; also `python -m semiseg`, which launchers of several processes call."""
+"""The command `semiseg`, also as `python -m semiseg` for launchers of several processes."""
 
 from semiseg.engine.signals import leaving_at_once
 
 
 def main() -> None:
-    """Entry point."""
-    with leaving_at_once():  # Ctrl-C is no traceback out of an import
+    """Runs the command line."""
+    with leaving_at_once():  # without this, Ctrl-C would print the traceback of an import
         from semiseg import cli
     cli.main()
 

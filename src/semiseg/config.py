@@ -1,4 +1,4 @@
-"""Recipes: YAML in, a validated `Recipe` out, and back."""
+"""Reads recipes from YAML, validates them, and writes them."""
 
 import difflib
 import reprlib
@@ -19,7 +19,7 @@ from semiseg.recipe_file import SECTIONS
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """The recipe in a YAML file, with `a.b=c` settings on top (values are YAML too; `a={...}` replaces a section).
+    """Reads the recipe in a YAML file and applies `a.b=c` settings (values are YAML; `a={...}` replaces a section).
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value does not fit.
@@ -28,7 +28,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
-    """`recipe` with `a.b=c` settings on top, as `load` has them.
+    """Applies `a.b=c` settings to a recipe, as `load` does.
 
     Raises:
         UserError: a key is unknown, or a value does not fit.
@@ -37,7 +37,7 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
 
 
 def validate(values: dict[Any, Any], where: str) -> Recipe:
-    """A recipe from plain values; `where` stands at the head of error messages."""
+    """Makes a recipe from plain values. Error messages begin with `where`."""
     for key in values:
         if key not in SECTIONS:
             raise UserError(f"{where}: {key}: unknown section{_closest(str(key), SECTIONS)}")
@@ -66,12 +66,12 @@ def validate(values: dict[Any, Any], where: str) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """YAML of a complete recipe, which `load` accepts."""
+    """Writes a complete recipe as YAML, which `load` accepts."""
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The keys in which two recipes, as plain values, differ: `section.key: old -> new`."""
+    """Lists the keys in which two recipes (as plain values) differ: `section.key: old -> new`."""
     found = []
     for section in SECTIONS:
         before, after = old.get(section, {}), new.get(section, {})
@@ -110,12 +110,14 @@ def _section(config: type[Any], values: dict[Any, Any], where: str) -> Any:
 
 
 def _first_error(error: ValidationError, config: type[BaseModel], values: dict[Any, Any], where: str) -> str:
-    """One line for the first of the keys that are wrong, and how many there are besides."""
+    """Makes one line from the first wrong key and the number of other wrong keys."""
     found: dict[tuple[str, ...], list[ErrorDetails]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         found[_place(detail, values)].append(detail)
     first_place = next(iter(found))
-    place = max((other for other in found if other[: len(first_place)] == first_place), key=len)  # of a union's errors
+    place = max(
+        (other for other in found if other[: len(first_place)] == first_place), key=len
+    )  # a union has several errors
     details = found[place]
     first = details[0]
     if first["type"] == "extra_forbidden":
@@ -123,7 +125,7 @@ def _first_error(error: ValidationError, config: type[BaseModel], values: dict[A
     elif first["type"] == "missing" and place[-1:] == (first["loc"][-1],):
         message = "is missing"
     else:
-        message = ", or ".join(dict.fromkeys(map(_message, details)))  # one for each type that the value may have
+        message = ", or ".join(dict.fromkeys(map(_message, details)))  # one for each allowed type
         got = f"got {_short(first['input'])}"
         if not isinstance(first["input"], dict) and got not in message:
             message += f" ({got})"
@@ -139,7 +141,7 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _place(detail: ErrorDetails, values: Any) -> tuple[str, ...]:
-    """The keys that lead to an error; its own location also names the types that were tried for a value."""
+    """Returns the keys that lead to an error. pydantic's location also has the types that it tried for a value."""
     place = []
     for part in detail["loc"]:
         in_list = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
@@ -152,7 +154,7 @@ def _place(detail: ErrorDetails, values: Any) -> tuple[str, ...]:
 
 
 def _known(config: type[BaseModel], place: tuple[str, ...]) -> list[str]:
-    """The keys of the settings at `place` below `config`."""
+    """Returns the known keys of the section at `place` below `config`."""
     for part in place:
         field = config.model_fields.get(part)
         if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -161,7 +163,7 @@ def _known(config: type[BaseModel], place: tuple[str, ...]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """What `repr` says, cut where it is long."""
+    """Returns the `repr` of a value, shortened if it is long."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
     return short.repr(value)

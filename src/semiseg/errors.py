@@ -1,23 +1,23 @@
-"""The exceptions that people see: what is wrong, where, and what would work."""
+"""The exceptions that users see. Their messages say what is wrong, where, and what would work."""
 
 
 class UserError(ValueError):
-    """A mistake in the input that its author can mend.
+    """A mistake in the input that the user can correct.
 
-    The message is one line that names the file or the key and says what would work. The command line prints it
-    without a traceback and leaves with exit code 2.
+    The message is one line that names the file or the key and says what would work. The command line prints it without
+    a traceback and exits with code 2.
     """
 
 
 class UnreadableError(UserError):
-    """A file that is missing or cannot be decoded, as opposed to one whose content does not fit."""
+    """A file is missing or cannot be decoded. If only its content does not fit, the error is a UserError."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved all it did; the message says how to go on.
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its work. The message says how to resume it.
 
     Attributes:
-        signum: the signal.
+        signum: the signal that asked.
     """
 
     def __init__(self, message: str, signum: int) -> None:

@@ -1,4 +1,4 @@
-"""Files: text is read within limits, pictures are written whole or not at all, writes can be waited for."""
+"""Safe file access: reads text up to a limit, writes images completely or not at all, waits for the disk."""
 
 import os
 from pathlib import Path
@@ -9,15 +9,15 @@ from semiseg.errors import UserError
 
 
 def read_text(path: Path, what: str, most: int) -> str:
-    """The text of a file that exists, read so that it can neither be waited for nor fill the memory.
+    """Reads a text file. Refuses what could block the process (a pipe) or fill the memory (a huge file).
 
     Args:
-        path: of the file.
-        what: it should be, for the message.
-        most: bytes that it may hold.
+        path: a path that exists.
+        what: what the file should be, for the message.
+        most: the largest number of bytes that the file may have.
 
     Raises:
-        UserError: it is a folder, a device or a pipe, holds more, or is no UTF-8 text.
+        UserError: the path is a folder, a device or a pipe, the file is larger than `most`, or it is no UTF-8 text.
     """
     if not path.is_file():
         raise UserError(f"{path}: cannot be read as {what} (a folder, a device or a pipe); name a text file")
@@ -32,7 +32,7 @@ def read_text(path: Path, what: str, most: int) -> str:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes a PNG: aside, then renamed.
+    """Writes a PNG under a temporary name and renames it, so that no incomplete image stays behind.
 
     Raises:
         UserError: there is no space or no permission.
@@ -48,7 +48,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the list of files in a folder, is on the disk."""
+    """Waits until a file, or the list of files in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""How hard is an unlabeled image? The disagreement of student and teacher about it (iMAS, Sec. 3.2).
+"""Hardness of unlabeled images: how much student and teacher disagree about each of them (iMAS, Sec. 3.2).
 
-All functions are batched, differentiate nothing, and never wait for the device.
+All functions take whole batches and never wait for the device. No gradient flows through their results.
 """
 
 from typing import Literal
@@ -20,15 +20,16 @@ def confusion(
     num_classes: int,
     valid: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, "b c c"]:
-    """Per-image confusion matrix: entry [i, j, k] counts the pixels of image i that are j in `first`, k in `second`.
+    """Counts pairs of labels: entry [i, j, k] is the number of pixels of image i that are j in `first`, k in `second`.
 
-    Labels must lie in [0, num_classes). Pixels that are not `valid` are not counted. Counts are exact below 2**24
-    pixels an image.
+    Labels must lie in [0, num_classes). Pixels that are not `valid` are not counted. Counts are exact for images of
+    less than 2**24 pixels.
     """
     batch = first.shape[0]
-    cell = torch.add(second.long(), first.long(), alpha=num_classes).flatten(1)  # one pass, one allocation
+    # first * num_classes + second, in one pass and one allocation
+    cell = torch.add(second.long(), first.long(), alpha=num_classes).flatten(1)
     weight = torch.ones((), device=cell.device) if valid is None else valid.flatten(1).float()
-    # scatter_add_ and not bincount: bincount looks for the largest value first, which makes a GPU wait.
+    # This is a bincount for each image. torch.bincount would first find the largest value, and the host would wait.
     counts = torch.zeros(batch, num_classes**2, device=cell.device)
     return counts.scatter_add_(1, cell, weight.expand_as(cell)).view(batch, num_classes, num_classes)
 
@@ -38,19 +39,27 @@ def weighted_iou(
     ignore_class: int | None = None,
     all_ignored: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Class-weighted IoU of two label maps, weighted by the class frequencies of the first (wIoU in Eq. 7).
+    """Computes the IoU of two label maps, averaged over classes with weights (wIoU in Eq. 7).
 
-    The paper leaves the weights undefined; they are the pixel frequencies of the reference map, the rows of `matrix`,
-    as in the authors' code (D12). It is not symmetric: `weighted_iou(m) != weighted_iou(m.mT)` in general.
+    The paper does not define the weights. Here the weight of a class is its number of pixels in the reference map, the
+    rows of `matrix`, as in the authors' code (D12). So in general `weighted_iou(m)` and `weighted_iou(m.mT)` differ.
 
     Args:
-        matrix: per-image confusion, reference map in the rows.
-        ignore_class: class whose weight is 0 before normalization, usually the background.
-        all_ignored: the value of an image whose reference map is all `ignore_class`, where the weighted mean is 0/0;
-            by default such an image falls back to counting every class (D13).
+        matrix: confusion matrix of each image, with the reference map in the rows.
+        ignore_class: this class gets weight 0, usually the background. None: no class does.
+        all_ignored: the value for an image whose reference map shows only `ignore_class` (the weighted mean would be
+            0/0). None: such an image is compared over every class (D13).
 
     Returns:
-        one value in [0, 1] an image; 0 for an image without a single counted pixel.
+        One value in [0, 1] for each image; 0 for an image without counted pixels.
+
+    Example:
+        The first map has 90 pixels of class 0 and 10 of class 1. The second map misses class 1: it shows class 0
+        everywhere. The IoU of the classes are 0.9 and 0, and their plain mean is 0.45.
+
+        >>> matrix = torch.tensor([[[90.0, 0.0], [10.0, 0.0]]])
+        >>> weighted_iou(matrix), weighted_iou(matrix.mT), weighted_iou(matrix, ignore_class=0)
+        (tensor([0.8100]), tensor([0.9000]), tensor([0.]))
     """
     intersection = matrix.diagonal(dim1=1, dim2=2)
     rows, columns = matrix.sum(2), matrix.sum(1)
@@ -69,7 +78,7 @@ def _weighted_mean(value: Float[Tensor, "b c"], weight: Float[Tensor, "b c"]) ->
 
 
 def class_to_ignore(setting: int | Literal["background", "none"], classes: ClassTable) -> int | None:
-    """The class without weight in wIoU, None for none (D12).
+    """Returns the class that has no weight in wIoU, or None if every class has one (D12).
 
     Raises:
         UserError: there is no such class.
@@ -89,16 +98,16 @@ def class_to_ignore(setting: int | Literal["background", "none"], classes: Class
 def confident_ratio(
     confidence: Float[Tensor, "b h w"], threshold: float, valid: Bool[Tensor, "b h w"] | None = None
 ) -> Float[Tensor, " b"]:
-    """Share of an image's valid pixels that are predicted with at least `threshold` (rho in Eq. 5, 6)."""
+    """Computes the share of each image's valid pixels whose confidence is at least `threshold` (rho in Eq. 5, 6)."""
     confident = confidence >= threshold
     if valid is None:
         return confident.float().mean((1, 2))
-    # Counts as fp32 sums: exact below 2**24 pixels, and several times as fast on a CPU as summing booleans.
+    # Sums of fp32 ones are exact below 2**24 pixels. On a CPU they are several times as fast as sums of booleans.
     return (confident & valid).float().sum((1, 2)) / valid.float().sum((1, 2)).clamp(min=1)
 
 
 def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 H W"]:
-    """`image` at a fraction of its size, for a cheaper look at it; itself for 1."""
+    """Resizes `image` to `scale` times its size, for a cheaper forward pass. With scale 1 it returns `image` itself."""
     if scale == 1:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[-2:]]
@@ -108,7 +117,7 @@ def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 
 def subsample(
     prediction: Prediction, valid: Bool[Tensor, "b h w"], size: tuple[int, ...]
 ) -> tuple[Prediction, Bool[Tensor, "b H W"]]:
-    """A prediction, and where it is valid, at the pixels that are the centers of `size` (height, width) larger ones."""
+    """Reduces a prediction and its valid map to `size` (height, width): a new pixel takes the value at its center."""
     if prediction.label.shape[-2:] == size:
         return prediction, valid
     rows, columns = (
@@ -130,21 +139,32 @@ def easiness(
     ignore_class: int | None = None,
     all_ignored_is_hard: bool = False,
 ) -> Float[Tensor, " b"]:
-    """1 - hardness of each image: the symmetric, class-weighted agreement of student and teacher (1 - Eq. 7).
+    """Computes the easiness of each image, 1 - hardness: the agreement of student and teacher (1 - Eq. 7).
 
-    Each wIoU is weighted by the class frequencies of the network whose confident ratio multiplies it (D14).
+    Easiness is the mean of two products, one for each network: its wIoU, weighted by the frequencies of the classes in
+    its own prediction (D14), times its confident ratio.
 
     Args:
-        student: prediction on the weak view, eval mode (Eq. 5).
-        teacher: prediction on the same view, eval mode (Eq. 6).
-        threshold: tau, the probability from which a pixel counts as confident.
-        valid: False where the view was padded; such pixels count nowhere. None counts every pixel.
-        ignore_class: class left out of the class weights, None counts all.
-        all_ignored_is_hard: an image that is all `ignore_class` in one network's eyes gets agreement 0 from that side,
-            as in the authors' code (D13), instead of being compared over every class.
+        student: the student's prediction on the weak view, in eval mode (Eq. 5).
+        teacher: the teacher's prediction on the same view, in eval mode (Eq. 6).
+        threshold: tau; a pixel with at least this confidence is confident.
+        valid: False where the view was padded; these pixels are not counted. None: every pixel is counted.
+        ignore_class: this class gets weight 0 in wIoU. None: no class does.
+        all_ignored_is_hard: decides about a network that predicts only `ignore_class` in an image. True: its wIoU is 0,
+            as in the authors' code (D13). False: its wIoU counts every class.
 
     Returns:
-        easiness in [0, 1] for each image, fp32; the same when student and teacher are exchanged.
+        Easiness in [0, 1] for each image, fp32. Exchanging student and teacher does not change it.
+
+    Example:
+        Three images of two pixels. On the first both networks agree and are confident; on the second they disagree;
+        on the third they agree, but neither is confident: it is as hard as the second.
+
+        >>> confidence = torch.tensor([0.99, 0.99, 0.60]).view(3, 1, 1).expand(3, 1, 2)
+        >>> student = Prediction(torch.tensor([[[0, 1]], [[0, 1]], [[0, 1]]]), confidence, num_classes=2)
+        >>> teacher = Prediction(torch.tensor([[[0, 1]], [[1, 0]], [[0, 1]]]), confidence, num_classes=2)
+        >>> easiness(student, teacher, threshold=0.95)
+        tensor([1., 0., 0.])
     """
     matrix = confusion(student.label, teacher.label, student.num_classes, valid)
     all_ignored = torch.zeros((), device=matrix.device) if all_ignored_is_hard else None

@@ -1,4 +1,4 @@
-"""Losses on logits. All reduce in fp32 whatever the precision of the network, and none waits for the device."""
+"""Losses on logits. All are computed in fp32, whatever the precision of the network, and none waits for the device."""
 
 import math
 from typing import Literal
@@ -15,10 +15,16 @@ from semiseg.types import IGNORE, Whole
 def cross_entropy(
     logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], labeled_px: Int[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the labeled pixels of the batch (Eq. 3, over pixels that are not IGNORE: D19).
+    """Computes the mean cross-entropy over the labeled pixels of the batch (Eq. 3; IGNORE pixels do not count, D19).
 
-    A batch without a labeled pixel has loss 0. Of a part of a batch, which has `labeled_px` labeled pixels, it is
-    the part's share in that mean.
+    Args:
+        logits: the network's output.
+        label: class indices, or IGNORE.
+        labeled_px: number of labeled pixels of the whole batch, if these images are a part of it. The result is then
+            the part's share: the shares of all parts add up to the mean over the whole batch. None: they are all of it.
+
+    Returns:
+        The loss; 0 if no pixel is labeled.
     """
     total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
     return total / ((label != IGNORE).sum() if labeled_px is None else labeled_px).clamp(min=1)
@@ -30,14 +36,15 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 100_000,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the hard pixels of the batch (online hard example mining; iMAS on Cityscapes, D27).
+    """Computes the mean cross-entropy over the hard pixels of the batch (OHEM; iMAS on Cityscapes, D27).
 
-    A labeled pixel is hard when the probability of its class is at most `threshold`. When fewer than `min_kept` are,
-    the `min_kept` hardest count instead.
+    OHEM is online hard example mining. A labeled pixel is hard if the network gives its class a probability of at most
+    `threshold`. If fewer than `min_kept` pixels are hard, the `min_kept` pixels with the lowest probabilities count
+    instead.
     """
     loss = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none").flatten()
     labeled = (label != IGNORE).flatten()
-    probability = torch.where(labeled, torch.exp(-loss.detach()), 2.0)  # 2: after every labeled pixel when sorted
+    probability = torch.where(labeled, torch.exp(-loss.detach()), 2.0)  # 2.0 sorts after every labeled pixel
     min_kept = min(min_kept, loss.numel())
     kth_smallest = probability.kthvalue(min_kept).values if min_kept else probability.new_zeros(())
     kept = labeled & (probability <= kth_smallest.clamp(min=threshold))
@@ -51,16 +58,17 @@ def confident_cross_entropy(
     threshold: float,
     valid: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Per-image cross-entropy to pseudo-labels, where they are confident (the inner sum of Eq. 4 and Eq. 11).
+    """Computes each image's cross-entropy to its confident pseudo-labels (the inner sum of Eq. 4 and Eq. 11).
 
-    Divides by all valid pixels, not by the confident ones, so an image that the teacher is unsure about counts less.
+    The sum is divided by the number of all valid pixels, not of the confident ones. So an image counts less if the
+    teacher is unsure about it.
 
     Args:
-        logits: the student's output on a perturbed view.
+        logits: the student's output on a strong view.
         target: hard pseudo-labels of the teacher (D18).
         confidence: the teacher's probability of `target`.
-        threshold: tau; pixels below it contribute 0.
-        valid: False where the view was padded; None counts every pixel.
+        threshold: tau; pixels with a lower confidence contribute 0.
+        valid: False where the view was padded. None: every pixel is valid.
     """
     loss = F.cross_entropy(logits.float(), target.long(), reduction="none")
     counted = confidence >= threshold
@@ -70,13 +78,13 @@ def confident_cross_entropy(
 
 
 class LabeledLoss(BaseModel):
-    """The loss on labeled pixels that a recipe asks for."""
+    """The loss on labeled pixels, with its settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    ohem_threshold: float | None = Field(None, gt=0, le=1)  # of ohem; 0.7 if not given
-    min_kept: int | None = Field(None, ge=1)  # of ohem; 100,000 px a batch if not given
+    ohem_threshold: float | None = Field(None, gt=0, le=1)  # only with kind: ohem; 0.7 if not given
+    min_kept: int | None = Field(None, ge=1)  # only with kind: ohem; px in a batch, 100,000 if not given
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "LabeledLoss":
@@ -87,9 +95,10 @@ class LabeledLoss(BaseModel):
     def __call__(
         self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], whole: Whole
     ) -> Float[Tensor, ""]:
-        """The share of a batch in the loss of the whole that it is a part of.
+        """Computes the share that a part of a batch has in the loss of the whole batch.
 
-        OHEM mines each part by itself (the authors' code, each GPU), for its share of `min_kept`.
+        OHEM selects the hard pixels of each part separately, with the part's share of `min_kept`. The authors' code
+        does so on each GPU.
         """
         if self.kind == "cross_entropy":
             return cross_entropy(logits, label, whole.labeled_px)

@@ -1,8 +1,7 @@
 """The contract of a method: tensors in, losses out.
 
-A method sees tensors, networks, augmentations, hardness and losses; never a loader, an optimizer, a file or a process.
-The whole method, not the student alone, is wrapped for distributed training, so no path goes round the reduction of
-gradients.
+A method uses tensors, networks, augmentations, hardness and losses. It does not know the loader, the optimizer, files
+or processes. For distributed training the whole method is wrapped, not the student alone: so every gradient is reduced.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch, Whole
 
 
 class MethodConfig(BaseModel):
-    """Settings of a method. Frozen; a key that is not known is an error; defaults are the paper's."""
+    """Settings of a method. They are frozen; an unknown key is an error; the defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,8 +25,8 @@ class SemiMethod(nn.Module):
     """One semi-supervised method: `class Method(SemiMethod, config=Config)` in `semiseg.methods.<name>`.
 
     Attributes:
-        Config: the method's settings, from the class statement.
-        views: what the engine must make of a loaded batch for this method.
+        Config: the class of the method's settings, as the class statement names it.
+        views: the views that the engine must make of a loaded batch for this method.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -41,25 +40,28 @@ class SemiMethod(nn.Module):
         super().__init__()
 
     def observe(self, batch: SemiBatch, at: Progress) -> Any:
-        """What has to be known of all unlabeled images of a step before the first gradient, None for nothing.
+        """Computes what the method must know about all unlabeled images of a step before the first gradient.
 
-        A dataclass of tensors with one row for each unlabeled image of `batch`. The engine calls this for every part
-        of the whole batch, without gradient, and puts the rows of all parts together. Must not wait for the device.
+        The engine calls this for every part of the whole batch, without gradient, and joins the rows of all parts. The
+        method must not wait for the device.
+
+        Returns:
+            A dataclass of tensors with one row for each unlabeled image of `batch`; None if nothing is needed.
         """
         return None
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
-        """The share that `batch` has in one step's losses. Must not wait for the device.
+        """Computes the share that `batch` has in the losses of a step. It must not wait for the device.
 
         Args:
-            batch: the step's batch, or a part of it.
+            batch: the batch of the step, or a part of it.
             at: the step.
-            whole: what the batch is a part of; None: it is whole.
+            whole: the whole batch. None: `batch` is the whole batch.
         """
         raise NotImplementedError
 
     def alone(self, batch: SemiBatch, at: Progress) -> Whole:
-        """`batch` as a whole of its own."""
+        """Makes the `Whole` of a batch that is not a part of a larger one."""
         return Whole(
             num_labeled=len(batch.image),
             labeled_px=(batch.label != IGNORE).sum(),
@@ -68,14 +70,14 @@ class SemiMethod(nn.Module):
         )
 
     def after_step(self, step: int) -> None:
-        """What follows the optimizer's step: EMA, memory banks (banks are buffers, so that checkpoints carry them)."""
+        """Runs after the optimizer's step: EMA, memory banks (banks are buffers, so that checkpoints contain them)."""
 
     def predictor(self) -> Network:
-        """The network that is evaluated, used for prediction and exported."""
+        """Returns the network that is evaluated, used for prediction and exported."""
         raise NotImplementedError
 
     def param_groups(self, head_lr_factor: float) -> list[dict[str, Any]]:
-        """Groups for the optimizer, each with its `lr_factor`: encoder 1, everything else `head_lr_factor`.
+        """Returns groups for the optimizer with their `lr_factor`: 1 for encoders, `head_lr_factor` for all else.
 
         Parameters without gradient (teachers) belong to no group.
         """

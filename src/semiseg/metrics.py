@@ -1,4 +1,4 @@
-"""From a confusion matrix over a whole data set to intersection over union and accuracy."""
+"""Intersection over union (IoU) and accuracy, from a confusion matrix over a whole data set."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from semiseg.types import IGNORE
 def add_confusion(
     matrix: Int[Tensor, "c c"], prediction: Int[Tensor, "*shape"], label: Int[Tensor, "*shape"]
 ) -> Int[Tensor, "c c"]:
-    """`matrix` plus the counts of these pixels: entry [j, k] counts pixels labeled j and predicted k.
+    """Returns `matrix` plus the counts of these pixels: entry [j, k] counts the pixels with label j and prediction k.
 
-    Pixels labeled IGNORE are not counted.
+    Pixels with label IGNORE are not counted.
     """
     num_classes = matrix.shape[0]
     labeled = label != IGNORE
+    # counts = bincount(label * num_classes + prediction); ignored pixels go to one more cell, which is left out
     cell = torch.where(labeled, label.long() * num_classes + prediction.long(), num_classes**2).flatten()
     counts = torch.zeros(num_classes**2 + 1, dtype=matrix.dtype, device=matrix.device)
     counts.scatter_add_(0, cell, torch.ones((), dtype=matrix.dtype, device=matrix.device).expand_as(cell))
@@ -26,13 +27,13 @@ def add_confusion(
 
 @dataclass(frozen=True)
 class Scores:
-    """Quality of a segmentation over a data set; all in [0, 1].
+    """Quality of a segmentation over a data set. All values lie in [0, 1].
 
     Attributes:
-        miou: mean IoU over the classes that occur in labels or predictions (D52: a class that occurs in neither has
-            no IoU and is left out, instead of counting as 0).
+        miou: mean IoU over the classes that occur in labels or predictions. A class that occurs in neither has no IoU;
+            it is left out of the mean and does not count as 0 (D52).
         iou: IoU of each class, NaN for a class that occurs in neither.
-        accuracy: share of the labeled pixels that are right.
+        accuracy: share of the labeled pixels whose prediction is right.
     """
 
     miou: float
@@ -41,7 +42,7 @@ class Scores:
 
 
 def scores(matrix: Int[Tensor, "c c"]) -> Scores:
-    """Scores from a confusion matrix (labels in rows, predictions in columns)."""
+    """Computes the scores from a confusion matrix (labels in rows, predictions in columns)."""
     counts: Float[Tensor, "c c"] = matrix.double()
     intersection = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - intersection

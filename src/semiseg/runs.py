@@ -1,11 +1,11 @@
-"""The run directory: everything that a run leaves behind, as files that other programs can read.
+"""The run directory: everything that a run writes, as files that other programs can read.
 
 config.yaml        the complete recipe; itself a valid recipe
 environment.json   versions, machine, command, commit, labels and partition hash, classes with their colors
-metrics.jsonl      one line a record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
-events.jsonl       one line each: {"event": "started" | "resumed" | "stopped" | "skipped" ..., "step": ..., "time": ...}
-hardness.csv       step,index,hardness of every unlabeled image that was looked at (iMAS, Fig. 3c)
-unlabeled.txt      name of unlabeled image `index`, one a line, from 0
+metrics.jsonl      one line for each record: {"kind": "train" | "val", "step": ..., ...}; steps count completed steps
+events.jsonl       one line for each event: {"event": "started" | "resumed" | "stopped" ..., "step": ..., "time": ...}
+hardness.csv       step,index,hardness: one line for each unlabeled image of each step (iMAS, Fig. 3c)
+unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
 
@@ -30,86 +30,86 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete recipe."""
+        """Returns the path of the complete recipe."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
+        """Returns the folder of checkpoints."""
         return self.path / "checkpoints"
 
     def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
-        """Makes a new run directory, or completes one whose start was cut off.
+        """Makes a new run directory, or completes one whose start was interrupted.
 
         Raises:
-            UserError: the directory exists and holds something already, or cannot be written; then the same start can
-                be tried again.
+            UserError: the directory exists and is not empty, or it cannot be written. After a failed write the same
+                start can be tried again.
         """
         aside = _aside(self.config)
         if self.path.exists() and any(self.path.iterdir()) and (self.exists() or not aside.exists()):
             raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(aside, self.config, config)  # first: where it is without its name, a start was cut off
+        _write(aside, self.config, config)  # written first: alone, it marks an interrupted start
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
         for name, text in (("metrics.jsonl", ""), ("events.jsonl", ""), ("hardness.csv", "step,index,hardness\n")):
             write_atomically(self.path / name, text)
-        aside.replace(self.config)  # last: where it is, the run was started
+        aside.replace(self.config)  # renamed last: it marks a complete start
 
     def change(self, config: str) -> None:
-        """Replaces the recipe by one that gives the same result: from another disk, with other workers."""
+        """Replaces the recipe by one that gives the same result, e.g. with another data.root or number of workers."""
         write_atomically(self.config, config)
 
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Returns whether a run was started here."""
         return self.config.is_file()
 
     def open(self) -> "Run":
-        """This run, if there is one.
+        """Returns this run after checking that it exists.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no run in the directory.
         """
         if not self.exists():
             raise UserError(f"{self.path}: is not a run directory (it has no config.yaml); name one that train made")
         return self
 
     def environment(self) -> dict[str, Any]:
-        """What stands in environment.json."""
+        """Reads environment.json."""
         with _reading(self.path / "environment.json") as path:
             return json.loads(path.read_text(encoding="utf-8"))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a record to the metrics."""
+        """Appends a record to metrics.jsonl."""
         _append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
 
     def log_hardness(self, rows: Iterable[tuple[int, int, float]]) -> None:
-        """Appends (step, index, hardness) rows to the hardness history."""
+        """Appends (step, index, hardness) rows to hardness.csv."""
         lines = (f"{step},{index},{hardness:.4f}\n" for step, index, hardness in rows)
         _append(self.path / "hardness.csv", "".join(lines))
 
     def event(self, event: str, step: int, **details: Any) -> None:
-        """Appends to the diary what happened after `step` completed steps. It is never rewound."""
+        """Appends an event, which happened after `step` completed steps, to events.jsonl. `rewind` keeps all events."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         _append(self.path / "events.jsonl", json.dumps({"event": event, "step": step, "time": now, **details}) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """The diary."""
+        """Reads events.jsonl, in the order in which the events happened."""
         with _reading(self.path / "events.jsonl") as path, path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in _whole(file)]
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind, in the order of their steps."""
+        """Reads the records of one kind from metrics.jsonl, in the order of their steps."""
         with _reading(self.path / "metrics.jsonl") as path, path.open(encoding="utf-8") as file:
             return [record for line in _whole(file) if (record := json.loads(line))["kind"] == kind]
 
     def unlabeled(self) -> list[str]:
-        """Names of the unlabeled images."""
+        """Reads the names of the unlabeled images from unlabeled.txt."""
         with _reading(self.path / "unlabeled.txt") as path:
             return path.read_text(encoding="utf-8").splitlines()
 
     def hardness(self) -> Iterator[tuple[int, str, float]]:
-        """(step, image name, hardness) over the course of training."""
+        """Yields (step, image name, hardness) of the whole training, from hardness.csv."""
         names = self.unlabeled()
         with _reading(self.path / "hardness.csv") as path, path.open(encoding="utf-8") as file:
             next(file)
@@ -118,32 +118,32 @@ class Run:
                 yield int(step), names[int(index)], float(hardness)
 
     def sync(self) -> None:
-        """Returns when the logs are on the disk: a checkpoint relies on them."""
+        """Waits until the logs are on the disk. A checkpoint relies on them."""
         for name in ("metrics.jsonl", "hardness.csv"):
             with _naming(self.path / name):
                 sync(self.path / name)
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after `step` completed steps, so that a resumed run holds no step twice."""
+        """Removes what was logged after `step` completed steps, so that a resumed run logs no step twice."""
         with _reading(self.path / "metrics.jsonl") as path:
             _cut(path, lambda line: json.loads(line)["step"] <= step)
         with _reading(self.path / "hardness.csv") as path:
             _cut(path, lambda row: row.startswith(b"step") or int(row.split(b",")[0]) <= step)
 
     def last(self) -> dict[str, Any] | None:
-        """The newest validation record."""
+        """Returns the newest validation record."""
         return next(iter(self.metrics("val")[-1:]), None)
 
     def best(self) -> dict[str, Any] | None:
-        """The validation record with the highest mIoU, the earlier of equals."""
+        """Returns the validation record with the highest mIoU; of several, the earliest."""
         return max(self.metrics("val"), key=lambda record: (record["miou"], -record["step"]), default=None)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: aside, synced, then renamed.
+    """Writes a file completely or not at all: writes a temporary file, waits for the disk, and renames it.
 
     Raises:
-        UserError: it cannot be written; what was there before is as it was.
+        UserError: the file cannot be written. A file that was there before is unchanged.
     """
     aside = _aside(path)
     try:
@@ -158,7 +158,7 @@ def _aside(path: Path) -> Path:
 
 
 def _write(aside: Path, path: Path, text: str) -> None:
-    """Writes what is to be the content of `path`, and waits until it is on the disk."""
+    """Writes `text` to `aside`, the temporary name of `path`, and waits until it is on the disk."""
     with _naming(path), aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -166,17 +166,17 @@ def _write(aside: Path, path: Path, text: str) -> None:
 
 
 def _append(path: Path, text: str) -> None:
-    """Adds whole lines. Half a line at the end, from a process that died or found the disk full, goes first."""
+    """Appends whole lines. First it removes an incomplete last line, left by a dead process or a full disk."""
     _cut(path, lambda line: True)
     with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
 def _cut(path: Path, keeps: Callable[[bytes], bool]) -> None:
-    """Ends a file after its last whole line that `keeps`; of lines in the order of their steps those before it stay.
+    """Cuts a file after its last whole line for which `keeps` is true.
 
-    The file is read from its end, so that the length of what stays is no matter, and nothing is written, so that a full
-    disk is none either.
+    Lines are in the order of their steps, so the lines before it are kept, too. The file is read from its end, so the
+    time does not depend on how much is kept. Nothing is written, so it works on a full disk.
     """
     with _naming(path), path.open("rb+") as file:
         end = next((end for end, line in _backwards(file) if keeps(line)), 0)
@@ -185,8 +185,8 @@ def _cut(path: Path, keeps: Callable[[bytes], bool]) -> None:
 
 
 def _backwards(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
-    """Each whole line and where it ends, from the last one to the first."""
-    start, held = file.seek(0, os.SEEK_END), b""  # `held` follows `start`; of its first line there may be more before
+    """Yields each whole line with the position of its end, from the last line to the first."""
+    start, held = file.seek(0, os.SEEK_END), b""  # `held` is what follows `start`; its first line may be incomplete
     while start:
         size = min(block, start)
         start = file.seek(start - size)
@@ -201,7 +201,7 @@ def _backwards(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, byte
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A failed write says which file it was: errors of an open file (disk full) do not."""
+    """Adds the file's name to the error of a failed write: errors of an open file (disk full) do not have it."""
     try:
         yield
     except OSError as error:
@@ -210,7 +210,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """A file that is not what semiseg wrote there is a user's error, not a bug."""
+    """Turns the errors of reading a file into a UserError: somebody changed what semiseg wrote there."""
     try:
         yield path
     except UserError:
@@ -219,10 +219,10 @@ def _reading(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
         raise UserError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); put back what semiseg wrote there, or train anew"
+            f"{path}: is damaged ({type(error).__name__}: {error}); restore what semiseg wrote there, or train again"
         ) from error
 
 
 def _whole(lines: Iterable[str]) -> Iterator[str]:
-    """The lines but for a last one that is still being written, or was when the process died."""
+    """Returns the complete lines. The last line is incomplete while it is being written or if the process died then."""
     return (line for line in lines if line.endswith("\n"))

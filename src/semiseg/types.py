@@ -1,4 +1,4 @@
-"""The values that pass between the rooms of the house."""
+"""The types of the values that the layers of semiseg pass to each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from semiseg.rng import fold_in
 
-IGNORE = 255  # label of pixels that count nowhere: unlabeled, void, or padded
+IGNORE = 255  # label of pixels that no loss and no score counts: unlabeled, void, or padded
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class ClassTable:
     """The classes of a dataset: class index i is `names[i]`.
 
     Attributes:
-        names: one name a class.
-        colors: one RGB triple (0-255) a class, for palettes and overlays.
-        background: index of the class that means "nothing of interest", None where there is no such class. Class 0 is
-            not assumed to be one.
+        names: the name of each class.
+        colors: the RGB color (0-255) of each class, for palettes and overlays.
+        background: index of the class that means "nothing of interest"; None if there is no such class. It need not
+            be class 0.
     """
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class ClassTable:
 
     @classmethod
     def of(cls, names: list[str] | tuple[str, ...], background: int | None = None) -> "ClassTable":
-        """A table with the palette of PASCAL VOC, which keeps neighboring indices apart."""
+        """Makes a table with the palette of PASCAL VOC, where classes with close indices have different colors."""
         return cls(tuple(names), tuple(voc_color(i) for i in range(len(names))), background)
 
     def __len__(self) -> int:
@@ -38,7 +38,17 @@ class ClassTable:
 
 
 def voc_color(index: int) -> tuple[int, int, int]:
-    """RGB of class `index` in the palette of PASCAL VOC: its bits, dealt to R, G, B in turn, fill them from the top."""
+    """Returns the RGB color of class `index` in the palette of PASCAL VOC.
+
+    Bit 0 of the index is the highest bit of red, bit 1 that of green, bit 2 that of blue. Bits 3 to 5 are the next
+    lower bits of the three, and so on.
+
+    Example:
+        Index 255 (ignored pixels) has the light color of the outlines in VOC's masks.
+
+        >>> [voc_color(index) for index in (1, 2, 4, 8, 9, 255)]
+        [(128, 0, 0), (0, 128, 0), (0, 0, 128), (64, 0, 0), (192, 0, 0), (224, 224, 192)]
+    """
     red = green = blue = 0
     for shift in range(7, -1, -1):
         red |= (index & 1) << shift
@@ -56,17 +66,17 @@ class Normalization:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Normalized fp32 images from uint8 ones."""
-        # Not torch.tensor(..., device=...): it waits until it has copied.
+        """Returns the normalized images in fp32: (image / 255 - mean) / std."""
+        # torch.tensor(..., device=...) would wait for the copy.
         mean = torch.tensor(self.mean).to(image.device, non_blocking=True)[:, None, None]
         std = torch.tensor(self.std).to(image.device, non_blocking=True)[:, None, None]
         own = image.to(torch.float32, copy=True)
-        return own.div_(255).sub_(mean).div_(std)  # in place: new memory costs a CPU more than the arithmetic
+        return own.div_(255).sub_(mean).div_(std)  # in place: on a CPU new memory takes longer than the arithmetic
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """What the loader's workers make: uint8 on the CPU, geometry done, photometry not."""
+    """What the loader's workers make: uint8 images on the CPU, already scaled, flipped and cropped (the weak view)."""
 
     image: UInt8[Tensor, "b 3 h w"]
     label: UInt8[Tensor, "b h w"]  # class index, or IGNORE
@@ -77,15 +87,15 @@ class LoadedBatch:
     skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
-        """The same batch on `device`."""
+        """Moves the batch to `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "LoadedBatch":
-        """The same batch in pinned memory (called by the DataLoader)."""
+        """Copies the batch to pinned memory (called by the DataLoader)."""
         return self._each(Tensor.pin_memory)
 
     def split(self, size: int) -> list["LoadedBatch"]:
-        """Its micro-batches of `size` labeled images, and as many unlabeled ones, in order."""
+        """Splits the batch into micro-batches of `size` labeled images and as many unlabeled ones, in order."""
         starts = range(0, len(self.image), size)
         return [self._each(lambda tensor, start=start: tensor[start : start + size]) for start in starts]
 
@@ -97,8 +107,9 @@ class LoadedBatch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def __reduce__(self) -> Any:
-        """From process to process in one piece: each tensor handed over by itself takes as long as a small image."""
-        tensors = dict(sorted(self._tensors().items(), key=lambda item: -item[1].element_size()))  # for alignment
+        """Sends the batch to another process as one tensor. Each single tensor would cost as much as a small image."""
+        # Larger elements come first, so that each piece is aligned.
+        tensors = dict(sorted(self._tensors().items(), key=lambda item: -item[1].element_size()))
         kinds = {name: (value.dtype, value.shape) for name, value in tensors.items()}
         return _unpacked, (
             torch.cat([value.flatten().view(torch.uint8) for value in tensors.values()]),
@@ -119,7 +130,7 @@ def _unpacked(
 
 @dataclass(frozen=True)
 class SemiBatch:
-    """What a method sees, on the device. `u` is 0 for methods that do not look at unlabeled images."""
+    """The batch that a method gets, on the device. `u` is 0 for methods that use no unlabeled images."""
 
     image: Float[Tensor, "b 3 h w"]  # labeled, weakly augmented, normalized
     label: Int[Tensor, "b h w"]  # class index, IGNORE where unlabeled or padded
@@ -131,13 +142,16 @@ class SemiBatch:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole batch of a step. A forward pass may see a part of it: a process has a share, in micro-batches.
+    """What one forward pass knows about the whole batch of a step.
+
+    The pass may get only a part of that batch: each process has a share, and may split it into micro-batches.
 
     Attributes:
-        num_labeled: labeled images in it.
-        labeled_px: labeled pixels in it.
-        observed: what the method's `observe` returned for it: every tensor has a row for each unlabeled image.
-        rows: those of the part's unlabeled images.
+        num_labeled: number of labeled images in the whole batch.
+        labeled_px: number of labeled pixels in the whole batch.
+        observed: what the method's `observe` returned for the whole batch. Every tensor has one row for each unlabeled
+            image.
+        rows: the rows of the part's own unlabeled images.
     """
 
     num_labeled: int
@@ -148,18 +162,18 @@ class Whole:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hard prediction of a network, with the probability it gives it."""
+    """Hard prediction of a network, with its confidence."""
 
-    label: Int[Tensor, "b h w"]  # argmax class
-    confidence: Float[Tensor, "b h w"]  # its probability, fp32
+    label: Int[Tensor, "b h w"]  # class with the highest probability
+    confidence: Float[Tensor, "b h w"]  # that probability, fp32
     num_classes: int
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a method yields for one part of a step's batch. Everything but `total` is detached and stays on the device.
+    """What a method returns for one part of a step's batch, on the device. All tensors but `total` are detached.
 
-    Losses and scalars are shares: summed over the parts they are those of the whole batch.
+    `total` and `scalars` are shares: their sum over all parts is the value for the whole batch.
     """
 
     total: Float[Tensor, ""]
@@ -169,12 +183,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where in the run a step is, and the randomness that belongs to it."""
+    """The position of a step in its run, and the random generators of that step."""
 
     step: int
     num_steps: int
     seed: int = 0
 
     def generator(self, *where: int | str) -> torch.Generator:
-        """The generator of this step for the purpose `where`; draw for the whole batch, then take the part's rows."""
+        """Returns the step's generator for the purpose `where`. Draw for the whole batch, then take the part's rows."""
         return fold_in(self.seed, *where, self.step)

@@ -15,7 +15,7 @@ from semiseg.data.read import fit, read_image, read_mask, read_pair, read_size, 
 from semiseg.errors import UserError
 from semiseg.types import IGNORE
 
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
 
 def test_rgb_file_is_read_as_it_is(write):
@@ -28,22 +28,22 @@ def test_rgb_file_is_read_as_it_is(write):
 @pytest.mark.parametrize(
     ("name", "picture"),
     [
-        ("gray.png", Image.fromarray(GREY)),
-        ("palette.png", Image.fromarray(GREY).convert("RGB").quantize(256)),
-        ("rgba.png", Image.merge("RGBA", [Image.fromarray(GREY)] * 3 + [Image.new("L", (4, 3), 7)])),
-        ("la.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (4, 3), 7)])),
-        ("16bit.png", Image.fromarray(GREY.astype(np.uint16) * 256 + 99)),
-        ("32bit.tif", Image.fromarray(GREY.astype(np.int32) * 256 + 99)),
+        ("gray.png", Image.fromarray(GRAY)),
+        ("palette.png", Image.fromarray(GRAY).convert("RGB").quantize(256)),
+        ("rgba.png", Image.merge("RGBA", [Image.fromarray(GRAY)] * 3 + [Image.new("L", (4, 3), 7)])),
+        ("la.png", Image.merge("LA", [Image.fromarray(GRAY), Image.new("L", (4, 3), 7)])),
+        ("16bit.png", Image.fromarray(GRAY.astype(np.uint16) * 256 + 99)),
+        ("32bit.tif", Image.fromarray(GRAY.astype(np.int32) * 256 + 99)),
     ],
 )
 def test_every_kind_of_file_becomes_rgb(tmp_path, name, picture):
     picture.save(tmp_path / name)
     image = read_image(tmp_path / name)
-    assert torch.equal(image, torch.from_numpy(GREY).expand(3, -1, -1))
+    assert torch.equal(image, torch.from_numpy(GRAY).expand(3, -1, -1))
 
 
 def test_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
-    picture = Image.fromarray(GREY).convert("P")
+    picture = Image.fromarray(GRAY).convert("P")
     picture.save(tmp_path / "a.png", transparency=bytes([0] * 5 + [255] * 251))
     assert read_image(tmp_path / "a.png").shape == (3, 3, 4)
 
@@ -52,10 +52,10 @@ def test_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
 def test_exif_orientation_is_applied_to_image_and_size(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(GRAY).convert("RGB").save(tmp_path / "a.png", exif=exif)
     upright = {
-        1: GREY, 2: GREY[:, ::-1], 3: GREY[::-1, ::-1], 4: GREY[::-1],
-        5: GREY.T, 6: np.rot90(GREY, -1), 7: GREY[::-1, ::-1].T, 8: np.rot90(GREY),
+        1: GRAY, 2: GRAY[:, ::-1], 3: GRAY[::-1, ::-1], 4: GRAY[::-1],
+        5: GRAY.T, 6: np.rot90(GRAY, -1), 7: GRAY[::-1, ::-1].T, 8: np.rot90(GRAY),
     }[orientation]  # fmt: skip
     image = read_image(tmp_path / "a.png")
     assert np.array_equal(image[0].numpy(), upright)
@@ -66,17 +66,17 @@ def test_an_orientation_that_is_no_number_turns_nothing(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "a.jpg"
-    Image.fromarray(GREY).save(path, exif=exif)
+    Image.fromarray(GRAY).save(path, exif=exif)
     number = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"  # tag, type, count, value
     content = path.read_bytes()
     assert number in content
     path.write_bytes(content.replace(number, b"\x01\x12\x00\x02\x00\x00\x00\x04six\x00"))
-    assert read_size(path) == read_image(path).shape[1:] == GREY.shape
+    assert read_size(path) == read_image(path).shape[1:] == GRAY.shape
 
 
 @pytest.mark.parametrize("kind", ["ICO", "EPS", "TGA"])  # Pillow reads them, EPS by running a program
 def test_kinds_of_images_that_are_not_for_photographs_are_refused(tmp_path, kind):
-    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png", kind)
+    Image.fromarray(GRAY).convert("RGB").save(tmp_path / "a.png", kind)
     for read in (read_image, read_size):
         with pytest.raises(UserError, match="not a readable image"):
             read(tmp_path / "a.png")
@@ -136,11 +136,11 @@ def test_broken_files_are_named(tmp_path, write, read, name, content, says):
 
 
 @pytest.mark.parametrize(
-    "limit", [GREY.size - 1, GREY.size // 2 - 1]
+    "limit", [GRAY.size - 1, GRAY.size // 2 - 1]
 )  # Pillow warns at the first, raises at the second
 @pytest.mark.parametrize("read", [read_image, read_size, lambda path: read_mask(path, 12, None)])
 def test_decompression_bombs_are_refused(write, monkeypatch, limit, read):
-    path = write("a.png", GREY)
+    path = write("a.png", GRAY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UserError) as caught:
         read(path)
@@ -148,8 +148,8 @@ def test_decompression_bombs_are_refused(write, monkeypatch, limit, read):
 
 
 def test_a_bomb_is_refused_where_warnings_are_not_errors(write, monkeypatch):
-    path = write("a.png", GREY)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    path = write("a.png", GRAY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GRAY.size - 1)
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(UserError, match="tiles"):
         read_image(path)
 

@@ -1,1 +1,1 @@
-"""What happens to unlabeled images: strong views, blending, CutMix."""
+"""Augmentation of unlabeled images: strong views, blending, CutMix."""

@@ -1,4 +1,4 @@
-"""CutMix between unlabeled images: who is paired, which box, when, and the paste (iMAS, Eq. 9, 10)."""
+"""CutMix between unlabeled images: partners, boxes, the paste, and whether it happens (iMAS, Eq. 9, 10)."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,39 +8,48 @@ from semiseg.rng import uniform
 
 
 def hard_easy_partners(easiness: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """Index of each image's partner: the easiest goes with the hardest, the second easiest with the second hardest ...
+    """Returns the index of each image's partner: the easiest image's is the hardest, the second easiest's ...
 
-    The batch sorted by easiness is zipped with itself reversed, so partners are mutual and the middle image of an odd
-    batch is its own partner.
+    Partners are mutual: if image 0 has partner 1, image 1 has partner 0. The middle image of an odd batch is its own
+    partner.
+
+    Example:
+        The easiest image (0.9) and the hardest (0.1) are partners, then 0.7 and 0.3; 0.5 is alone.
+
+        >>> hard_easy_partners(torch.tensor([0.9, 0.1, 0.5, 0.7, 0.3]))
+        tensor([1, 0, 2, 4, 3])
     """
     order = easiness.argsort(stable=True)
+    # partner[order] = order.flip(0): the hardest (first of the order) gets the easiest (last), and so on
     return torch.empty_like(order).scatter_(0, order, order.flip(0))
 
 
 def random_partners(batch_size: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Index of each image's partner in standard CutMix: a random cycle, so nobody is its own partner (if b > 1)."""
+    """Returns the index of each image's partner in standard CutMix. No image is its own partner (if b > 1)."""
     order = torch.randperm(batch_size, generator=generator)
+    # partner[order] = order.roll(1): each image of a random order gets the one before it, the first gets the last
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def sample_boxes(
     batch_size: int, height: int, width: int, generator: torch.Generator, side: tuple[float, float] = (0.1, 0.9)
 ) -> Bool[Tensor, "b h w"]:
-    """A random rectangle for each image, True inside (M of Eq. 9).
+    """Draws a random rectangle for each image: a mask that is True inside (M of Eq. 9).
 
-    Both side fractions are drawn for each image from U(side), the position uniformly among those inside the image.
+    Its height and width are fractions of the image's, each drawn from U(side). Its position is uniform over all
+    positions inside the image.
     """
     fraction = uniform(generator, side[0], side[1], 2, batch_size)
     extent = (fraction * torch.tensor([[height], [width]])).round().clamp(min=1)
-    room = torch.tensor([[height], [width]]) - extent
-    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (room + 1)).floor().minimum(room)
+    last = torch.tensor([[height], [width]]) - extent  # last possible start
+    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (last + 1)).floor().minimum(last)
     return _inside(start, start + extent, height, width)
 
 
 def sample_boxes_official(
     batch_size: int, height: int, width: int, generator: torch.Generator, side: tuple[float, float] = (0.1, 0.9)
 ) -> Bool[Tensor, "b h w"]:
-    """The authors' boxes (D10): one side fraction for the whole batch, centers in [1/16, 1) of the image, clipped."""
+    """Draws the boxes of the authors' code (D10): all of one size, centers in [1/16, 1) of the image, clipped to it."""
     size = torch.tensor([[height], [width]])
     extent = (uniform(generator, side[0], side[1]) * size).floor()
     center = (uniform(generator, 1 / 16, 1.0, 2, batch_size) * size).floor()
@@ -61,15 +70,27 @@ def _inside(
 
 
 def paste(base: Tensor, patch: Tensor, box: Bool[Tensor, "b h w"]) -> Tensor:
-    """`patch` inside the box of each image, `base` around it (Eq. 9), for maps (b, h, w) and images (b, c, h, w)."""
+    """Returns `patch` inside the box of each image and `base` outside it (Eq. 9).
+
+    It takes maps (b, h, w) and images (b, c, h, w). So pseudo-labels and confidence are pasted as the image is.
+
+    Example:
+        >>> box = torch.tensor([[[False, True, True]]])
+        >>> paste(torch.tensor([[[1, 2, 3]]]), torch.tensor([[[7, 8, 9]]]), box)
+        tensor([[[1, 8, 9]]])
+        >>> paste(torch.zeros(1, 2, 1, 3), torch.ones(1, 2, 1, 3), box)
+        tensor([[[[0., 1., 1.]],
+        <BLANKLINE>
+                 [[0., 1., 1.]]]])
+    """
     return torch.where(box if base.ndim == 3 else box[:, None], patch, base)
 
 
 def triggered(probability: Float[Tensor, ""] | float, generator: torch.Generator) -> Bool[Tensor, ""]:
-    """Whether a Bernoulli event of this probability happens, as a tensor on the device of `probability`.
+    """Draws whether an event of this probability happens. The result is a tensor on the device of `probability`.
 
-    For iMAS the probability is the mean easiness: CutMix fires when a uniform draw exceeds the mean hardness, as the
-    sentence after Eq. 10 and the authors' code have it (D5).
+    For iMAS the probability is the mean easiness: CutMix fires if a uniform draw exceeds the mean hardness. So say the
+    sentence after Eq. 10 and the authors' code (D5).
     """
     draw = uniform(generator, 0.0, 1.0)
     if isinstance(probability, Tensor):

@@ -1,7 +1,7 @@
-"""Intensity-based strong augmentation: the pool of twelve operations of Table 1, of which each image draws two.
+"""Strong augmentation of intensities: the pool of twelve operations of Table 1. Each image draws two of them.
 
-Sampling and applying are separate. `sample` decides on the CPU, from a generator alone; `apply` works on a batch of
-uint8 images on any device, groups the images by the operation they drew, and never makes the host wait.
+Sampling and applying are separate. `sample` draws on the CPU, from a generator alone. `apply` changes a batch of uint8
+images on any device: it groups the images by the operation that they drew and never makes the host wait.
 """
 
 import math
@@ -19,19 +19,21 @@ from semiseg.rng import uniform
 
 
 class Config(BaseModel):
-    """The pool of Table 1. All ranges are closed.
+    """The pool of Table 1. All ranges include both ends.
 
     Attributes:
-        num_ops: operations an image draws, applied one after the other.
+        num_ops: number of operations that an image draws. They are applied one after the other.
         with_replacement: whether an image can draw the same operation twice. The paper selects "two kinds"; the
             authors' code draws with replacement (D30).
-        factor: of contrast, sharpness, color and brightness. 1 leaves the image as it is, 0 leaves flat gray, the
-            smoothed image, gray levels and black, in this order. The authors' code starts at 0.1 (D28).
-        hue: shift as a fraction of the color circle; its direction is random.
-        bits: that posterize keeps of each channel; 8 leaves the image as it is. The authors' code never draws 8 (D29).
-        solarize: level from which values are inverted; 256 leaves the image as it is. The authors' code never draws
-            256 (D29).
-        sigma: of the Gaussian blur, px.
+        factor: range of the factor of contrast, sharpness, color and brightness. Factor 1 changes nothing. Factor 0
+            gives flat gray (contrast), the smoothed image (sharpness), gray levels (color) or black (brightness). The
+            authors' code starts at 0.1 (D28).
+        hue: range of the shift, as a fraction of the color circle. Its direction is random.
+        bits: range of the number of bits that posterize keeps of each channel. 8 bits change nothing; the authors'
+            code never draws 8 (D29).
+        solarize: range of the level. Values from the level on are inverted. Level 256 changes nothing; the authors'
+            code never draws 256 (D29).
+        sigma: range of the standard deviation of the Gaussian blur, px.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,17 +67,18 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class IntensityParams:
-    """What each of `b` images drew, in the order of application. CPU tensors, whatever device the images are on."""
+    """What each of `b` images drew, in the order of application. The tensors are always on the CPU."""
 
     op: Int[Tensor, "b num_ops"]  # index into OPS
-    magnitude: Float[Tensor, "b num_ops"]  # factor, shift, bits, threshold or sigma; 0 for operations without any
+    magnitude: Float[Tensor, "b num_ops"]  # factor, shift, bits, level or sigma; 0 for operations without any
 
     def __getitem__(self, images: slice) -> "IntensityParams":
-        """What some of the images drew."""
+        """Returns the draws of some of the images."""
         return IntensityParams(self.op[images], self.magnitude[images])
 
 
-# Operations: (images that drew it, magnitude of each on the CPU) -> images. They may return their argument.
+# Operations. Each takes the images that drew it and their magnitudes (on the CPU), and returns the changed images. It
+# may return its argument.
 
 
 def _identity(image: Tensor, _: Tensor) -> Tensor:
@@ -99,7 +102,8 @@ def _gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma_px: float) -> Tensor:
-    # Sums of shifted images, one axis after the other: a depthwise convolution takes a CPU ten times as long.
+    # Equals a convolution with a normalized Gaussian along each axis, the image being reflected at its border. On a CPU
+    # a depthwise convolution takes ten times as long as these sums of shifted images.
     blurred = image.float()
     for axis in (1, 2):
         side = image.shape[axis]
@@ -119,14 +123,14 @@ def _contrast(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sharpness(image: Tensor, factor: Tensor) -> Tensor:
-    # Not adjust_sharpness(image, 0.0): torchvision builds its kernel from a list, for which a GPU has to be waited for.
+    # `smooth` is torchvision's adjust_sharpness(image, 0.0), which makes the host wait: its kernel comes from a list.
     if min(image.shape[-2:]) <= 2:
         return image
-    smooth = image.clone()  # the outermost pixels stay, as in PIL
+    smooth = image.clone()  # the outermost pixels do not change, as in PIL
     wide = image.short()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
-    # 1 1 1      the sum of the neighborhood,
-    # 1 5 1      and four times the pixel itself
+    # 1 1 1      This kernel over 13 is the sum of the neighborhood
+    # 1 5 1      plus four times the pixel itself.
     # 1 1 1
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth[..., 1:-1, 1:-1] = ((around + wide[..., 1:-1, 1:-1] * 4) / 13).round_()
@@ -142,13 +146,16 @@ def _brightness(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(image: Tensor, shift: Tensor) -> Tensor:
-    # HSV without its detours: along the color circle, six units round, each channel falls from the largest value to
-    # the smallest between one and two units from its own place (red 0, green 2, blue 4), and is flat elsewhere.
+    # Equals: convert to HSV, shift the hue, convert back. On the color circle, six units long, red lies at 0, green at
+    # 2, blue at 4. A channel has the largest value of the pixel if the hue is at most one unit away from the channel's
+    # place, the smallest value from two units on, and falls linearly in between.
     red, green, blue = image.float().unbind(1)
     top = torch.maximum(torch.maximum(red, green), blue)
     chroma = top - torch.minimum(torch.minimum(red, green), blue)
-    per = chroma.clamp(min=1).reciprocal_()  # gray has no hue, and keeps none
-    hue = torch.lerp(  # with weights of 0 and 1: a choice, which a CPU makes ten times as slowly with torch.where
+    per = chroma.clamp(min=1).reciprocal_()  # gray has chroma 0: every hue gives gray again
+    # where(red == top, (green - blue) * per, where(green == top, (blue - red) * per + 2, (red - green) * per + 4)).
+    # lerp with weights of 0 and 1 makes the same choice; on a CPU it is ten times as fast as torch.where.
+    hue = torch.lerp(
         torch.lerp((red - green).mul_(per).add_(4), (blue - red).mul_(per).add_(2), green.clone().eq_(top)),
         (green - blue).mul_(per),
         red.clone().eq_(top),
@@ -157,7 +164,7 @@ def _hue(image: Tensor, shift: Tensor) -> Tensor:
     shifted = torch.empty_like(image)
     for channel in range(3):
         distance = hue - 2 * channel
-        distance.sub_((distance / 6).round_(), alpha=6).abs_()
+        distance.sub_((distance / 6).round_(), alpha=6).abs_()  # along the circle, at most 3
         shifted[:, channel] = (top - chroma * distance.sub_(1).clamp_(0, 1)).round_()
     return shifted
 
@@ -167,15 +174,16 @@ def _posterize(image: Tensor, bits: Tensor) -> Tensor:
     return image & _per_image(top, image.device)
 
 
-def _solarize(image: Tensor, threshold: Tensor) -> Tensor:
-    # Of at least the threshold are those above the level before it. Inverting is exclusive or with 255.
-    above = image > _per_image((threshold - 1).clamp(min=0).to(torch.uint8), image.device)
-    everything = _per_image((threshold < 1).to(torch.uint8), image.device)
+def _solarize(image: Tensor, level: Tensor) -> Tensor:
+    # Equals where(image >= level, 255 - image, image). Level 256 does not fit into uint8, so the comparison is with the
+    # level below, and level 0 is a case of its own. 255 - image is image XOR 255.
+    above = image > _per_image((level - 1).clamp(min=0).to(torch.uint8), image.device)
+    everything = _per_image((level < 1).to(torch.uint8), image.device)
     return image ^ (above.view(torch.uint8) | everything).mul_(255)
 
 
 def _between(degenerate: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    """From degenerate (factor 0) to unchanged (1) and beyond, as PIL's ImageEnhance, but rounded to the nearest."""
+    """Mixes `degenerate` (factor 0) and `image` (factor 1) as PIL's ImageEnhance does, but rounds to the nearest."""
     mixed = torch.lerp(degenerate.float(), image.float(), _per_image(factor, image.device))
     return mixed.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -184,7 +192,7 @@ def _per_image(value: Tensor, device: torch.device) -> Tensor:
     return value[:, None, None, None].to(device, non_blocking=True)
 
 
-# Magnitudes: (uniform draws in [0, 1), config) -> magnitudes.
+# Magnitudes. Each function takes uniform draws from [0, 1) and the config, and returns magnitudes.
 
 
 def _none(u: Tensor, _: Config) -> Tensor:
@@ -200,7 +208,7 @@ def _integer(u: Tensor, span: tuple[int, int]) -> Tensor:
 
 
 def _signed(u: Tensor, span: tuple[float, float]) -> Tensor:
-    v = 2 * u - 1
+    v = 2 * u - 1  # its sign is the direction, its absolute value is again uniform over [0, 1]
     return torch.where(v < 0, -1.0, 1.0) * _uniform(v.abs(), span)
 
 
@@ -232,13 +240,14 @@ def sample(generator: torch.Generator, batch_size: int, config: Config) -> Inten
         config: the pool.
 
     Returns:
-        The draws, which depend on the arguments alone.
+        The draws. They depend on the arguments alone.
     """
     if config.with_replacement:
         op = torch.randint(len(OPS), (batch_size, config.num_ops), generator=generator)
     else:
         op = torch.rand(batch_size, len(OPS), generator=generator).argsort(dim=1)[:, : config.num_ops]
     u = uniform(generator, 0.0, 1.0, batch_size, config.num_ops)
+    # each operation's magnitude for each draw, of which the drawn operation's is kept
     every = torch.stack([magnitude(u, config) for _, magnitude in _TABLE.values()], dim=-1)
     return IntensityParams(op, every.gather(-1, op[..., None]).squeeze(-1))
 
@@ -248,10 +257,10 @@ def apply(image: UInt8[Tensor, "b 3 h w"], params: IntensityParams) -> UInt8[Ten
 
     Args:
         image: the batch, on any device; it is not modified.
-        params: draws for as many images.
+        params: the draws of these images.
 
     Returns:
-        A new batch on the same device. Devices agree to one gray level.
+        A new batch on the same device. Results of different devices differ by at most one gray level.
     """
     assert len(params.op) == len(image), f"{len(params.op)} draws for {len(image)} images"
     out = image.clone()

@@ -1,4 +1,4 @@
-"""From a loaded batch to what a method sees: strong views and normalization, on the device of the batch."""
+"""Makes the batch that a method gets: strong views and normalization, on the device of the loaded batch."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from semiseg.types import LoadedBatch, Normalization, SemiBatch
 
 @dataclass(frozen=True)
 class Views:
-    """What a method wants to see.
+    """The views that a method needs.
 
     Attributes:
-        unlabeled: whether it looks at unlabeled images at all; if not, none are loaded.
-        strong: the intensity pool of each strong view; all views share the geometry of the weak one.
+        unlabeled: whether the method uses unlabeled images. If not, none are loaded.
+        strong: the pool of operations of each strong view. All strong views have the geometry of the weak view.
     """
 
     unlabeled: bool = True
@@ -29,19 +29,19 @@ def make_batch(
     first: int = 0,
     whole_size: int | None = None,
 ) -> SemiBatch:
-    """The batch of one step, or a part of it.
+    """Makes the batch of one step, or a part of it.
 
-    Each strong view draws its operations for the whole batch, from `fold_in(seed, "strong", view, step)`, so that an
-    image is augmented alike whatever the number of parts.
+    Each strong view draws the operations of the whole batch, from `fold_in(seed, "strong", view, step)`. So the
+    augmentation of an image does not depend on the number of parts.
 
     Args:
-        loaded: what the loader made.
-        views: what the method asks for.
-        normalize: how its networks' input is normalized.
-        seed: of the run.
-        step: of the run.
-        first: position in the whole batch of the first image.
-        whole_size: unlabeled images in the whole batch; None: `loaded` is whole.
+        loaded: the batch that the loader made, or a part of it.
+        views: the views that the method needs.
+        normalize: the normalization of the method's networks.
+        seed: the seed of the run.
+        step: the number of the step.
+        first: position of the first unlabeled image in the whole batch.
+        whole_size: number of unlabeled images in the whole batch. None: `loaded` is the whole batch.
     """
     num_images = len(loaded.weak)
     strong = []

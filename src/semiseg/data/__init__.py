@@ -1,6 +1,6 @@
-"""From files on disk to uint8 batches: layouts, partitions, weak augmentation, loader.
+"""Reads files from the disk and makes uint8 batches: layouts, partitions, weak augmentation, loader.
 
-A layout is a module with a `Config` (a `DataConfig`) and a `load(config) -> Dataset`; it is found by its name.
+A layout is a module with a `Config` (a `DataConfig`) and a `load(config) -> Dataset`. It is found by its name.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from semiseg.errors import UserError
 
 
 def layouts() -> tuple[str, ...]:
-    """Names of the layouts that ship with semiseg, sorted."""
+    """Returns the names of the layouts that ship with semiseg, sorted."""
     modules = {
         module.name: importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
     }
@@ -23,7 +23,7 @@ def layouts() -> tuple[str, ...]:
 
 
 def layout_module(name: str) -> ModuleType:
-    """The module of the layout `name`: one of `layouts()`, or the dotted name of a module of one's own.
+    """Imports the module of the layout `name`: one of `layouts()`, or the dotted name of your own module.
 
     Raises:
         UserError: there is no such layout.
@@ -32,7 +32,7 @@ def layout_module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:
-        if not f"{target}.".startswith(f"{error.name}."):  # the layout is there, something it imports is not
+        if not f"{target}.".startswith(f"{error.name}."):  # the layout exists, but a module that it imports does not
             raise
         raise UserError(f"data.layout: no layout {name!r}; known are {', '.join(layouts())}") from error
     if not (hasattr(module, "Config") and hasattr(module, "load")):
@@ -41,7 +41,7 @@ def layout_module(name: str) -> ModuleType:
 
 
 def load(config: DataConfig) -> Dataset:
-    """The dataset that `config` describes. Lists are read and files are looked up; no image is opened.
+    """Loads the dataset that `config` describes. It reads lists and finds files, but opens no image.
 
     Raises:
         UserError: a folder, a list or a mask is missing, or the lists overlap.

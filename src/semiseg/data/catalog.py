@@ -1,4 +1,4 @@
-"""The images below a root folder, and which of them a line of a split list means."""
+"""Finds the images below a root folder, and the image that a line of a split list means."""
 
 import difflib
 import os
@@ -11,14 +11,14 @@ from semiseg.data.dataset import Sample
 from semiseg.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # ends a line, steers a terminal, or is no UTF-8
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line ends, terminal control, no UTF-8
 
 
 def scan(folder: Path) -> dict[str, Path]:
-    """Every image file below `folder`, hidden ones excepted: path below it without extension -> file, sorted.
+    """Finds every image file below `folder` that is not hidden: path below it without extension -> file, sorted.
 
     Raises:
-        UserError: two files differ in nothing but their extension, or a name cannot stand in a list.
+        UserError: two files differ only in their extension, or a name cannot be written into a list.
     """
     found: dict[str, Path] = {}
     for path in _files(folder):
@@ -34,11 +34,14 @@ def scan(folder: Path) -> dict[str, Path]:
 
 
 def _files(top: Path) -> Iterator[Path]:
-    """Every file below `top`, links followed. A folder is entered once, by its own name first, so that loops end."""
+    """Yields every file below `top`, also through links. It enters each folder once, so that circular links end.
+
+    It follows links last, so a folder below `top` that a link also leads to is entered under its own name.
+    """
     entered: set[str] = set()
     waiting = [top]
     while waiting:
-        for parent, folders, names in os.walk(waiting.pop(0)):  # goes past links to folders
+        for parent, folders, names in os.walk(waiting.pop(0)):  # does not enter links to folders
             real = os.path.realpath(parent)
             if real in entered:
                 folders.clear()
@@ -49,10 +52,10 @@ def _files(top: Path) -> Iterator[Path]:
 
 
 class Catalog:
-    """All images of a layout, found by id as published split lists write them.
+    """All images of a layout, found by their ids in published split lists.
 
-    A text means the image with that name; failing that, the one with that path below the root; failing that, the images
-    whose path ends with it. Extensions and the layout's own suffix may be there or not.
+    A text means the image with that name. If there is none, it means the image with that path below the root, and then
+    the images whose path ends with the text. Extensions and the layout's own suffix may be left out.
     """
 
     def __init__(self, root: Path, samples: Iterable[Sample], suffix: str = "") -> None:
@@ -69,7 +72,7 @@ class Catalog:
         self._exact |= {sample.name: sample for sample in self.samples}
 
     def find(self, text: str) -> list[Sample]:
-        """The images that `text` can mean: none, one, or several where it is ambiguous."""
+        """Returns the images that `text` can mean: none, one, or several if it is ambiguous."""
         path = text.replace("\\", "/").removeprefix("./")
         below_root = path.removeprefix(f"{self.root.as_posix()}/")
         for key in (path.lstrip("/"), self._key(path.lstrip("/")), self._key(below_root)):
@@ -80,7 +83,7 @@ class Catalog:
         return []
 
     def closest(self, text: str) -> str | None:
-        """The name most like `text`, if one is alike: what a mistyped line may have meant."""
+        """Returns the name that is most similar to `text`, for a hint about a typing error; None if none is similar."""
         wanted = self._key(text.replace("\\", "/").lstrip("/"))
         names = [sample.name for sample in self.samples]
         for key in (wanted, wanted.rpartition("/")[2]):

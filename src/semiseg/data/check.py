@@ -1,4 +1,4 @@
-"""A look at every file before the first step, so that a run does not fail in its third hour."""
+"""Checks every file before the first step, so that a run does not fail after hours."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +18,20 @@ Size = tuple[int, int]  # px, (height, width)
 
 
 def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
-    """Reads what a run will read.
+    """Reads and checks every file that a run will read.
 
     Args:
-        dataset: what is to be trained on.
-        config: long side, crop and scale.
-        full: decode every unlabeled image; False reads their heads only. Labeled ones are always decoded.
+        dataset: the data of the run.
+        config: its long_side, crop, scale and on_unreadable.
+        full: True decodes every unlabeled image, False reads only their headers. Labeled images are always decoded.
 
     Returns:
-        What is odd but no error, one sentence each: also images that cannot be read, with `on_unreadable: skip`.
+        Warnings, one sentence each. With `on_unreadable: skip` images that cannot be read are among them.
 
     Raises:
         UserError: a file cannot be read, an image and its mask differ in size, a mask holds a value that is no class,
-            the masks look like black and white pictures, or no image can fill a crop. It tells the first such file and
-            how many more there are.
+            the masks of two classes hold only 0 and 255, or no image can fill a crop. The message names the first such
+            file and says how many more there are.
     """
     labeled_pair = partial(_size_and_values, num_classes=len(dataset.classes), values=dataset.values)
     labeled, broken = _inspect(labeled_pair, dataset.labeled)
@@ -41,7 +41,7 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
     if errors := [error for error in broken + broken_val + broken_unlabeled if error not in skipped]:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
     if not labeled or (dataset.unlabeled and not unlabeled):
-        raise UserError(f"{skipped[0]}; nor can any other of its list be read")
+        raise UserError(f"{skipped[0]}; no other image of its list can be read either")
     if all(values == {IGNORE} for _, values in val.values()):
         raise UserError(
             f"data.val: every validation mask, e.g. {dataset.val[0].mask}, is {IGNORE} (ignored) everywhere: "
@@ -55,20 +55,20 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
             f"'ignored'; if {IGNORE} is class 1 ({dataset.classes.names[1]}), set data.values: {{{IGNORE}: 1}}"
         )
     masks = [sample.mask for sample, (_, values) in labeled.items() if values == {IGNORE}]
-    return _oddities(dataset, present, masks, skipped)
+    return _warnings(dataset, present, masks, skipped)
 
 
 def _is_skipped(error: UserError, config: DataConfig) -> bool:
     return config.on_unreadable == "skip" and isinstance(error, UnreadableError)
 
 
-def _oddities(
+def _warnings(
     dataset: Dataset, present: frozenset[int], ignored_masks: list[Path | None], skipped: list[UserError]
 ) -> list[str]:
     absent = [name for index, name in enumerate(dataset.classes.names) if index not in present]
     found = []
     if absent:
-        found.append(f"No labeled mask shows {', '.join(absent)}: what is never shown cannot be learned.")
+        found.append(f"No labeled mask shows {', '.join(absent)}: training cannot learn what no mask shows.")
     if ignored_masks:
         found.append(f"{len(ignored_masks)} labeled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
     if skipped:
@@ -78,12 +78,12 @@ def _oddities(
     return found
 
 
-def _inspect(look: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[dict[Sample, T], list[UserError]]:
-    """What `look` finds in each sample, but for the errors it meets; in threads, since decoding releases the GIL."""
+def _inspect(read: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[dict[Sample, T], list[UserError]]:
+    """Calls `read` on each sample, in threads (decoding releases the GIL). Returns the results and the errors."""
 
     def attempt(sample: Sample) -> T | UserError:
         try:
-            return look(sample)
+            return read(sample)
         except UserError as error:
             return error
 
@@ -109,7 +109,7 @@ def _size(sample: Sample) -> Size:
 
 
 def _check_crop(sizes: list[Size], config: DataConfig) -> None:
-    """Raises where no image fills a crop even at the largest scale, so that every crop would be padded."""
+    """Raises a UserError if no image fills a crop even at the largest scale: every crop would be padded."""
     crop = config.crop_size
     at_most = [tuple(round(side * config.scale[1]) for side in fit(*size, config.long_side)) for size in sizes]
     height, width = max(at_most, key=lambda size: min(size[0] / crop[0], size[1] / crop[1]))

@@ -1,8 +1,8 @@
-"""Cityscapes as it lies on disk: leftImg8bit and gtFine, 19 classes.
+"""Cityscapes in its original folders: leftImg8bit and gtFine, 19 classes.
 
-Masks are `*_gtFine_labelTrainIds.png` where the dataset has one for every `*_gtFine_labelIds.png`, and else the latter,
-whose 34 ids are mapped to the 19 classes. Lists that the config leaves out: labeled is every image of train (that no
-other list names), unlabeled every other image of train, and validation every image of val.
+Masks are the files `*_gtFine_labelTrainIds.png` if there is one for every `*_gtFine_labelIds.png`. Otherwise masks are
+the latter, and their 34 ids are mapped to the 19 classes. Lists that the config does not name have defaults: labeled is
+every image of train that no other list names, unlabeled every other image of train, and validation every image of val.
 """
 
 from pathlib import Path
@@ -47,10 +47,10 @@ class Config(DataConfig):
 
 
 def load(config: Config) -> Dataset:
-    """The dataset that `config` describes; see the module for the lists that it leaves out.
+    """Loads the dataset that `config` describes. The module's docstring says which lists are the default.
 
-    A sample is named like `aachen_000000_000019`. A mask that a list names beside an image is not looked at: both kinds
-    of mask hold the same annotation.
+    A sample has a name like `aachen_000000_000019`. If a list names a mask beside an image, that mask is not used: both
+    kinds of mask hold the same annotation.
 
     Raises:
         UserError: a folder, a list or a mask is missing, or the lists overlap.
@@ -76,6 +76,6 @@ def load(config: Config) -> Dataset:
 
 
 def _scan(config: Config, folder: str, suffix: str) -> dict[str, Path]:
-    """Files of one kind: `split/city/id` -> file."""
+    """Finds the files of one kind: `split/city/id` -> file."""
     files = scan(config.root / folder)
     return {key.removesuffix(suffix): path for key, path in files.items() if key.endswith(suffix)}

@@ -1,4 +1,4 @@
-"""What a layout on disk becomes: lists of samples and a class table."""
+"""The result of reading a layout: lists of samples and a class table."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Scale = Annotated[float, Field(gt=0, le=10)]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image on disk. `mask` is None where there is none: unlabeled images need no mask file."""
+    """One image on disk. `mask` is None if it has no mask: unlabeled images need none."""
 
     name: str  # its id: path below the image folder, without extension
     image: Path
@@ -24,15 +24,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint lists of samples and what their masks mean.
+    """Three lists of samples that share no image, and the meaning of their masks.
 
     Attributes:
         labeled: samples with masks that training may read.
         unlabeled: the pool; training never reads a mask of these, even where one exists.
         val: samples with masks for evaluation.
         classes: the class table.
-        values: class index of each mask value that is not one already (Cityscapes' label ids, gray 255 for class 1);
-            None where masks hold class indices. Values that it does not name keep their meaning.
+        values: maps mask values to class indices (e.g. Cityscapes' label ids, or gray 255 for class 1). Values that it
+            does not contain are class indices already. None: all values are.
     """
 
     labeled: tuple[Sample, ...]
@@ -62,12 +62,12 @@ class DataConfig(BaseModel):
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of a training crop, px."""
+        """Returns height and width of a training crop, px."""
         return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
 
     @property
     def largest_side(self) -> int | None:
-        """What the longer side of a training image is at most resized to, px; None: that depends on the image."""
+        """Returns the longest side that a training image can be resized to, px; None if it depends on the image."""
         return None if self.long_side is None else math.ceil(self.long_side * self.scale[1])
 
     @field_validator("root", "labeled", "unlabeled", "val")

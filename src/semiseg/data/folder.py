@@ -1,12 +1,12 @@
-"""One's own photographs: a folder of images, a folder of masks for some of them, and a list of classes.
+"""Your own photographs: a folder of images, a folder of masks for some of them, and a list of classes.
 
     root/images/**/NAME.jpg       jpg, png, bmp, webp, tif ...
     root/masks/**/NAME.png        same path below its folder; one channel that holds class indices, 255 = ignored
     root/classes.txt              class 0 on the first line, class 1 on the second ...; `name` or `name #RRGGBB`
 
-Lists that the config leaves out: labeled is every image with a mask that is in no other list, unlabeled every other
-image, and validation a share of the images with masks (`val_fraction`) that depends on their names alone, so that every
-run of every method measures on the same ones.
+Lists that the config does not name have defaults: labeled is every image with a mask that no other list names,
+unlabeled is every other image, and validation is a share (`val_fraction`) of the images with masks. The choice of
+validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
 import re
@@ -30,9 +30,9 @@ class Config(DataConfig):
     images: Path = Path("images")
     masks: Path = Path("masks")
     classes: Path = Path("classes.txt")
-    # class index (or 255) of each mask value, of 16 bits at most, that is not one already
+    # maps mask values (up to 16 bits) to class indices, or to 255; other values are class indices already
     values: dict[Annotated[int, Field(ge=0, le=65535)], int] | None = None
-    background: str | int | None = None  # name or index of the class that means "nothing of interest", if there is one
+    background: str | int | None = None  # name or index of the class that means "nothing of interest"
     val_fraction: float | None = Field(None, gt=0, lt=1)  # share of the images with masks; 0.2 where `val` is not given
 
     @model_validator(mode="after")
@@ -43,10 +43,10 @@ class Config(DataConfig):
 
 
 def load(config: Config) -> Dataset:
-    """The dataset that `config` describes; see the module for the lists that it leaves out.
+    """Loads the dataset that `config` describes. The module's docstring says which lists are the default.
 
     Raises:
-        UserError: a folder, a list or a mask is missing, the lists overlap, or the class table is not sound.
+        UserError: a folder, a list or a mask is missing, the lists overlap, or the class table is wrong.
     """
     folders = {key: config.root / getattr(config, key) for key in ("images", "masks")}
     for key, folder in folders.items():
@@ -57,7 +57,9 @@ def load(config: Config) -> Dataset:
         value: index for value, index in (config.values or {}).items() if index not in (*range(len(classes)), IGNORE)
     }
     if bad:
-        raise UserError(f"data.values: {bad} leads to no class; classes are 0 to {len(classes) - 1}, {IGNORE} ignores")
+        raise UserError(
+            f"data.values: {bad} maps to no class; classes are 0 to {len(classes) - 1}, {IGNORE} means ignored"
+        )
     images, masks = (scan(folder) for folder in folders.values())
     if not images:
         raise UserError(f"data.images: {folders['images']} holds no image")
@@ -74,18 +76,21 @@ def load(config: Config) -> Dataset:
 
 
 def held_out(samples: tuple[Sample, ...], fraction: float) -> tuple[Sample, ...]:
-    """A share of `samples`, at least one, chosen by name alone: adding an image moves few others in or out."""
+    """Chooses a share of `samples`, at least one, by their names alone. So a new image changes the choice little."""
     ranked = sorted(samples, key=lambda sample: folded_seed(0, "held out", sample.name))
     chosen = ranked[: max(1, round(fraction * len(ranked)))]
     return tuple(sorted(chosen, key=lambda sample: sample.name))
 
 
 def read_classes(path: Path, background: str | int | None) -> ClassTable:
-    """The class table in a text file: a name a line, with its color (#RRGGBB) or with VOC's; `#` starts a comment.
+    """Reads a class table from a text file.
+
+    Each line is a class: its name, and maybe its color (#RRGGBB). Without a color it gets that of VOC's palette. A line
+    that starts with `#` is a comment.
 
     Raises:
-        UserError: the file is missing, holds fewer than 2 or more than 254 classes or one name twice, or `background`
-            is none of them.
+        UserError: the file is missing, it has fewer than 2 or more than 254 classes, a name occurs twice, or
+            `background` is none of the classes.
     """
     lines = [line for _, line in read_lines(path, "data.classes", most=100_000) if not line.startswith("#")]
     entries = [re.fullmatch(r"(.+?)(?:\s+#([0-9a-fA-F]{6}))?", line) for line in lines]

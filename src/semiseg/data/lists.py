@@ -1,8 +1,8 @@
-"""Split lists as the published repositories write them, and the dataset that three of them make.
+"""Reads split lists in the forms that published repositories use, and makes a dataset of three lists.
 
 A line is an id (`2007_000032`), with or without extension, a path below the root or below the image folder
 (`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png`, `train/0001TP_006810`), or an image and its mask
-(`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). Blank lines count for nothing.
+(`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). Blank lines are ignored.
 """
 
 import io
@@ -17,12 +17,12 @@ from semiseg.errors import UserError
 from semiseg.files import read_text
 from semiseg.types import ClassTable
 
-_MOST_BYTES, _LONGEST_LINE = 2**26, 8192  # two paths of the longest kind
+_MOST_BYTES, _LONGEST_LINE = 2**26, 8192  # a line has room for two paths of 4096 characters, the longest on Linux
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists that a config names; None where it names none."""
+    """The lists that a config names. A list that it does not name is None."""
 
     labeled: tuple[Sample, ...] | None
     unlabeled: tuple[Sample, ...] | None
@@ -30,12 +30,12 @@ class Lists:
 
 
 def read_lists(config: DataConfig, catalog: Catalog, listed_masks: bool) -> Lists:
-    """The lists that `config` names.
+    """Reads the lists that `config` names.
 
     Args:
         config: paths of lists are relative to its root unless they are absolute.
-        catalog: the images that ids are looked up in.
-        listed_masks: whether a mask that a list names beside an image takes the place of the layout's own.
+        catalog: finds the images of ids.
+        listed_masks: whether a mask that a list names beside an image replaces the layout's own mask.
 
     Raises:
         UserError: as `read_list`.
@@ -48,11 +48,11 @@ def read_lists(config: DataConfig, catalog: Catalog, listed_masks: bool) -> List
 
 
 def read_list(path: Path, catalog: Catalog, listed_masks: bool, setting: str) -> tuple[Sample, ...]:
-    """The samples that the list at `path` names, in its order.
+    """Reads the samples that the list at `path` names, in its order.
 
     Raises:
-        UserError: the list is missing or empty, or a line names no image, several, one that an earlier line named, or a
-            path that leaves the root.
+        UserError: the list is missing or empty, or a line names no image, several images, an image of an earlier line,
+            or a path outside the root.
     """
     seen: dict[str, int] = {}
     samples = []
@@ -71,22 +71,23 @@ def read_list(path: Path, catalog: Catalog, listed_masks: bool, setting: str) ->
 
 
 def read_lines(path: Path, setting: str, most: int = _MOST_BYTES) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, each with its number from 1.
+    """Yields the lines of a text file that are not blank, stripped, with their numbers (from 1).
 
     Raises:
-        UserError: the file is missing, no text, or holds more than `most` bytes or a line that is no list's.
+        UserError: the file is missing, is no text, has more than `most` bytes, or has a line of more than 8192
+            characters.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file ({setting}; relative paths start at data.root)")
     for number, line in enumerate(io.StringIO(read_text(path, setting, most), newline=None), start=1):
-        if len(line) > _LONGEST_LINE:  # a line is tried at each of its gaps
+        if len(line) > _LONGEST_LINE:  # `_resolve` tries each gap, so a long line takes long
             raise UserError(f"{path}:{number}: has {len(line)} characters; {setting} has one entry a line")
         if line.strip():
             yield number, line.strip()
 
 
 def rest(samples: Iterable[Sample], *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:
-    """Those of `samples` that are in none of the lists `taken`."""
+    """Returns the samples that are in none of the lists `taken`."""
     names = {sample.name for samples in taken for sample in samples or ()}
     return tuple(sample for sample in samples if sample.name not in names)
 
@@ -99,24 +100,24 @@ def assemble(
     values: dict[int, int] | None,
     mask_remedy: str,
 ) -> Dataset:
-    """The dataset of three lists, once it is sure that they are disjoint and labeled where they must be.
+    """Makes a dataset of three lists, after checking that they share no image and have the masks that they need.
 
     Args:
-        labeled: samples for training with masks.
-        unlabeled: the pool; may be empty.
-        val: samples for evaluation.
+        labeled: training samples with masks.
+        unlabeled: the unlabeled pool; it may be empty.
+        val: validation samples with masks.
         classes: the class table.
         values: as in `Dataset`.
-        mask_remedy: what a user can do about a labeled image without a mask.
+        mask_remedy: what a user can do about a missing mask, for the message.
 
     Raises:
-        UserError: two lists share an image, a labeled image has no mask, or a list that must not be empty is.
+        UserError: two lists share an image, a labeled or validation image has no mask, or one of these lists is empty.
     """
     lists = {"data.labeled": labeled, "data.unlabeled": unlabeled, "data.val": val}
     remedies = {
         ("data.labeled", "data.unlabeled"): "leave data.unlabeled out to take every other image",
-        ("data.labeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
-        ("data.unlabeled", "data.val"): "an image that is trained on cannot measure the result: take it off one list",
+        ("data.labeled", "data.val"): "a training image cannot be used for validation: take it off one list",
+        ("data.unlabeled", "data.val"): "a training image cannot be used for validation: take it off one list",
     }
     for (one, other), remedy in remedies.items():
         names = {sample.name for sample in lists[one]}
@@ -133,7 +134,7 @@ def assemble(
 
 
 def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:
-    """The sample that a line names: the whole of it is an id, or the part before a gap is and the rest is a mask."""
+    """Finds the sample that a line names: the whole line is an id, or an id stands before a gap and a mask after it."""
     if ".." in re.split(r"[\s/\\]", line):
         raise UserError(f"{line!r} leaves data.root; remove the '..'")
     gaps = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]

@@ -1,9 +1,9 @@
-"""Batches as a function of the step, made in worker processes.
+"""Training batches, made in worker processes. A batch depends on its step, not on the batches before it.
 
-Sample n of a stream is known without those before it: position n % N of the permutation that belongs to round n // N,
-with the weak augmentation that belongs to n. So resuming replays nothing, the number of workers changes nothing, and
-two ranks with batch b see the images of one rank with batch 2b. Unlike in the authors' code every image comes once a
-round, however long the other list is (D35), and the two lists have orders of their own (D36).
+Turn n of a list of N images is image n % N in the random order of round n // N, with a weak augmentation drawn for n.
+So resuming replays nothing, the number of workers changes nothing, and two processes with batch size b see the images
+of one process with batch size 2b. Two differences from the authors' code: every image comes once in a round, however
+long the other list is (D35), and the two lists have separate orders (D36).
 """
 
 import signal
@@ -27,23 +27,23 @@ from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
 
 T = TypeVar("T", covariant=True)
-Images = tuple[Tensor, ...]  # an image, and its mask if it has one
+Images = tuple[Tensor, ...]  # an image, and its mask if there is one
 OnRestart = Callable[[int, str], None]
 
-_MAX_DEATHS = 3  # of workers before a batch comes: something is wrong that new workers do not mend
-_MAX_SKIPS = 100  # images in a row: then it is the disk and not the image
+_MAX_DEATHS = 3  # worker deaths before the next batch: then new workers do not help
+_MAX_SKIPS = 100  # unreadable images in a row: then the cause is probably the disk
 
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One image of an evaluation, and its mask as it is on disk."""
+    """One validation image, and its mask at the size that it has on disk."""
 
     index: int  # position in the list of samples
     image: UInt8[Tensor, "3 h w"]  # at data.long_side
     mask: UInt8[Tensor, "H W"]  # at its original size
 
     def pin_memory(self) -> "EvalItem":
-        """The same item in pinned memory (called by the DataLoader)."""
+        """Copies the item to pinned memory (called by the DataLoader)."""
         return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())
 
 
@@ -60,24 +60,23 @@ def train_loader(
     world_size: int = 1,
     on_restart: OnRestart = lambda key, reason: None,
 ) -> DataLoader[LoadedBatch]:
-    """Yields the batches of steps `start` to `num_steps` - 1, one whole batch a worker task.
+    """Yields the batches of steps `start` to `num_steps` - 1. Each batch is made by one worker.
 
     Args:
-        dataset: what to load.
-        config: crop, scale, flip, long side, cache, workers.
-        batch_size: labeled images, and as many unlabeled ones, a step and process.
-        unlabeled: whether to load unlabeled images at all; batches have none otherwise.
-        seed: decides order and augmentation.
-        start: first step.
-        num_steps: one after the last step.
-        rank: of this process.
+        dataset: the data to load.
+        config: its crop, scale, flip, long_side, cache, workers and on_unreadable.
+        batch_size: number of labeled images, and of unlabeled ones, that this process gets in a step.
+        unlabeled: whether to load unlabeled images. If not, batches have none.
+        seed: order and augmentation depend on it.
+        start: the first step.
+        num_steps: the step after the last one.
+        rank: number of this process, from 0.
         world_size: number of processes.
-        on_restart: told the step and the reason when worker processes died and new ones take their places.
+        on_restart: called with the step and the reason when worker processes died and new ones replace them.
 
     Raises:
-        UserError: there are no unlabeled images; while iterating, an image or mask cannot be read (with
-            `on_unreadable: skip`, a hundred in a row), or workers die again and again; decoded images do not fit into
-            memory.
+        UserError: there are no unlabeled images, or the decoded images do not fit into memory. While iterating: an
+            image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
@@ -87,7 +86,7 @@ def train_loader(
     if config.cache:
         pool = dataset.unlabeled if unlabeled else ()
         height, width = config.crop_size
-        batches_px = (2 * config.workers + 2) * batch_size * height * width  # which loader processes share, too
+        batches_px = (2 * config.workers + 2) * batch_size * height * width  # these are in shared memory, too
         lists = (dataset.labeled, 4), (pool, 3)
         caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
     batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches)
@@ -103,26 +102,26 @@ def eval_loader(
     world_size: int = 1,
     on_restart: OnRestart = lambda key, reason: None,
 ) -> "_Loader[EvalItem]":
-    """Yields `samples` one by one, each exactly once over all ranks. Its workers are kept until it is closed.
+    """Yields `samples` one by one, each in exactly one of the processes. Its workers live until it is closed.
 
     Args:
-        samples: labeled samples, usually `dataset.val`.
-        dataset: gives the class table and the mask values.
-        config: long side, workers.
-        rank: of this process.
+        samples: samples with masks, usually `dataset.val`.
+        dataset: its class table and mask values are used.
+        config: its long_side and workers.
+        rank: number of this process, from 0.
         world_size: number of processes.
-        on_restart: told the position and the reason when worker processes died and new ones take their places.
+        on_restart: called with the position and the reason when worker processes died and new ones replace them.
 
     Raises:
-        UserError: while iterating, an image or mask cannot be read (none is ever skipped), or workers die again and
-            again.
+        UserError: while iterating, an image or mask cannot be read (validation images are never skipped), or workers
+            die repeatedly.
     """
     items = _EvalItems(tuple(samples), dataset, config)
     return _loader(items, range(rank, len(samples), world_size), config.workers, True, on_restart)
 
 
 class _Loader(DataLoader[T], Generic[T]):
-    """A DataLoader that replaces worker processes that die, and whose workers hand a UserError over as it is."""
+    """A DataLoader that replaces dead worker processes, and raises a UserError of a worker unchanged."""
 
     def __init__(self, items: torch.utils.data.Dataset[T], keys: range, on_restart: OnRestart, **options: Any) -> None:
         super().__init__(items, batch_size=None, sampler=keys, worker_init_fn=_init_worker, **options)
@@ -159,13 +158,14 @@ class _Loader(DataLoader[T], Generic[T]):
             done, deaths = done + 1, 0
 
     def close(self) -> None:
-        """Ends kept workers now: left to the garbage collector, they live on."""
+        """Ends the workers now. The garbage collector alone would leave them running."""
         self._iterator = None
 
     def _workers_of(self, loader: DataLoader[T]) -> Iterator[T]:
-        """Starts workers. A dead one is found when its item is asked for.
+        """Starts workers, without torch's handler of SIGCHLD.
 
-        torch would also raise from a SIGCHLD handler, wherever the training process is at that moment.
+        torch's handler raises an error at any point of the training process as soon as a worker dies. Without it, the
+        death is noticed when the worker's next item is fetched.
         """
         if threading.current_thread() is not threading.main_thread() or not loader.num_workers:
             return DataLoader.__iter__(loader)
@@ -177,11 +177,11 @@ class _Loader(DataLoader[T], Generic[T]):
 
 
 def _init_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the training process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; only the training process acts on it
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether a worker died, in torch's words; or, a moment earlier, while its batch was being fetched from it."""
+    """Returns whether a worker died: the error is torch's, or the connection broke while a batch was fetched."""
     broken_off = isinstance(error, (ConnectionError, EOFError)) and "in DataLoader worker process" not in str(error)
     return broken_off or "DataLoader worker (pid" in str(error)
 
@@ -193,7 +193,7 @@ def _first_line(error: Exception) -> str:
 def _loader(
     items: torch.utils.data.Dataset[T], keys: range, workers: int, keep_workers: bool, on_restart: OnRestart
 ) -> _Loader[T]:
-    # torch sets each worker to one thread, so that workers and the training process do not fight for cores
+    # torch gives each worker one thread, so workers do not slow down the training process more than needed
     return _Loader(
         items,
         keys,
@@ -205,19 +205,19 @@ def _loader(
 
 
 def _sizes(samples: Sequence[Sample], config: DataConfig) -> list[tuple[int, int] | None]:
-    """Height and width of each image as it is decoded, None where that cannot be known."""
+    """Returns height and width of each decoded image, or None for a file whose header cannot be read."""
     sizes: list[tuple[int, int] | None] = []
     for sample in samples:
         try:
             sizes.append(read_size(sample.image, config.largest_side))
-        except UnreadableError:  # told, or skipped, when its turn comes
+        except UnreadableError:  # reported, or skipped, when the image is read
             sizes.append(None)
     return sizes
 
 
 @dataclass(frozen=True)
 class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
-    """Step -> the batch of that step, or the UserError that prevents it."""
+    """Maps a step to its batch, or to the UserError that prevents it."""
 
     dataset: Dataset
     config: DataConfig
@@ -226,7 +226,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     seed: int
     rank: int
     world_size: int
-    caches: tuple[Cache, ...] | None  # of labeled and of unlabeled images
+    caches: tuple[Cache, ...] | None  # one for labeled and one for unlabeled images
 
     def __getitem__(self, step: int) -> LoadedBatch | UserError:  # type: ignore[override]
         first = (step * self.world_size + self.rank) * self.batch_size
@@ -273,9 +273,9 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     def _read(
         self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], Images], skipped: list[str]
     ) -> tuple[int, Images]:
-        """Position and content of the sample whose turn it is, or of the next readable one after it in its lap."""
-        lap, place = divmod(turn, len(samples))
-        order = _order(self.seed, f"{stream} order", len(samples), lap)
+        """Reads the sample of a turn, or the next readable one after it. Returns its position in the list, too."""
+        round_, place = divmod(turn, len(samples))
+        order = _order(self.seed, f"{stream} order", len(samples), round_)
         attempts = min(len(samples), _MAX_SKIPS)
         for attempt in range(attempts):
             index = int(order[(place + attempt) % len(samples)])
@@ -293,7 +293,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
 @dataclass(frozen=True)
 class _EvalItems(torch.utils.data.Dataset[EvalItem]):
-    """Position in the list -> the item, or the UserError that prevents it."""
+    """Maps a position in the list to its item, or to the UserError that prevents it."""
 
     samples: tuple[Sample, ...]
     dataset: Dataset
@@ -306,12 +306,12 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
             return error
 
     def _load(self, index: int) -> EvalItem:
-        # Decoded whole, as for predictions: what is measured are the masks that would be written.
+        # Decoded at full size, as `semiseg predict` does: the scores are those of the masks that it would write.
         image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
         size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, stream: str, size: int, lap: int) -> Tensor:
-    return torch.randperm(size, generator=fold_in(seed, stream, lap))
+def _order(seed: int, stream: str, size: int, round_: int) -> Tensor:
+    return torch.randperm(size, generator=fold_in(seed, stream, round_))

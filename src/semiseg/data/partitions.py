@@ -1,6 +1,6 @@
-"""Which images are labeled: the identity of published partitions, and new ones.
+"""Partitions, i.e. which images are labeled: recognizes published partitions and makes new ones.
 
-Papers that print "1/16" have trained on different images (field survey, section 6). A hash of the ids tells them apart.
+Papers that report "1/16" labeled images did not all use the same images. A hash of the ids tells such partitions apart.
 """
 
 import hashlib
@@ -50,23 +50,31 @@ _PUBLISHED = {
 
 
 def partition_hash(ids: Iterable[str]) -> str:
-    """The identity of a set of images: the first 12 hex digits of the SHA-256 of the sorted ids, joined by newlines.
+    """Identifies a set of images: the first 12 hex digits of the SHA-256 of the sorted ids, joined by newlines.
 
     Args:
-        ids: names of samples, as the layouts give them: `2007_000032`, `aachen_000000_000019`.
+        ids: names of samples as the layouts make them: `2007_000032`, `aachen_000000_000019`.
+
+    Example:
+        The order of a list changes nothing; a file extension does.
+
+        >>> partition_hash(["2007_000032", "2007_000039"]), partition_hash(["2007_000039", "2007_000032"])
+        ('f4963b6b0324', 'f4963b6b0324')
+        >>> partition_hash(["2007_000032.jpg", "2007_000039.jpg"])
+        'ef4c45293c18'
     """
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:12]
 
 
 def published_name(digest: str) -> str | None:
-    """What papers call the partition with this hash, or None for one that is not known."""
+    """Returns the name of the published partition with this hash, or None if it is not known."""
     return _PUBLISHED.get(digest)
 
 
 def class_presence(
     samples: Sequence[Sample], num_classes: int, values: dict[int, int] | None
 ) -> dict[str, frozenset[int]]:
-    """The classes that the mask of each sample shows, by the sample's name. Masks are read in threads.
+    """Finds the classes that the mask of each sample shows, by the sample's name. Masks are read in threads.
 
     Raises:
         UserError: a mask cannot be read or holds a value that is no class.
@@ -84,22 +92,23 @@ def class_presence(
 def nested_partitions(
     samples: Sequence[Sample], class_sets: Mapping[str, frozenset[int]], counts: Sequence[int | float], seed: int
 ) -> dict[int, tuple[Sample, ...]]:
-    """Labeled sets of several sizes, each contained in the larger ones, that show every class as early as possible.
+    """Makes labeled sets of several sizes. The larger ones contain the smaller ones.
 
-    One random order of the pool, to whose front those images are moved that show the most classes not yet shown, until
-    all are; each partition is the beginning of it.
+    The pool is put into one random order, and each partition is the beginning of it. Images that together show all
+    classes come first: the next one is always the image with the most missing classes. So even a small partition shows
+    many classes.
 
     Args:
         samples: the pool to choose from; its order does not matter.
         class_sets: the classes that each sample shows, by its name.
-        counts: sizes: a number of images, or a fraction of the pool where it is below 1.
-        seed: decides the order.
+        counts: the sizes. A number below 1 is a fraction of the pool, any other a number of images.
+        seed: the random order depends on it.
 
     Returns:
         Size -> samples, sorted by name; sizes ascending.
 
     Raises:
-        UserError: a size is not above 0, or above the pool's.
+        UserError: a size is not above 0, or is larger than the pool.
     """
     sizes = sorted({max(1, round(count * len(samples))) if 0 < count < 1 else int(count) for count in counts})
     if not all(1 <= size <= len(samples) for size in sizes):
@@ -118,12 +127,12 @@ def nested_partitions(
 
 
 def write_partitions(folder: Path, samples: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]) -> list[Path]:
-    """Writes labeled_N.txt and, where any is left, unlabeled_N.txt (the rest) for each partition, one name a line.
+    """Writes the lists of each partition: labeled_N.txt, and unlabeled_N.txt if images of the pool are left.
 
     Args:
-        folder: made if it is not there.
+        folder: the folder to write to; it is made if it does not exist.
         samples: the pool.
-        partitions: as `nested_partitions` gives them.
+        partitions: the result of `nested_partitions`.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""Image and mask files as uint8 tensors, the right way up, or one line that says why not."""
+"""Reads image and mask files as upright uint8 tensors. What cannot be read raises an error of one line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ from semiseg.data.dataset import Sample
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # Pillow has more, and runs a program for EPS
-_BAD = 254  # marks mask values without meaning in the lookup table; a class table therefore ends at 253
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # Pillow reads more formats, but runs a program for EPS
+_BAD = 254  # marks mask values without meaning in the lookup table, so 253 is the highest class index
 
 
 def read_image(path: Path, enough: int | None = None) -> UInt8[Tensor, "3 h w"]:
-    """An image file as RGB, turned as its EXIF orientation says.
+    """Reads an image file as RGB, turned as its EXIF orientation says.
 
     Gray and palette images become RGB, transparency is dropped, 16-bit values keep their upper 8 bits. The tensor may
-    be strided as the file is (channels last).
+    have the memory layout of the file (channels last).
 
     Args:
-        path: of the file.
-        enough: px that suffice for the longer side: a JPEG that is at least twice as large is decoded at a half, a
-            quarter or an eighth of its size, a photograph of 12 megapixels in a third of the time. None: all of it.
+        path: the file.
+        enough: the length that the longer side needs, px. A JPEG that is at least twice as large is decoded at a half,
+            a quarter or an eighth of its size, which takes a third of the time for 12 megapixels. None: the full size.
 
     Raises:
         UserError: the file is missing, cannot be decoded, is too large, or holds floating-point values.
@@ -45,12 +45,13 @@ def read_image(path: Path, enough: int | None = None) -> UInt8[Tensor, "3 h w"]:
 
 
 def read_mask(path: Path, num_classes: int, values: dict[int, int] | None) -> UInt8[Tensor, "h w"]:
-    """A mask file as class indices, IGNORE where a pixel has none.
+    """Reads a mask file as class indices, with IGNORE at pixels that have no class.
 
     Args:
-        path: a single-channel or palette image; of a palette image the indices count, not the colors.
+        path: a single-channel or palette image. The indices of a palette image are read, not its colors.
         num_classes: size of the class table, at most 254.
-        values: class index (or IGNORE) of each mask value that is not one already; None where there is none.
+        values: maps mask values to class indices or to IGNORE. Values that it does not contain are class indices
+            already. None: all values are.
 
     Raises:
         UserError: the file is missing, cannot be decoded, has colors instead of indices, or holds a value that is
@@ -92,14 +93,14 @@ def read_mask(path: Path, num_classes: int, values: dict[int, int] | None) -> UI
 def read_pair(
     sample: Sample, num_classes: int, values: dict[int, int] | None, enough: int | None = None
 ) -> tuple[UInt8[Tensor, "3 H W"], UInt8[Tensor, "h w"]]:
-    """Image and mask of a labeled sample; the image is smaller if less is `enough`, see `read_image`.
+    """Reads image and mask of a labeled sample. With `enough` the image may be smaller, as in `read_image`.
 
     Raises:
-        UserError: as `read_image` and `read_mask`, or the two differ in size.
+        UserError: as in `read_image` and `read_mask`, or the two differ in size.
     """
     assert sample.mask is not None, f"{sample.name} is not labeled"
     image, mask = read_image(sample.image, enough), read_mask(sample.mask, num_classes, values)
-    size = image.shape[1:] if enough is None else read_size(sample.image)  # it may have been decoded smaller
+    size = image.shape[1:] if enough is None else read_size(sample.image)  # `image` may be smaller than the file
     if tuple(size) != mask.shape:
         raise UserError(
             f"{sample.mask}: {_size(mask.shape)} px, but {sample.image} has {_size(size)}; they must be of one size"
@@ -108,7 +109,7 @@ def read_pair(
 
 
 def read_size(path: Path, enough: int | None = None) -> tuple[int, int]:
-    """Height and width in px of the tensor that `read_image` makes, from the head of the file alone.
+    """Returns height and width (px) of the tensor that `read_image` would make. It reads only the file's header.
 
     Raises:
         UserError: the file is missing, is no image, or is too large.
@@ -116,16 +117,16 @@ def read_size(path: Path, enough: int | None = None) -> tuple[int, int]:
     with _open(path) as image:
         try:
             _shrink(image, enough)
-            exif = Image.Image.getexif(image)  # PNG's own would decode the pixels in search of one
+            exif = Image.Image.getexif(image)  # image.getexif() of a PNG would decode the pixels
         except Exception as error:
             raise UnreadableError(_unreadable(path)) from error
-    turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # which swap the sides; it may be anything
-    turned &= image.format != "TIFF"  # its sides are swapped already
+    turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # these swap the sides; others are ignored
+    turned &= image.format != "TIFF"  # Pillow has swapped the sides of a TIFF already
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def fit(height: int, width: int, long_side: int | None) -> tuple[int, int]:
-    """The size whose longer side is `long_side` px, the aspect kept; the size itself for None."""
+    """Returns the size with the same aspect ratio whose longer side is `long_side` px. With None it changes nothing."""
     if long_side is None:
         return height, width
     ratio = long_side / max(height, width)
@@ -133,12 +134,12 @@ def fit(height: int, width: int, long_side: int | None) -> tuple[int, int]:
 
 
 def resize_image(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """`image` at `size` (height, width), bilinear with antialiasing."""
+    """Resizes `image` to `size` (height, width), bilinear with antialiasing."""
     return F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
 def resize_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """`mask` at `size` (height, width): the value at each new pixel's center, so that it fits the resized image."""
+    """Resizes `mask` to `size` (height, width). A new pixel takes the value at its center, so it fits the image."""
     return F.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
@@ -149,13 +150,13 @@ def _size(size: Sequence[int]) -> str:
 def _open(path: Path) -> Image.Image:
     if not path.exists():
         raise UnreadableError(f"{path}: no such file")
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # a pipe would block
         raise UnreadableError(_unreadable(path))
     try:
         image = Image.open(path, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(_too_large(path)) from error
-    except Exception as error:  # decoders raise whatever a broken file provokes
+    except Exception as error:  # for broken files decoders raise errors of many kinds
         raise UnreadableError(_unreadable(path)) from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow only warns up to twice its limit
@@ -165,7 +166,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _shrink(image: Image.Image, enough: int | None) -> None:
-    """Has a JPEG's decoder leave out what is more than `enough` px on the longer side; others decode all."""
+    """Tells a JPEG's decoder to decode at a fraction of the size if `enough` allows. Other formats ignore it."""
     if enough is not None:
         factor = next((factor for factor in (8, 4, 2) if max(image.size) >= factor * enough), 1)
         image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))

@@ -1,9 +1,9 @@
-"""Small drawn scenes with exact masks, so that `semiseg demo` shows semi-supervised training with no download.
+"""Draws small scenes with exact masks, so that `semiseg demo` needs no download.
 
-Shapes of five classes lie on textured ground. A class has a usual color and a usual texture, but many a shape has
-others: only the outline is certain (of cloth, the folds). So a few labels teach habits, and more images teach shapes.
-Scenes differ in difficulty: from one or two large shapes in clear contrast to many small ones in clutter, shadow, haze
-and noise.
+Shapes of five classes lie on textured ground. Each class has a usual color and a usual texture, but many shapes have
+others: only the outline identifies a class (for cloth, the folds). So a network learns colors and textures from a few
+labels, and outlines from more images. Scenes differ in difficulty: easy ones have one or two large shapes with clear
+contrast, hard ones have many small shapes with clutter, shadow, haze and noise.
 """
 
 import math
@@ -23,11 +23,11 @@ CLASSES: tuple[str, ...] = ("ground", "disc", "box", "star", "ring", "cloth")
 
 Plane = Float[np.ndarray, "h w"]
 
-VAL_START = 1_000_000  # validation images are scenes from here on, whatever the number of train images
+VAL_START = 1_000_000  # number of the first validation scene, whatever the number of train images
 
 
 def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, seed: int, labeled: int) -> None:
-    """Writes scenes in the ordinary folder layout, with masks for the labeled and the validation images alone.
+    """Writes scenes in the layout `folder`. Only the labeled and the validation images have masks.
 
     `root` gets `images/{train,val}/NNNN.png`, `masks/{train,val}/NNNN.png` (palette PNGs of class indices),
     `classes.txt` and `splits/{labeled,unlabeled,val}.txt`. The labeled images are the first `labeled` train images;
@@ -38,11 +38,11 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, se
         num_train: number of train images, labeled and unlabeled.
         num_val: number of validation images.
         size: height and width of an image, px.
-        seed: image i depends on `seed` and i alone.
-        labeled: how many train images get a mask.
+        seed: image i depends only on `seed` and i.
+        labeled: number of train images with a mask.
 
     Raises:
-        UserError: if the folder is not empty, or a number makes no sense.
+        UserError: the folder is not empty, or a number is out of range.
     """
     fewest = len(CLASSES) - 1
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -77,28 +77,29 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, se
 
 
 def difficulty(seed: int, index: int) -> float:
-    """How difficult scene `index` is drawn, from 0 (easy) to 1 (hard); uniform over scenes."""
+    """Returns the difficulty of scene `index`, from 0 (easy) to 1 (hard), uniform over scenes."""
     return float(np.random.default_rng((seed, index, 0)).random())
 
 
 def scene(seed: int, index: int, size: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
     """Draws scene `index`: its RGB image and the class index of every pixel.
 
-    Its topmost shape is of class 1 + index % 5, so that any five scenes in a row show every class.
+    Its topmost shape has class 1 + index % 5, so that any five successive scenes show every class.
     """
     hard = difficulty(seed, index)
     rng = np.random.default_rng((seed, index, 1))
     canvas = _Canvas.of_ground(rng, size, hard)
     mask = np.zeros((size, size), np.uint8)
 
-    for _ in range(rng.integers(0, 3 + int(12 * hard)) if hard > 0.25 else 0):  # clutter belongs to the ground
+    for _ in range(rng.integers(0, 3 + int(12 * hard)) if hard > 0.25 else 0):  # clutter has the class of the ground
         canvas.paint(rng, str(rng.choice(_CLUTTER)), rng.random(2), rng.uniform(0.05, 0.11))
 
     others = rng.integers(1, len(CLASSES), rng.integers(round(3 * hard), 2 + round(4 * hard)))
     places = np.empty((0, 2))
     for kind in (*others, 1 + index % (len(CLASSES) - 1)):
         radius = (0.3 - 0.15 * hard) * rng.uniform(0.8, 1.2)
-        # Of a few places the one farthest from the other shapes; of a single one in the hardest scenes, to overlap.
+        # Draw some places and take the one that is farthest from the other shapes. In the hardest scenes only one place
+        # is drawn, so that shapes overlap.
         tries = rng.uniform(0.7 * radius, 1 - 0.7 * radius, (1 + round(9 * (1 - hard)), 1, 2))
         gaps = np.linalg.norm(tries - places, axis=-1).min(axis=1, initial=2)
         places = np.concatenate([places, tries[np.argmax(gaps)]])
@@ -108,18 +109,18 @@ def scene(seed: int, index: int, size: int) -> tuple[UInt8[np.ndarray, "h w 3"],
 
 @dataclass(frozen=True)
 class _Canvas:
-    """A picture in the making. Lengths are fractions of its side, colors lie in [0, 1]."""
+    """An image that is being drawn. Lengths are fractions of its side, colors lie in [0, 1]."""
 
     x: Plane
     y: Plane
     image: Float[np.ndarray, "h w 3"]
     ground: Float[np.ndarray, " 3"]  # mean color
-    light: Float[np.ndarray, " 2"]  # where it comes from
+    light: Float[np.ndarray, " 2"]  # direction that it comes from
     hard: float
 
     @classmethod
     def of_ground(cls, rng: np.random.Generator, size: int, hard: float) -> "_Canvas":
-        """Bare ground: two shades of one color in some texture."""
+        """Makes a canvas that shows only ground: two shades of one color in a random texture."""
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size
         x, y = np.meshgrid(axis, axis)
         chroma = rng.uniform(-1, 1, 3) * (0.05 + 0.1 * hard)
@@ -133,7 +134,7 @@ class _Canvas:
         return cls(x, y, image.astype(np.float32), ground, light, hard)
 
     def paint(self, rng: np.random.Generator, kind: str, center: np.ndarray, radius: float) -> Bool[np.ndarray, "h w"]:
-        """Paints one shape with its shadow and returns where it is."""
+        """Paints one shape with its shadow and returns its mask."""
         angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.18)
         phases = rng.uniform(0, 2 * np.pi, 3)
 
@@ -162,12 +163,12 @@ class _Canvas:
         return outline < 0
 
     def photograph(self, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        """The canvas under some light, through some lens: worse, the harder the scene."""
+        """Returns the image with effects of light and camera. They are stronger in harder scenes."""
         bad = self.hard * rng.uniform(0.3, 1, 7)
         image = np.clip(self.image, 0, 1)
         toward = (self.x - 0.5) * self.light[0] + (self.y - 0.5) * self.light[1]
         image *= (1 + (0.3 + 0.7 * bad[0]) * toward)[..., None]
-        u, _ = _turned(self.x - 0.5, self.y - 0.5, rng.uniform(0, 2 * np.pi))  # a shadow from outside of the picture
+        u, _ = _turned(self.x - 0.5, self.y - 0.5, rng.uniform(0, 2 * np.pi))  # shadow of something outside the image
         image *= (1 - 0.7 * bad[1] * np.clip(0.5 + (u - rng.uniform(-0.3, 0.4)) / 0.06, 0, 1))[..., None]
         image *= 1 + 0.3 * bad[2] * rng.uniform(-1, 1, 3)  # color cast
         image = np.clip(image, 0, 1) ** np.exp(0.6 * bad[3] * rng.uniform(-1, 1))  # gamma
@@ -190,7 +191,7 @@ def _color_away(
     distance: float,
     like: tuple[float, float, float] | None = None,
 ) -> Float[np.ndarray, " 3"]:
-    """Of some random colors the one that is best at `distance` from `color`, and near `like` where that is given."""
+    """Draws random colors; returns the one whose distance from `color` is nearest to `distance`, and near `like`."""
     tries = rng.uniform(0.05, 0.95, (32, 3)).astype(np.float32)
     miss = np.abs(np.linalg.norm(tries - color, axis=1) - distance)
     if like is not None:
@@ -198,7 +199,8 @@ def _color_away(
     return tries[np.argmin(miss)]
 
 
-# Shapes: (u, v, phases) in units of the radius -> about the distance to the outline, negative inside.
+# Shapes. Each function takes coordinates (u, v) in units of the radius, and phases. It returns about the distance of
+# each pixel to the outline, negative inside.
 
 
 def _disc(u: Plane, v: Plane, _: np.ndarray) -> Plane:
@@ -248,7 +250,7 @@ _SHAPES: dict[str, Callable[[Plane, Plane, np.ndarray], Plane]] = {
 _CLUTTER = ("stick", "stone")
 
 
-# Textures: (rng, u, v) -> shade in [0, 1].
+# Textures. Each function takes a generator and coordinates (u, v), and returns shades in [0, 1].
 
 
 def _plain(rng: np.random.Generator, u: Plane, v: Plane) -> Plane:
@@ -304,7 +306,7 @@ _TEXTURES: tuple[Callable[[np.random.Generator, Plane, Plane], Plane], ...] = (
     _dots,
 )
 
-_COLOR_HABIT, _TEXTURE_HABIT = 0.6, 0.95  # probability of the usual color, and that of the usual texture
+_COLOR_HABIT, _TEXTURE_HABIT = 0.6, 0.95  # probabilities of the usual color and of the usual texture
 _HABITS: dict[str, tuple[Callable[[np.random.Generator, Plane, Plane], Plane], tuple[float, float, float]]] = {
     "disc": (_dots, (0.85, 0.25, 0.2)),
     "box": (_checks, (0.2, 0.4, 0.85)),

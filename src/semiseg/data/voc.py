@@ -1,8 +1,8 @@
-"""PASCAL VOC 2012 as it lies on disk: classic (VOC's masks) and blended (VOC's and SBD's).
+"""PASCAL VOC 2012 in its original folders: classic (VOC's masks) and blended (masks of VOC and SBD).
 
-Lists that the config leaves out: validation is ImageSets/Segmentation/val.txt, labeled is train.txt beside it (failing
-that, every other image with a mask), and the unlabeled pool is every other image with a mask. So with
-`masks: SegmentationClassAug` the training images are the 10,582 of train_aug that the papers use, without a list.
+Lists that the config does not name have defaults: validation is ImageSets/Segmentation/val.txt, labeled is train.txt
+beside it (if it is missing, every other image with a mask), and unlabeled is every other image with a mask. So with
+`masks: SegmentationClassAug` the training images are the 10,582 of train_aug that papers use; no list is needed.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ class Config(DataConfig):
     """`root` is the folder that holds JPEGImages, or VOCdevkit, or the folder that holds VOCdevkit."""
 
     layout: Literal["voc"] = "voc"
-    # Folder of the masks, e.g. SegmentationClassAug. None: the masks that a list names beside its images, and
-    # SegmentationClass where it names none.
+    # Folder of the masks, e.g. SegmentationClassAug. None: the masks that a list names beside its images; for other
+    # images those in SegmentationClass.
     masks: str | None = None
 
 
 def load(config: Config) -> Dataset:
-    """The dataset that `config` describes; see the module for the lists that it leaves out.
+    """Loads the dataset that `config` describes. The module's docstring says which lists are the default.
 
     Raises:
         UserError: a folder, a list or a mask is missing, or the lists overlap.
@@ -73,6 +73,6 @@ def _find_masks(root: Path, name: str) -> Path:
     if name == "SegmentationClassAug":
         message += (
             "; VOC's download does not have it: it holds VOC's masks and those of SBD (Hariharan et al., 2011) as "
-            "PNG, 10,582 for train_aug; leave data.masks out to do with SegmentationClass"
+            "PNG, 10,582 for train_aug; leave data.masks out to use SegmentationClass"
         )
     raise UserError(message)

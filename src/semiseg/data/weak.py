@@ -1,8 +1,8 @@
 """Weak augmentation (Table 1): random scale, horizontal flip, random crop.
 
-Sampling and applying are separate, so that an image, its mask and its validity map go the same way. Of an image only
-the part that the crop shows is resized: at twice its size that is a small part. Padding is on the right and below only,
-where the authors' code has it too (D33).
+Sampling and applying are separate, so that an image, its mask and its validity map get the same augmentation. Only the
+part of an image that the crop shows is resized, because at twice the size this part is small. Padding is on the right
+and at the bottom only, as in the authors' code (D33).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PAD_COLOR = (124, 116, 104)  # ImageNet's mean color
 
 @dataclass(frozen=True)
 class WeakParams:
-    """What happens to one image: its part `rows` x `columns` is resized to `size`, flipped, and padded to `crop`."""
+    """One image's augmentation: its part `rows` x `columns` is resized to `size`, flipped, and padded to `crop`."""
 
     rows: tuple[int, int]  # px of the image, [first, one after the last)
     columns: tuple[int, int]
@@ -31,7 +31,7 @@ class WeakParams:
 
 
 def sample(generator: torch.Generator, size: tuple[int, int], config: DataConfig) -> WeakParams:
-    """Draws the weak augmentation of an image of `size` (height, width) px, as it was decoded."""
+    """Draws the weak augmentation of a decoded image of `size` (height, width) px."""
     scale = uniform(generator, *config.scale).item()
     flip = uniform(generator, 0.0, 1.0).item() < config.flip
     parts, shown = [], []
@@ -45,17 +45,17 @@ def sample(generator: torch.Generator, size: tuple[int, int], config: DataConfig
 
 
 def apply_image(image: UInt8[Tensor, "3 h w"], params: WeakParams) -> UInt8[Tensor, "3 H W"]:
-    """The weak view of an image; PAD_COLOR where it does not fill the crop."""
+    """Makes the weak view of an image, padded with PAD_COLOR where the image does not fill the crop."""
     return _padded(resize_image(_part(image, params), params.size), params, torch.tensor(PAD_COLOR)[:, None, None])
 
 
 def apply_mask(mask: UInt8[Tensor, "h w"], params: WeakParams) -> UInt8[Tensor, "H W"]:
-    """The mask of the weak view; IGNORE where the image does not fill the crop."""
+    """Makes the mask of the weak view, padded with IGNORE where the image does not fill the crop."""
     return _padded(resize_mask(_part(mask, params), params.size), params, torch.tensor(IGNORE))
 
 
 def valid(params: WeakParams) -> Bool[Tensor, "H W"]:
-    """True where the weak view shows the image, False where it is padded."""
+    """Makes the validity map of the weak view: True where it shows the image, False where it is padded."""
     return _padded(torch.ones(params.size, dtype=torch.bool), params, torch.tensor(False))
 
 
@@ -64,7 +64,7 @@ def _part(image: Tensor, params: WeakParams) -> Tensor:
 
 
 def _padded(shown: Tensor, params: WeakParams, color: Tensor) -> Tensor:
-    """`shown`, flipped if it was drawn, on the top left of a crop; `color` right and below."""
+    """Puts `shown`, flipped if that was drawn, into the top left corner of a crop. The rest gets `color`."""
     height, width = params.size
     crop = shown.new_empty(*shown.shape[:-2], *params.crop)
     crop[..., :height, :width] = shown.flip(-1) if params.flip else shown

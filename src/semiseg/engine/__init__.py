@@ -1,1 +1,1 @@
-"""Everything that knows about devices, processes and the order in which things happen."""
+"""Training and evaluation: devices, processes, checkpoints, logs, and the loop over the steps."""

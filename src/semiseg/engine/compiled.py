@@ -1,8 +1,8 @@
 """Networks compiled with torch.compile (`engine.compile`).
 
-Only calls of a network are compiled, in place: its class, names and state dict stay what they are, so checkpoints, EMA
-and the wrappers of several processes see no difference. Training calls networks with a few shapes, each of which gets a
-graph of its own. Evaluation has images of any size and goes around the graphs (`semiseg.models.predict.whole`).
+Only calls of a network are compiled, in place. Its class, names and state dict do not change, so checkpoints, EMA and
+the wrappers of several processes work as before. Training calls networks with few shapes; each shape has its own graph.
+Evaluation has images of any size and does not use the graphs (`semiseg.models.predict.whole`).
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.models.build import Network
 
-# Dropout draws what it draws in a run that is not compiled: the compiler's own random numbers are others.
+# With fallback_random dropout draws the same numbers as in a run that is not compiled.
 _HOW: dict[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
 
 
 def compile_networks(method: SemiMethod) -> None:
-    """Has the method's networks compiled at their first calls.
+    """Makes torch compile the method's networks when they are first called.
 
-    What was compiled in this process before, by an earlier run or by others, is forgotten: torch limits the graphs of
-    all networks together, and would leave those beyond uncompiled.
+    It discards everything that was compiled in this process before: torch limits the number of graphs of all networks
+    together, and would not compile networks above the limit.
     """
     torch.compiler.reset()
     for module in method.modules():
@@ -34,14 +34,14 @@ def compile_networks(method: SemiMethod) -> None:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Turns what a compiler says in pages into one line.
+    """Turns the long error of a compiler into one line.
 
     Raises:
         UserError: a network cannot be compiled.
     """
     try:
         yield
-    except ShortenTraceback as error:  # of a compiler, as opposed to the network that it compiles
+    except ShortenTraceback as error:  # an error of the compiler, not of the network
         cause = getattr(error, "inner_exception", error)
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".:")
         raise UserError(

@@ -1,4 +1,4 @@
-"""The whole validation set, each image once, at the size of its mask."""
+"""Evaluates a network on the whole validation set: each image once, at the size of its mask."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -16,7 +16,7 @@ from semiseg.models.predict import most_likely, resize_probability, sliding, who
 
 
 class Config(BaseModel):
-    """How an image is run through the network when it is evaluated or predicted."""
+    """How a network gets an image in evaluation and prediction: whole, or in windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class Config(BaseModel):
         return self
 
     def probabilities(self, network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Class probabilities of a batch of images."""
+        """Computes the class probabilities of a batch of images."""
         if self.mode == "whole":
             return whole(network, image)
         assert self.window is not None
@@ -51,16 +51,16 @@ def evaluate(
     runtime: Runtime,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Scores of `network` over everything that the processes' loaders yield together.
+    """Computes the scores of `network` over all images that the loaders of all processes yield.
 
     Args:
-        network: evaluated in eval mode, in the runtime's precision.
-        items: images with their masks. They go through the network one by one: batches of varying shape make CPU
-            libraries compile their kernels over and over, which costs more than it saves.
+        network: the network; it is evaluated in eval mode, in the runtime's precision.
+        items: images with their masks. The network gets them one by one: for batches of varying shapes CPU libraries
+            would compile their kernels again and again, which takes more time than batches save.
         num_classes: number of classes.
         config: whole image or sliding window.
-        runtime: where to compute; confusion matrices are summed over its processes.
-        on_image: told after each image how many are done.
+        runtime: device and precision; the confusion matrices of its processes are summed.
+        on_image: called after each image with the number of images done.
     """
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
     for done, item in enumerate(items, 1):

@@ -1,4 +1,4 @@
-"""A trained network on people's own images."""
+"""Predicts masks of new images with a trained network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ from semiseg.types import ClassTable
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with all that is needed to use it.
+    """A trained network with everything that is needed to use it.
 
     Attributes:
-        network: on its device, in eval mode.
-        classes: what its outputs mean.
-        long_side: px to which images are resized first, as in training; None: not at all.
+        network: the network, on its device and in eval mode.
+        classes: the meaning of its outputs.
+        long_side: images are first resized to this long side (px), as in training; None: they are not resized.
         evaluate: whole image or sliding window.
-        runtime: where it computes.
-        step: completed training steps of its checkpoint.
+        runtime: its device and precision.
+        step: number of training steps before its checkpoint.
     """
 
     network: Network
@@ -46,7 +46,7 @@ class Predictor:
     step: int
 
     def predict(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "h w"]:
-        """Class index of each pixel, at the size of the image."""
+        """Predicts the class index of each pixel, at the size of the image."""
         height, width = image.shape[-2:]
         batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
         with self.runtime.autocast():
@@ -54,7 +54,7 @@ class Predictor:
         return most_likely(resize_probability(probability, height, width))[0].to(torch.uint8).cpu()
 
     def write(self, file: Path, index: Path, overlaid: Path | None = None) -> None:
-        """Predicts an image file; writes its index mask and, where asked for, its overlay. Makes folders."""
+        """Predicts an image file. Writes its index mask, and its overlay if `overlaid` is given. Makes the folder."""
         image = read_image(file)
         label = self.predict(image)
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -68,21 +68,21 @@ def predict_files(
 ) -> int:
     """Writes an index mask and an overlay for each image.
 
-    `<name>.png` has the class index as pixel value and the classes' colors as palette; `<name>_overlay.png` shows
-    them over the image. Folders below `images` are kept.
+    The pixels of `<name>.png` are class indices, and its palette has the colors of the classes. `<name>_overlay.png`
+    shows these colors over the image. The output has the same folders as `images`.
 
     Returns:
-        the number of images.
+        The number of images.
 
     Raises:
-        UserError: there is no image, one cannot be read, or a file that would be written exists or cannot be. What was
-            written before an image turned out to be damaged stays.
+        UserError: there is no image, an image cannot be read, or an output file exists already or cannot be written.
+            Files that were written before an image turned out to be damaged are kept.
     """
     base, files = _find(images)
     targets = [out / file.relative_to(base).with_suffix("") for file in files]
     written: dict[Path, Path] = {}
     for file, target in zip(files, targets, strict=True):
-        read_size(file)  # a file that is no image is known now
+        read_size(file)  # finds files that are no images before anything is written
         for path in (_index_path(target), _overlay_path(target)):
             if path.exists():
                 raise UserError(f"{path}: exists already; name another folder with --out")
@@ -99,7 +99,7 @@ def predict_files(
 
 
 def _find(images: Path) -> tuple[Path, list[Path]]:
-    """The folder that output paths mirror, and the images: all below a folder, or a single file."""
+    """Finds the images: all below a folder, or a single file. Also returns the folder that output paths start from."""
     if images.is_file():
         return images.parent, [images]
     if not images.is_dir():
@@ -111,14 +111,14 @@ def _find(images: Path) -> tuple[Path, list[Path]]:
 
 
 def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """A palette image: pixel values are class indices, the palette has the classes' colors."""
+    """Makes a palette image: pixel values are class indices, and the palette has the colors of the classes."""
     image = Image.fromarray(label.numpy())
     image.putpalette([value for color in classes.colors for value in color])
     return image
 
 
 def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """The image with each pixel half in the color of its class; the background stays as it is."""
+    """Mixes each pixel half and half with the color of its class. The background class leaves the image as it is."""
     photo = image.permute(1, 2, 0).numpy().astype(np.float32)
     color = np.array(classes.colors, dtype=np.float32)[label.numpy()]
     share = np.full(label.shape, 0.5, dtype=np.float32)
@@ -129,10 +129,10 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 
 
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
-    """A predictor from a checkpoint alone.
+    """Makes a predictor from a checkpoint alone.
 
-    Of its recipe only the model section, the long side and the way to evaluate count; no module that it names, such as
-    its method, is imported.
+    It uses only data.long_side, engine.evaluate and the model section of the checkpoint's recipe. It imports no module
+    that the recipe names, such as its method.
 
     Raises:
         UserError: the checkpoint does not hold what its recipe says.
@@ -144,7 +144,7 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Pre
         evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error
-    with seeded(0, "predictor"):  # of no consequence: every weight is replaced
+    with seeded(0, "predictor"):  # these weights are not used: all are replaced
         network = build.build(model, len(source.classes))
     source.load_predictor(network)
     network.normalization = source.normalization

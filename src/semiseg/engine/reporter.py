@@ -1,36 +1,36 @@
-"""Who is told how training goes."""
+"""The interface through which training reports its progress."""
 
 from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Listens to a run."""
+    """Receives what happens in a run."""
 
     def on_train(self, record: dict[str, Any]) -> None:
-        """A training record was logged."""
+        """Called after a training record was logged."""
 
     def on_evaluation(self, done: int, total: int) -> None:
-        """`done` of `total` validation images were evaluated."""
+        """Called after `done` of `total` validation images were evaluated."""
 
     def on_scores(self, record: dict[str, Any]) -> None:
-        """A validation record was logged."""
+        """Called after a validation record was logged."""
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Something went into the run's diary."""
+        """Called after an event was written to events.jsonl."""
 
 
 class Silent:
-    """Tells nobody."""
+    """A reporter that reports nothing."""
 
     def on_train(self, record: dict[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_evaluation(self, done: int, total: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_scores(self, record: dict[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""

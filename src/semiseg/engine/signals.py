@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked to stop, a run stops where nothing is lost."""
+"""Handles Ctrl-C and SIGTERM: a run stops after the current step, when everything can be saved."""
 
 import os
 import signal
@@ -10,10 +10,11 @@ from typing import NoReturn
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
+    """Records whether this process was asked to stop.
 
     Attributes:
-        signum: the signal that asked first, 0 for none.
+        signum: the first signal that asked for it; 0 if there was none.
+        ctrl_c: how often Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:
@@ -22,9 +23,9 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """While this is open, SIGTERM and Ctrl-C are requests; a second Ctrl-C is an ordinary one again.
+        """Makes SIGTERM and Ctrl-C only record a request, inside this context. A second Ctrl-C raises an exception.
 
-        Python leaves signals to the main thread: in another one nobody listens, and they do what they always did.
+        Only the main thread can handle signals. In another thread the context changes nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -45,14 +46,14 @@ class StopRequest:
 
 @contextmanager
 def leaving_at_once(advice: str = "", says: bool = True) -> Iterator[None]:
-    """While this is open, SIGTERM and Ctrl-C end the process at once, with one line on stderr.
+    """Makes SIGTERM and Ctrl-C end the process at once, inside this context, with one line on stderr.
 
-    For times when there is nothing to lose. An exception would be late, since imports and checks take long, and might
-    be swallowed on its way out of them.
+    It is for times when there is nothing to save. An exception would come late, because imports and checks take long,
+    and the code that it passes through might catch it.
 
     Args:
-        advice: what follows in the line after `stopped by SIGTERM`.
-        says: whether there is a line.
+        advice: the end of the line, after `stopped by SIGTERM`.
+        says: whether the line is printed.
     """
 
     def leave(signum: int, frame: FrameType | None) -> NoReturn:

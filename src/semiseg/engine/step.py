@@ -1,4 +1,4 @@
-"""One optimizer step, whatever the number of processes and micro-batches that share its batch."""
+"""Takes one optimizer step, with any number of processes and micro-batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,33 +22,33 @@ from semiseg.types import IGNORE, LoadedBatch, Losses, Progress, SemiBatch, Whol
 class Stepper:
     """Takes the steps of a recipe.
 
-    The batch of a step is whole only over all processes, and a process may go through its share in micro-batches.
-    What a method observes of the unlabeled images is put together before the first gradient, random draws are those
-    of the whole batch, and losses are shares of its loss, so the parts together take the step that one pass over the
-    whole batch would take. Only batch statistics are those of a part (of a micro-batch over all GPUs, with SyncBN).
+    All processes share the batch of a step, and each process may split its share into micro-batches. All parts together
+    take the same step as one pass over the whole batch: the observations of all unlabeled images are joined before the
+    first gradient, random draws are made for the whole batch, and the loss of a part is its share of the whole loss.
+    Only batch statistics are those of a part (with SyncBN those of a micro-batch over all GPUs).
 
     Args:
-        recipe: the run.
-        method: on its device; its weights are trained in place.
-        runtime: where to compute.
+        recipe: the recipe of the run.
+        method: the method, on its device; its weights are trained in place.
+        runtime: device, precision and processes.
     """
 
     def __init__(self, recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
         self.recipe, self.method, self.runtime = recipe, method, runtime
         self.optimizer = build_optimizer(recipe.optim, method)
         self.part_size = recipe.engine.part_size(runtime.world_size)
-        self.wrapped: Any = None  # once training starts: weights may still be loaded until then
+        self.wrapped: Any = None  # set by `start`; until then weights may be loaded
         self.wrapped_optimizer: Any = None
 
     def start(self) -> None:
-        """Wraps method and optimizer for several processes and low precision. Load weights before."""
+        """Wraps method and optimizer for several processes and low precision. Weights must be loaded before."""
         self.method.train()
         if self.recipe.engine.compile:
             compile_networks(self.method)
         self.wrapped, self.wrapped_optimizer = self.runtime.prepare(self.method, self.optimizer)
 
     def take(self, step: int, loaded: LoadedBatch) -> Losses:
-        """Takes step `step` on this process's share of its batch, already on the device; returns its share."""
+        """Takes step `step` on this process's share of its batch, on the device. Returns its share of the losses."""
         with compiling() if self.recipe.engine.compile else nullcontext():
             return self._take(step, loaded)
 
@@ -70,7 +70,7 @@ class Stepper:
         return _sum(shares)
 
     def _parts(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:
-        """The share's micro-batches, strongly augmented as the images of the whole batch that they are."""
+        """Splits the share into micro-batches. Their strong views are those of the same images in the whole batch."""
         views, seed, world_size = self.method.views, self.recipe.engine.seed, self.runtime.world_size
         normalize = self.method.predictor().normalization
         first, whole_size = self.runtime.rank * len(loaded.weak), world_size * len(loaded.weak)
@@ -81,7 +81,7 @@ class Stepper:
         return parts
 
     def _wholes(self, parts: list[SemiBatch], at: Progress) -> list[Whole]:
-        """What each part is a part of."""
+        """Observes all parts, joins the observations of all processes, and returns the `Whole` for each part."""
         runtime = self.runtime
         with torch.no_grad(), runtime.autocast():
             observed = [self.method.observe(batch, at) for batch in parts]
@@ -100,7 +100,7 @@ class Stepper:
 def _enough_for_batch_norm(part_size: int) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # the compiler runs a network too, and wraps what it raises
+    except (ValueError, RuntimeError) as error:  # RuntimeError: the compiler also runs the network
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
@@ -110,7 +110,7 @@ def _enough_for_batch_norm(part_size: int) -> Iterator[None]:
 
 
 def _join(observed: list[Any], runtime: Runtime) -> Any:
-    """The rows of all parts, in this process's order, then in the order of the processes."""
+    """Joins the rows of all parts: process by process, and part by part within a process."""
     if observed[0] is None:
         return None
     kind = type(observed[0])
@@ -123,7 +123,7 @@ def _cat(tensors: list[Tensor]) -> Tensor:
 
 
 def _sum(shares: list[Losses]) -> Losses:
-    """The losses of a process: the sum of its parts' shares, and the hardness of all its images."""
+    """Sums the shares of a process's parts, and joins the hardness of its images."""
     hardness = [share.hardness for share in shares if share.hardness is not None]
     return Losses(
         total=torch.stack([share.total.detach() for share in shares]).sum(),

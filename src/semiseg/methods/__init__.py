@@ -1,4 +1,4 @@
-"""One file per paper. A method is found by its module's name: no registry, no edits elsewhere."""
+"""The methods, one file for each paper. A method is found by the name of its module; there is no registry."""
 
 import importlib
 import pkgutil
@@ -8,12 +8,12 @@ from semiseg.method import SemiMethod
 
 
 def names() -> list[str]:
-    """Names of the methods in this package."""
+    """Returns the names of the methods in this package."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> type[SemiMethod]:
-    """The method called `name`; a dotted name is a module of your own that defines `Method`.
+    """Imports the method called `name`. A dotted name is a module of your own that defines `Method`.
 
     Raises:
         UserError: there is no such method.
@@ -23,5 +23,5 @@ def load(name: str) -> type[SemiMethod]:
         return importlib.import_module(module).Method
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != module and not module.startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
+            raise  # the module exists, but a module that it imports does not
         raise UserError(f"method.name: there is no {name!r}; choose one of {', '.join(names())}") from error

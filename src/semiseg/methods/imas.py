@@ -1,11 +1,11 @@
 """iMAS: instance-specific and model-adaptive supervision (Zhao et al., CVPR 2023).
 
-The more an EMA teacher and the student disagree about an unlabeled image, the harder it is; hard images are augmented
-less, are paired with easy ones in CutMix, and weigh less in the loss.
+An unlabeled image is hard if the student and an EMA teacher disagree about it. Hard images are augmented less, are
+paired with easy ones in CutMix, and weigh less in the loss.
 
-Deviations from print, each a setting (docs/methods/imas.md says where each equation stands): Eq. 8 with hardness and
-easiness exchanged, as prose and code have it; CutMix fires when a uniform draw exceeds the mean hardness; padding
-counts nowhere; one step has the same shape whether or not CutMix fires, see `Method.forward`.
+docs/methods/imas.md says where each equation is. Deviations from the printed paper: Eq. 8 has hardness and easiness
+exchanged, as the text and the authors' code have it; CutMix fires if a uniform draw exceeds the mean hardness; padded
+pixels are not counted; a step has the same shape whether or not CutMix fires (`Method.forward`).
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Adaptive = Literal["adaptive", "standard"]
 
 
 class Config(MethodConfig):
-    """Settings of iMAS. Defaults are those of the paper on PASCAL VOC, read as its prose means it."""
+    """Settings of iMAS. The defaults are those of the paper on PASCAL VOC, as its text means them."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
     unlabeled_weight: float = Field(3.0, ge=0)  # lambda_u, Eq. 1
@@ -42,22 +42,22 @@ class Config(MethodConfig):
     labeled_loss: LabeledLoss = LabeledLoss()
     strong: intensity.Config = intensity.Config()  # Table 1
 
-    # Cheaper hardness, not the paper's; docs/methods/imas.md says what either is worth.
-    hardness_every: int = Field(1, ge=1)  # steps between two looks of the student at weak views (Eq. 5)
-    hardness_scale: float = Field(1.0, gt=0, le=1)  # of the weak view that the student looks at
+    # Cheaper hardness, not in the paper; docs/methods/imas.md compares them.
+    hardness_every: int = Field(1, ge=1)  # the student predicts weak views (Eq. 5) in every n-th step
+    hardness_scale: float = Field(1.0, gt=0, le=1)  # size of the weak view that the student predicts
 
     # The ablations of Table 5 and Figure 2.
-    loss: Adaptive = "adaptive"  # weigh each image's loss by its easiness (Eq. 11), or all alike (Eq. 4)
-    intensity: Adaptive = "adaptive"  # soften the strong view of hard images (Eq. 8), or not
-    cutmix: Adaptive = "adaptive"  # hard-easy pairs, fired by mean easiness (Eq. 9, 10), or random pairs
+    loss: Adaptive = "adaptive"  # weight of an image's loss: its easiness (Eq. 11); standard: 1 (Eq. 4)
+    intensity: Adaptive = "adaptive"  # strong views of hard images are softened (Eq. 8); standard: none is
+    cutmix: Adaptive = "adaptive"  # hard-easy pairs, fired by mean easiness (Eq. 9, 10); standard: random pairs
     cutmix_probability: float | None = Field(None, ge=0, le=1)  # of standard CutMix; 0.5 if not given, 0 for none
 
-    # What the paper leaves open or its code does otherwise (D-numbers: docs/methods/imas.md).
-    ignore_class: int | Literal["background", "none"] = "background"  # has no weight in wIoU (D12)
-    all_ignored: Literal["count_every_class", "hardest"] = "count_every_class"  # an image with no other class (D13)
-    ignore_padding: bool = True  # padded pixels count neither in hardness nor in the loss (D20)
+    # What the paper leaves open, or the authors' code does differently (D-numbers: docs/methods/imas.md).
+    ignore_class: int | Literal["background", "none"] = "background"  # this class has no weight in wIoU (D12)
+    all_ignored: Literal["count_every_class", "hardest"] = "count_every_class"  # for images with no other class (D13)
+    ignore_padding: bool = True  # padded pixels are not counted, neither in hardness nor in the loss (D20)
     when_unmixed: Literal["full", "half"] = "full"  # weight of the intensity term if CutMix did not fire (D7)
-    boxes: Literal["each", "official"] = "each"  # a box of its own for each image, or the authors' sampling (D10)
+    boxes: Literal["each", "official"] = "each"  # each image has its own box; official: the authors' sampling (D10)
     extra_weak_forward: bool = False  # pass the weak view through the student in train mode, for its batch norm (D17)
     copy_steps: int = Field(0, ge=0)  # steps during which the teacher is a copy of the student (D21)
 
@@ -70,20 +70,20 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known of unlabeled images before the first gradient: the teacher's view, and how easy they are."""
+    """What iMAS knows about unlabeled images before the first gradient: the teacher's prediction and the easiness."""
 
     weak: Float[Tensor, "u 3 h w"]
     label: Int[Tensor, "u h w"]  # pseudo-label
-    confidence: Float[Tensor, "u h w"]  # its probability
+    confidence: Float[Tensor, "u h w"]  # the teacher's probability of the pseudo-label
     valid: Bool[Tensor, "u h w"]
     easy: Float[Tensor, " u"]  # 1 - gamma, Eq. 7
 
     def __getitem__(self, images: slice | Int[Tensor, " n"]) -> "Observed":
-        """Some of the images."""
+        """Returns the rows of some of the images."""
         return Observed(*(value[images] for value in vars(self).values()))
 
     def pasted(self, patch: "Observed", box: Bool[Tensor, "u h w"]) -> "Observed":
-        """With the image, the pseudo-labels and the padding of `patch` inside the boxes (Eq. 9)."""
+        """Pastes image, pseudo-label, confidence and padding of `patch` into the boxes (Eq. 9)."""
         return replace(
             self,
             weak=paste(self.weak, patch.weak, box),
@@ -94,9 +94,9 @@ class Observed:
 
 
 class Method(SemiMethod, config=Config):
-    """Algorithm 1."""
+    """Algorithm 1 of the paper."""
 
-    agreement: Tensor  # how much of the teacher's own easiness was left when the student last looked
+    agreement: Tensor  # exact easiness over that of the teacher alone, in the last step with a student's prediction
 
     def __init__(self, config: Config, build_model: Callable[[], Network], classes: ClassTable) -> None:
         super().__init__(config, build_model, classes)
@@ -111,11 +111,11 @@ class Method(SemiMethod, config=Config):
             raise UserError("method.all_ignored: hardest needs a class to ignore; name one in method.ignore_class")
 
     def observe(self, batch: SemiBatch, at: Progress) -> Observed:
-        """Lines 3 to 5 of Algorithm 1: pseudo-labels and hardness of each unlabeled image.
+        """Computes pseudo-labels and easiness of each unlabeled image (lines 3 to 5 of Algorithm 1).
 
-        With `hardness_every` the student looks in some steps only. In the others the teacher stands in for it, and the
-        easiness, which is then the teacher's confident ratio (0 where all_ignored says so), is lowered to the level of
-        the last look.
+        With `hardness_every` the student predicts in some steps only. In the others the teacher's prediction replaces
+        the student's. The easiness is then the teacher's confident ratio (0 where all_ignored says so), and it is
+        multiplied by `agreement`.
         """
         cfg = self.config
         valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)
@@ -132,11 +132,11 @@ class Method(SemiMethod, config=Config):
         return easiness(student, teacher, cfg.threshold, valid, self.ignore_class, cfg.all_ignored == "hardest")
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
-        """Algorithm 1, one student pass for everything that has a gradient.
+        """Computes the losses of Algorithm 1, in one student pass over all views that need a gradient.
 
-        When CutMix does not fire, the second unlabeled view repeats the first. Half of twice the intensity term is
-        the intensity term alone with weight 1, as in the authors' code (D7), and the shapes of a step never change, so
-        nothing has to wait for the device to know whether it fired.
+        If CutMix does not fire, the second unlabeled view repeats the first: the mean of the two equal terms is the
+        intensity term with weight 1, as in the authors' code (D7). So the shapes of a step never change, and the host
+        need not wait for the device to know whether CutMix fired.
         """
         cfg = self.config
         whole = whole or self.alone(batch, at)
@@ -180,7 +180,7 @@ class Method(SemiMethod, config=Config):
     def _draw_cutmix(
         self, everyone: Observed, at: Progress
     ) -> tuple[Bool[Tensor, ""], Int[Tensor, " u"], Bool[Tensor, "u h w"]]:
-        """Of the whole batch: whether CutMix fires, each image's partner, and its box (on the CPU)."""
+        """Draws for the whole batch: whether CutMix fires, the partner of each image, and its box (on the CPU)."""
         cfg, device = self.config, everyone.easy.device
         generator = at.generator("cutmix")
         box = BOXES[cfg.boxes](*everyone.valid.shape, generator=generator)
@@ -191,9 +191,9 @@ class Method(SemiMethod, config=Config):
         return triggered(probability, generator).to(device, non_blocking=True), partner, box
 
     def after_step(self, step: int) -> None:
-        """Eq. 2."""
+        """Updates the teacher (Eq. 2)."""
         ema_(self.teacher, self.student, ema_decay(step, self.config.ema_decay, self.config.copy_steps))
 
     def predictor(self) -> Network:
-        """The teacher, which the authors report."""
+        """Returns the teacher: its mIoU is what the authors report."""
         return self.teacher

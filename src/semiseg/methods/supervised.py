@@ -1,7 +1,7 @@
-"""Supervised training on the labeled images alone: what every semi-supervised method has to beat.
+"""Supervised training on the labeled images alone: the baseline of every semi-supervised method.
 
-It is given the same labeled batches, augmentation, optimizer and number of steps as the others, unlike the baselines
-of most papers, which train on the plain labeled list for far fewer steps.
+It gets the same labeled batches, augmentation, optimizer and number of steps as the other methods. The baselines of
+most papers do not: they train on the plain labeled list for far fewer steps.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Config(MethodConfig):
     labeled_loss: LabeledLoss = LabeledLoss()
     ema_decay: float | None = Field(
         None, ge=0, lt=1
-    )  # evaluate an average of the weights; None: the weights as they are
+    )  # evaluate a moving average (EMA) of the weights; None: evaluate the weights themselves
 
 
 class Method(SemiMethod, config=Config):
@@ -37,15 +37,15 @@ class Method(SemiMethod, config=Config):
         self.teacher = make_teacher(self.student) if config.ema_decay is not None else None
 
     def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
-        """Eq. 3."""
+        """Computes the labeled loss (Eq. 3)."""
         loss = self.config.labeled_loss(self.student(batch.image), batch.label, whole or self.alone(batch, at))
         return Losses(total=loss, scalars={"labeled": loss.detach()})
 
     def after_step(self, step: int) -> None:
-        """Averages the weights, where asked for."""
+        """Updates the average of the weights, if there is one."""
         if self.teacher is not None and self.config.ema_decay is not None:
             ema_(self.teacher, self.student, ema_decay(step, self.config.ema_decay))
 
     def predictor(self) -> Network:
-        """The network, or its average where asked for."""
+        """Returns the average of the weights if there is one, else the network itself."""
         return self.student if self.teacher is None else self.teacher

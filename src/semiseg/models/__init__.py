@@ -1,1 +1,1 @@
-"""Networks, their averages, and how they are run on an image."""
+"""Networks, their moving averages, and prediction with them."""

@@ -1,4 +1,4 @@
-"""Running a network on whole images, on windows, or on a training batch."""
+"""Runs a network on whole images, on windows, or on a training batch."""
 
 import math
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from semiseg.models.build import Network
 from semiseg.types import Prediction
 
-_CACHED = 2**18  # fp32 values
+_CACHED = 2**18  # fp32 values that fit into a CPU's cache
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network into eval mode, and each of its modules back into the mode that it was in."""
+    """Puts a network into eval mode. Afterwards each of its modules is in its old mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -29,32 +29,34 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(network: Network, image: Float[Tensor, "b 3 h w"]) -> Prediction:
-    """Hard prediction in eval mode (D16), its confidence in fp32."""
+    """Predicts a class for each pixel, in eval mode (D16), with its confidence in fp32."""
     with evaluating(network):
         logits = network(image)
     confidence = torch.empty(logits.shape[0], *logits.shape[2:], device=logits.device)
     label = torch.empty_like(confidence, dtype=torch.int64)
     for band in _bands(logits):
         below = _below_largest(logits, band)
+        # the largest probability of a softmax: 1 / sum(exp(logits - largest logit))
         confidence[band] = torch.exp2(below * math.log2(math.e)).sum(0).reciprocal_()
         label[band] = _first_zero_(below)
     return Prediction(label, confidence, logits.shape[1])
 
 
 def most_likely(value: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
-    """The class with the largest logit or probability, the first of equal ones."""
+    """Returns the class with the largest logit or probability; of equal ones, the first."""
     label = torch.empty(value.shape[0], *value.shape[2:], dtype=torch.int64, device=value.device)
     for band in _bands(value):
         label[band] = _first_zero_(_below_largest(value, band))
     return label
 
 
-# On a CPU maps go through its caches in bands, and without what torch does not vectorize there (argmax, max with
-# indices, exp, comparisons that yield booleans): a fourth of the time of logsumexp and max, a fifteenth of argmax's.
+# On a CPU the functions above work on bands that fit into its caches. They avoid what torch does not vectorize there
+# (argmax, max with indices, exp, comparisons that return booleans). So `predict` takes a fourth of the time of
+# logsumexp and max, and `most_likely` a fifteenth of the time of argmax.
 
 
 def _bands(value: Float[Tensor, "b c h w"]) -> list[tuple[slice, slice]]:
-    """Images and rows: on a CPU as many at a time as its caches hold, elsewhere all."""
+    """Splits maps into bands (images, rows): on a CPU bands that fit into its caches, elsewhere one band for all."""
     batch, num_classes, height, width = value.shape
     if value.device.type != "cpu":
         return [(slice(None), slice(None))]
@@ -65,23 +67,24 @@ def _bands(value: Float[Tensor, "b c h w"]) -> list[tuple[slice, slice]]:
 
 
 def _below_largest(value: Float[Tensor, "b c h w"], band: tuple[slice, slice]) -> Float[Tensor, "c B H w"]:
-    """Of a band, in fp32: how far each class is below the largest, which is at 0."""
+    """Subtracts each pixel's largest value from its values, in fp32, for one band. The largest becomes 0."""
     part = value.movedim(1, 0)[(slice(None), *band)]
     exact = torch.empty(part.shape, device=part.device).copy_(part)
     return exact.sub_(exact.amax(0))
 
 
 def _first_zero_(below: Float[Tensor, "c b h w"]) -> Float[Tensor, "b h w"]:
-    """Which class it is that is at 0; one that exists if none is (NaN, or infinite logits)."""
+    """Returns the first class at 0. If no class is (NaN or infinite logits), it returns the last class."""
+    # (below == 0).argmax(0), without argmax: the first class at 0 has the largest number in `backwards`
     backwards = torch.arange(len(below), 0, -1, device=below.device)[:, None, None, None]
     return len(below) - below.eq_(0).mul_(backwards).amax(0).clamp_(min=1)
 
 
 @torch.no_grad()
 def whole(network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-    """Class probabilities from one pass over the whole image.
+    """Computes class probabilities in one pass over the whole image.
 
-    `forward` is the network as it is, where a call would compile one that training compiles for each size of image.
+    It calls `network.forward` because `network(...)` would compile a network that training compiles, for each new size.
     """
     with evaluating(network):
         return network.forward(image).float().softmax(1)
@@ -91,10 +94,11 @@ def whole(network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b
 def sliding(
     network: Network, image: Float[Tensor, "b 3 h w"], window: tuple[int, int], stride: tuple[int, int]
 ) -> Float[Tensor, "b c h w"]:
-    """Class probabilities averaged over windows that cover the image.
+    """Computes class probabilities in windows that cover the image, and averages them where windows overlap.
 
-    Windows are `window` pixels (height, width) and never shrunk (D40). They are as few as a distance of at most
-    `stride` allows, evenly spread from border to border. An image smaller than the window is one window.
+    All windows have `window` pixels (height, width); none shrinks at the border (D40). Their distance is at most
+    `stride`: the smallest number of windows with that distance is spread evenly from border to border. An image smaller
+    than the window is one window.
     """
     height, width = image.shape[-2:]
     total: Tensor | None = None
@@ -112,7 +116,7 @@ def sliding(
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side."""
+    """Returns the positions at which windows start along one side."""
     last = max(length - window, 0)
     gaps = math.ceil(last / stride)
     return [last * number // max(gaps, 1) for number in range(gaps + 1)]
@@ -121,7 +125,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 def resize_probability(
     probability: Float[Tensor, "b c h w"], height: int, width: int
 ) -> Float[Tensor, "b c {height} {width}"]:
-    """Probabilities at another size (bilinear), e.g. that of the mask on disk."""
+    """Resizes probabilities (bilinear), e.g. to the size of the mask on disk."""
     if probability.shape[-2:] == (height, width):
         return probability
     return F.interpolate(probability, (height, width), mode="bilinear", align_corners=False)

@@ -1,1 +1,1 @@
-"""Tables and pictures made from run directories; nothing here touches a tensor or a network."""
+"""Makes tables and pictures from run directories. It uses no tensors and no networks."""

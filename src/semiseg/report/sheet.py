@@ -1,4 +1,4 @@
-"""Contact sheets: image files side by side, with a heading over each block."""
+"""Makes contact sheets: image files side by side, with headings above each block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ _TILE, _GAP, _HEADING, _MARGIN = 160, 6, 26, 12  # px
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of image files under one heading a column. A single heading may run over the whole block."""
+    """Rows of image files with a heading above each column. A single heading may be as wide as the whole block."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Path]]
 
 
 def write(path: Path, blocks: Sequence[Block]) -> Path:
-    """Writes the blocks one below the other into one PNG and returns its path.
+    """Writes all blocks into one PNG, each below the one before, and returns its path.
 
-    Images are shown as large as a square tile allows; masks with a palette in its colors.
+    Each image is as large as a square tile allows. Palette masks get the colors of their palette.
 
     Raises:
         UserError: the file cannot be written.
@@ -48,12 +48,12 @@ def write(path: Path, blocks: Sequence[Block]) -> Path:
 
 
 def in_rows(files: Sequence[Path], columns: int) -> list[Sequence[Path]]:
-    """The files in rows of `columns`."""
+    """Splits the files into rows of `columns`."""
     return [files[start : start + columns] for start in range(0, len(files), columns)]
 
 
 def _tile(file: Path) -> Image.Image:
-    """The image, enlarged or reduced to fit a tile, on white."""
+    """Resizes the image to fit a tile, on a white background."""
     with Image.open(file) as stored:
         smooth = stored.mode != "P"
         image = stored.convert("RGB")
