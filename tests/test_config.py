@@ -73,6 +73,8 @@ def test_official_recipes_differ_from_ours_in_switches_alone(name):
         ("data.crop=[16,24]", "data", "crop", [16, 24]),
         ("data.scale=[1, 1.5]", "data", "scale", [1.0, 1.5]),
         ("data.long_side=null", "data", "long_side", None),
+        ("data.val_long_side=null", "data", "val_long_side", None),
+        ("data.val_long_side=same", "data", "val_long_side", "same"),
         ("data.root=a=b", "data", "root", "a=b"),
         ("data.root=~/photos", "data", "root", str(Path("~/photos").expanduser())),
         ("data.values={255: 1}", "data", "values", {"255": 1}),  # keys of JSON are texts
@@ -134,6 +136,11 @@ def refused(values: dict, **changes) -> str:
         ({"data": {"scale": [2, 1]}}, "data.scale: the smaller scale comes first, e.g. (1.0, 2.0) (got [2, 1])"),
         ({"data": {"scale": [0, 1]}}, "data.scale.0: should be greater than 0 (got 0)"),
         ({"model": {"mean": [1, 2]}}, "model.mean: should have more values (got [1, 2])"),
+        ({"data": {"val_long_side": "x"}}, "data.val_long_side: should be a valid integer, unable to parse string as "
+         "an integer, or should be 'same' (got 'x')"),
+        ({"data": {"padding_color": [1, 2]}}, "data.padding_color: should have more values (got [1, 2])"),
+        ({"data": {"padding_color": [1, 2, 256]}},
+         "data.padding_color.2: should be less than or equal to 255 (got 256)"),
         ({"data": {"crop": "x"}}, "data.crop: should be a valid integer, unable to parse string as an integer, "
          "or should be a valid tuple (got 'x')"),
         ({"data": {"crop": [10**9, 32]}}, "data.crop.0: should be less than or equal to 16384 (got 1000000000)"),

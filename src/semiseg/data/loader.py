@@ -39,7 +39,7 @@ class EvalItem:
     """One image of an evaluation, and its mask as it is on disk."""
 
     index: int  # position in the list of samples
-    image: UInt8[Tensor, "3 h w"]  # at data.long_side
+    image: UInt8[Tensor, "3 h w"]  # at the size for evaluation
     mask: UInt8[Tensor, "H W"]  # at its original size
 
     def pin_memory(self) -> "EvalItem":
@@ -64,7 +64,7 @@ def train_loader(
 
     Args:
         dataset: what to load.
-        config: crop, scale, flip, long side, cache, workers.
+        config: crop, scale, flip, long side, padding color, cache, workers.
         batch_size: labeled images, and as many unlabeled ones, a step and process.
         unlabeled: whether to load unlabeled images at all; batches have none otherwise.
         seed: decides order and augmentation.
@@ -108,7 +108,7 @@ def eval_loader(
     Args:
         samples: labeled samples, usually `dataset.val`.
         dataset: gives the class table and the mask values.
-        config: long side, workers.
+        config: long side for evaluation, workers.
         rank: of this process.
         world_size: number of processes.
         on_restart: told the position and the reason when worker processes died and new ones take their places.
@@ -308,7 +308,7 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
     def _load(self, index: int) -> EvalItem:
         # Decoded whole, as for predictions: what is measured are the masks that would be written.
         image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
-        size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
+        size = fit(mask.shape[0], mask.shape[1], self.config.eval_long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
 
 

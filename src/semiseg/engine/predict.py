@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from semiseg.data.catalog import scan
+from semiseg.data.dataset import LongSide
 from semiseg.data.read import fit, read_image, read_size, resize_image
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
@@ -32,7 +33,7 @@ class Predictor:
     Attributes:
         network: on its device, in eval mode.
         classes: what its outputs mean.
-        long_side: px to which images are resized first, as in training; None: not at all.
+        long_side: px to which images are resized first, as for evaluation; None: not at all.
         evaluate: whole image or sliding window.
         runtime: where it computes.
         step: completed training steps of its checkpoint.
@@ -131,8 +132,8 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
     """A predictor from a checkpoint alone.
 
-    Of its recipe only the model section, the long side and the way to evaluate count; no module that it names, such as
-    its method, is imported.
+    Of its recipe only the model section, the long side for evaluation and the way to evaluate count; no module that it
+    names, such as its method, is imported.
 
     Raises:
         UserError: the checkpoint does not hold what its recipe says.
@@ -140,7 +141,9 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Pre
     runtime = Runtime(device, precision)
     try:
         model = build.Config.model_validate(source.recipe["model"] | {"weights": None})
-        long_side = TypeAdapter(int | None).validate_python(source.recipe["data"]["long_side"])
+        sizes = {"val_long_side": "same"} | source.recipe["data"]  # older checkpoints do not have it
+        key = "long_side" if sizes["val_long_side"] == "same" else "val_long_side"
+        long_side: int | None = TypeAdapter(LongSide | None).validate_python(sizes[key])
         evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error
