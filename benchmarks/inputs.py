@@ -145,7 +145,7 @@ def cut(results: common.Results, images: list[Tensor], crop: int) -> None:
         [int(torch.randint(side - part + 1, (), generator=generator)) for side in image.shape[1:]] for image in images
     ]
     params = [
-        weak.WeakParams((top, top + part), (left, left + part), (crop, crop), (crop, crop), flip=False)
+        weak.WeakParams((top, top + part), (left, left + part), (crop, crop), (crop, crop), flip=False, color=(0, 0, 0))
         for top, left in places
     ]
     pictures = [picture(image) for image in images]

@@ -12,9 +12,10 @@ from rich.console import Console
 
 import semiseg
 from semiseg import api, config
-from semiseg.data.read import read_image
+from semiseg.data.read import read_image, read_mask
 from semiseg.data.scenes import CLASSES
 from semiseg.engine.recipe import build_method
+from semiseg.metrics import add_confusion, scores
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 
@@ -143,8 +144,42 @@ def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
     assert state["classes"]["names"] == list(CLASSES)
 
 
+@pytest.mark.parametrize("val_long_side", ["same", None, 48])
+def test_a_prediction_is_resized_as_an_evaluation(tmp_path, recipe, scenes, val_long_side):
+    """The masks that predict writes have the mIoU that training logged."""
+    sizes = {"long_side": 16, "val_long_side": val_long_side}
+    run = api.train(config.validate(recipe(engine={"steps": 1}, data=sizes), "recipe"), tmp_path / "run")
+    predictor = api.load(run.path)
+    assert predictor.long_side == (16 if val_long_side == "same" else val_long_side)
+    matrix = torch.zeros(6, 6, dtype=torch.int64)
+    for name in (f"{number:04}.png" for number in range(4)):
+        mask = read_mask(scenes / "masks/val" / name, 6, None).long()
+        matrix = add_confusion(matrix, predictor.predict(read_image(scenes / "images/val" / name)).long(), mask)
+    assert scores(matrix).miou == run.last()["miou"] == api.evaluate(run.path).miou
+
+
+@pytest.mark.parametrize(
+    ("sizes", "long_side"),
+    [
+        ({"long_side": 32}, 32),  # a checkpoint of a version without val_long_side
+        ({"long_side": None}, None),
+        ({"long_side": 32, "val_long_side": "same"}, 32),
+        ({"long_side": 32, "val_long_side": None}, None),
+        ({"long_side": None, "val_long_side": 48}, 48),
+    ],
+)
+def test_a_checkpoint_says_to_what_size_images_are_resized(tmp_path, trained, sizes, long_side):
+    (best,) = (trained / "checkpoints").glob("best-*")
+    alone = shutil.copytree(best, tmp_path / "theirs")
+    state = json.loads((alone / "state.json").read_text())
+    del state["recipe"]["data"]["val_long_side"]
+    state["recipe"]["data"] |= sizes
+    (alone / "state.json").write_text(json.dumps(state))
+    assert api.load(alone).long_side == long_side
+
+
 @pytest.mark.parametrize("section", ["model", "data", "engine"])
-@pytest.mark.parametrize("value", [None, [], {"encoder": 3, "long_side": "x", "evaluate": 1}])
+@pytest.mark.parametrize("value", [None, [], {"encoder": 3, "long_side": "x", "evaluate": 1}, {"val_long_side": 1}])
 def test_a_checkpoint_without_a_usable_recipe(tmp_path, trained, section, value):
     (best,) = (trained / "checkpoints").glob("best-*")
     alone = shutil.copytree(best, tmp_path / "theirs")

@@ -1,9 +1,12 @@
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from semiseg import config
+from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -54,14 +57,90 @@ def test_the_head_of_a_recipe_says_how_to_use_it(name):
     assert len(head[0]) <= 55  # a line of `semiseg recipes`, on a terminal of 80 columns beside the longest name
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "official" in name])
-def test_official_recipes_differ_from_ours_in_switches_alone(name):
-    ours = config.load(ROOT / name.replace("official/", "")).to_dict()
-    changed = config.differences(ours, config.load(ROOT / name).to_dict())
-    assert {difference.split(".")[0] for difference in changed} <= {"data", "method", "engine"}
-    assert {"method.ignore_class", "method.boxes", "method.extra_weak_forward"} <= {
-        difference.split(":")[0] for difference in changed
+# the official recipes, beside what the authors' configurations and logs say
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """Of one of their runs."""
+
+    ours: str  # our own recipe of it
+    pool: int  # unlabeled images
+    gpus: int
+    batch_size: int  # labeled images on each, and as many unlabeled ones
+    epochs: int
+    also: frozenset[str]  # keys in which the official recipe differs from ours, beside those that all differ in
+
+    @property
+    def epoch(self) -> int:
+        """Its steps: the sampler deals the pool out evenly, the last batch is dropped if it is not full (D37)."""
+        return math.ceil(self.pool / self.gpus) // self.batch_size
+
+
+OFFICIAL = {
+    "voc": Theirs("voc", 10582 - 1323, 4, 4, 80, frozenset({"data.long_side", "data.val_long_side"})),
+    "cityscapes": Theirs(
+        "cityscapes", 2975 - 372, 4, 4, 240,
+        frozenset({"engine.eval_every", "engine.save_every", "method.labeled_loss"}),
+    ),
+    "cityscapes-os8": Theirs(
+        "cityscapes", 2975 - 372, 8, 2, 240,
+        frozenset({"engine.eval_every", "engine.save_every", "engine.steps", "method.labeled_loss",
+                   "model.output_stride"}),
+    ),
+}  # fmt: skip
+official = pytest.mark.parametrize("name", OFFICIAL)
+
+
+def shipped(name: str) -> Recipe:
+    return config.load(ROOT / f"src/semiseg/recipes/{name}.yaml")
+
+
+def test_every_official_recipe_is_looked_at():
+    assert sorted(f"src/semiseg/recipes/official/{name}.yaml" for name in OFFICIAL) == [
+        name for name in RECIPES if "official" in name
+    ]
+
+
+@official
+def test_an_official_recipe_differs_from_ours_where_the_authors_do_and_nowhere_else(name):
+    ours, theirs = shipped(OFFICIAL[name].ours), shipped(f"official/{name}")
+    changed = {line.partition(":")[0] for line in config.differences(ours.to_dict(), theirs.to_dict())}
+    assert changed == OFFICIAL[name].also | {
+        "data.padding_color",
+        "engine.precision",
+        "method.all_ignored",
+        "method.boxes",
+        "method.copy_steps",
+        "method.extra_weak_forward",
+        "method.ignore_class",
+        "method.ignore_padding",
+        "method.strong",
+        "model.encoder",
+        "model.options",
     }
+
+
+@official
+def test_an_official_recipe_has_the_epochs_of_the_authors(name):
+    engine, theirs = shipped(f"official/{name}").engine, OFFICIAL[name]
+    assert engine.batch_size == theirs.gpus * theirs.batch_size == 16
+    assert engine.steps == theirs.epochs * theirs.epoch
+    assert engine.eval_every == engine.save_every == theirs.epoch
+    assert shipped(f"official/{name}").method.copy_steps == theirs.epoch
+
+
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if "cityscapes" in name])
+def test_official_ohem_keeps_100_000_px_on_each_of_the_authors_gpus(name):
+    """Ours counts the batch of all processes."""
+    recipe, theirs = shipped(f"official/{name}"), OFFICIAL[name]
+    assert recipe.method.labeled_loss.min_kept / recipe.engine.batch_size == 100_000 / theirs.batch_size
+
+
+def test_official_validation_images_keep_their_size():
+    for name in OFFICIAL:
+        assert shipped(f"official/{name}").data.eval_long_side is None
+    assert shipped("official/voc").data.long_side == 500
 
 
 # overrides
@@ -76,6 +155,8 @@ def test_official_recipes_differ_from_ours_in_switches_alone(name):
         ("data.crop=[16,24]", "data", "crop", [16, 24]),
         ("data.scale=[1, 1.5]", "data", "scale", [1.0, 1.5]),
         ("data.long_side=null", "data", "long_side", None),
+        ("data.val_long_side=null", "data", "val_long_side", None),
+        ("data.val_long_side=same", "data", "val_long_side", "same"),
         ("data.root=a=b", "data", "root", "a=b"),
         ("data.root=~/photos", "data", "root", str(Path("~/photos").expanduser())),
         ("data.values={255: 1}", "data", "values", {"255": 1}),  # keys of JSON are texts
@@ -137,6 +218,11 @@ def refused(values: dict, **changes) -> str:
         ({"data": {"scale": [2, 1]}}, "data.scale: the smaller scale comes first, e.g. (1.0, 2.0) (got [2, 1])"),
         ({"data": {"scale": [0, 1]}}, "data.scale.0: should be greater than 0 (got 0)"),
         ({"model": {"mean": [1, 2]}}, "model.mean: should have more values (got [1, 2])"),
+        ({"data": {"val_long_side": "x"}}, "data.val_long_side: should be a valid integer, unable to parse string as "
+         "an integer, or should be 'same' (got 'x')"),
+        ({"data": {"padding_color": [1, 2]}}, "data.padding_color: should have more values (got [1, 2])"),
+        ({"data": {"padding_color": [1, 2, 256]}},
+         "data.padding_color.2: should be less than or equal to 255 (got 256)"),
         ({"data": {"crop": "x"}}, "data.crop: should be a valid integer, unable to parse string as an integer, "
          "or should be a valid tuple (got 'x')"),
         ({"data": {"crop": [10**9, 32]}}, "data.crop.0: should be less than or equal to 16384 (got 1000000000)"),

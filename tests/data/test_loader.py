@@ -127,7 +127,18 @@ def test_padding_is_marked(dataset, config):
     assert (batch.weak[:, 0][~batch.valid] == 124).all()
 
 
-def test_long_side_comes_before_the_scale(dataset, config):
+def test_padding_has_the_color_that_the_recipe_names(dataset, config):
+    """The authors cut the digits of ImageNet's mean off (D33)."""
+    large = config.model_copy(update={"crop": (60, 40), "padding_color": (123, 116, 103)})
+    batch = batches(dataset, large, num_steps=1)[0]
+    padded = batch.weak.movedim(1, -1)[~batch.valid]
+    assert len(padded)
+    assert (padded == torch.tensor([123, 116, 103])).all()
+
+
+@pytest.mark.parametrize("val_long_side", ["same", None, 20])
+def test_long_side_comes_before_the_scale(dataset, config, val_long_side):
+    config = config.model_copy(update={"val_long_side": val_long_side})  # has no say in training
     small = config.model_copy(update={"long_side": 12, "scale": (1.0, 1.0), "crop": (10, 12), "flip": 0.0})
     batch = batches(dataset, small, num_steps=1)[0]
     assert batch.valid.all()  # 20x24 became 10x12
@@ -175,11 +186,21 @@ def test_evaluation_sees_every_sample_once(dataset, config, world_size):
         assert sorted(item.index for loader in loaders for item in loader) == [0, 1, 2, 3]
 
 
-def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config):
-    small = config.model_copy(update={"long_side": 16})
-    items = eval_loader(dataset.val, dataset, small)
+@pytest.mark.parametrize(
+    ("long_side", "val_long_side", "size"),
+    [
+        (None, "same", (20, 24)),
+        (16, "same", (13, 16)),
+        (16, None, (20, 24)),
+        (None, 16, (13, 16)),
+        (16, 48, (40, 48)),
+    ],
+)
+def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config, long_side, val_long_side, size):
+    resized = config.model_copy(update={"long_side": long_side, "val_long_side": val_long_side})
+    items = eval_loader(dataset.val, dataset, resized)
     for item, sample in zip(items, dataset.val, strict=True):
-        assert item.image.shape == (3, 13, 16)
+        assert item.image.shape == (3, *size)
         assert (item.image[2] == int(sample.name)).all()
         assert item.mask.tolist() == [list(range(24))] * 20
 

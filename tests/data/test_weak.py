@@ -71,7 +71,7 @@ def test_scale_changes_height_and_width_alike():
 def test_unscaled_crop_and_flip_are_exact(ramp):
     pixels, columns = ramp(6, 8)
     image, mask = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(columns)
-    params = weak.WeakParams(rows=(2, 5), columns=(3, 7), size=(3, 4), crop=(3, 4), flip=True)
+    params = weak.WeakParams(rows=(2, 5), columns=(3, 7), size=(3, 4), crop=(3, 4), flip=True, color=(1, 2, 3))
     assert torch.equal(weak.apply_image(image, params), image[:, 2:5, 3:7].flip(-1))
     assert weak.apply_mask(mask, params).tolist() == [[6, 5, 4, 3]] * 3
     assert weak.valid(params).all()
@@ -94,14 +94,19 @@ def test_a_resized_part_is_that_part_of_the_resized_image(scale):
 def test_padding_is_right_and_below(ramp, flip):
     pixels, columns = ramp(3, 4)
     image, mask = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(columns)
-    params = weak.WeakParams(rows=(0, 3), columns=(0, 4), size=(3, 4), crop=(5, 6), flip=flip)
+    params = weak.WeakParams(rows=(0, 3), columns=(0, 4), size=(3, 4), crop=(5, 6), flip=flip, color=(1, 2, 3))
     view, label, valid = weak.apply_image(image, params), weak.apply_mask(mask, params), weak.valid(params)
     assert torch.equal(view[:, :3, :4], image.flip(-1) if flip else image)
     outside = torch.ones(5, 6, dtype=torch.bool)
     outside[:3, :4] = False
     assert torch.equal(valid, ~outside)
     assert (label[outside] == IGNORE).all()
-    assert (view[:, outside] == torch.tensor(weak.PAD_COLOR)[:, None]).all()
+    assert (view[:, outside] == torch.tensor([1, 2, 3])[:, None]).all()
+
+
+def test_the_color_of_padding_is_that_of_the_recipe():
+    assert draw(0, (3, 4)).color == (124, 116, 104)
+    assert draw(0, (3, 4), padding_color=(0, 9, 255)).color == (0, 9, 255)
 
 
 @given(seed=st.integers(0, 10_000), crop=st.sampled_from([(22, 26), (9, 11)]))

@@ -1,12 +1,14 @@
 """A dry run says what the run would need, and leaves nothing behind."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from semiseg import config, data
 from semiseg.data.loader import _TrainBatches
@@ -72,6 +74,25 @@ def test_times_are_those_of_a_step_and_of_all_images(dry_run, recipe, monkeypatc
     assert 4 * 0.2 < found.evaluation_s < 12  # four images of one size
     assert len(scored) == 1
     assert len(scored[0]) == 1
+
+
+@pytest.mark.parametrize(("val_long_side", "size"), [("same", 32), (None, 64), (48, 48)])
+def test_the_largest_image_is_that_at_the_size_for_evaluation(
+    dry_run, monkeypatch, scenes, tmp_path, val_long_side, size
+):
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    for kind, filter_ in (("images", Image.Resampling.BILINEAR), ("masks", Image.Resampling.NEAREST)):
+        path = root / kind / "val" / "0002.png"
+        Image.open(path).resize((64, 64), filter_).save(path)
+    scored = []
+
+    def recorded(network: Any, items: Any, *args: Any) -> Any:
+        scored.extend(items)
+        return evaluate(network, scored, *args)
+
+    monkeypatch.setattr(rehearse, "evaluate", recorded)
+    dry_run("supervised", data={"root": str(root), "long_side": 32, "val_long_side": val_long_side})
+    assert [item.image.shape for item in scored] == [(3, size, size)]
 
 
 def test_a_step_waits_for_its_images(dry_run, monkeypatch):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from semiseg import config
 from semiseg.errors import UserError
 from semiseg.models.build import Config, Network, build
 from semiseg.rng import fold_in, seeded
@@ -133,6 +134,29 @@ def test_options_reach_the_architecture():
     wide, narrow = make("deeplabv3plus"), make("deeplabv3plus", options={"decoder_channels": 32})
     assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in wide.parameters())
     assert make("unet", options={"encoder_depth": 3, "decoder_channels": [32, 16, 8]}).stride == 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates"),
+    [
+        ("official/voc", [6, 12, 18]),
+        ("official/cityscapes", [6, 12, 18]),
+        ("official/cityscapes-os8", [12, 24, 36]),
+    ],
+)
+def test_the_network_of_an_official_recipe_is_the_authors_but_for_what_the_docs_name(recipe, rates):
+    """Their encoder has 23,631,808 parameters, their decoder 16,843,683 for 19 classes."""
+    settings = config.load(Path(recipe)).model.model_copy(update={"weights": None})
+    with seeded(0):
+        network = build(settings, 19)
+    encoder, rest = encoder_of(network), [network.net.decoder, network.net.segmentation_head]
+    assert sum(p.numel() for p in encoder.parameters()) == 23_631_808
+    assert sum(p.numel() for part in rest for p in part.parameters()) == 15_701_795
+    aspp = [module.dilation[0] for module in rest[0].modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    assert [rate for rate in aspp if rate > 1] == rates
+    assert all(module.p == 0 for module in network.modules() if isinstance(module, nn.Dropout))
+    stage = {"official/cityscapes-os8": [2, 4, 4]}.get(recipe, [1, 2, 2])  # theirs times 2, 2, 4 (multi-grid)
+    assert [block.conv2.dilation[0] for block in encoder.model.layer4] == stage
 
 
 @pytest.mark.parametrize(

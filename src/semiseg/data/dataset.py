@@ -11,6 +11,8 @@ from semiseg.types import ClassTable
 
 Side = Annotated[int, Field(gt=0, le=16384)]  # px
 Scale = Annotated[float, Field(gt=0, le=10)]
+Channel = Annotated[int, Field(ge=0, le=255)]
+LongSide = Annotated[int, Field(ge=16, le=16384)]  # px
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,12 @@ class DataConfig(BaseModel):
     labeled: Path | None = None  # list of labeled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
-    long_side: int | None = Field(None, ge=16, le=16384)  # px; images are resized to it first, None: as they are
+    long_side: LongSide | None = None  # images are resized to it first; None: as they are
+    val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: as long_side
     crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
+    padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, beside small images; ImageNet's mean
     cache: bool = False  # keep decoded training images in memory, shared by the loader processes
     workers: int = Field(2, ge=0, le=256)  # loader processes; they change the speed, never the result
     on_unreadable: Literal["error", "skip"] = "error"  # skip: another image takes a broken one's place in training
@@ -69,6 +73,11 @@ class DataConfig(BaseModel):
     def largest_side(self) -> int | None:
         """Returns the longest side that a training image can be resized to, px; None if it depends on the image."""
         return None if self.long_side is None else math.ceil(self.long_side * self.scale[1])
+
+    @property
+    def eval_long_side(self) -> int | None:
+        """What the longer side of an image is resized to for evaluation and prediction, px; None: it is not resized."""
+        return self.long_side if self.val_long_side == "same" else self.val_long_side
 
     @field_validator("root", "labeled", "unlabeled", "val")
     @classmethod

@@ -39,7 +39,7 @@ class EvalItem:
     """One validation image, and its mask at the size that it has on disk."""
 
     index: int  # position in the list of samples
-    image: UInt8[Tensor, "3 h w"]  # at data.long_side
+    image: UInt8[Tensor, "3 h w"]  # at the size for evaluation
     mask: UInt8[Tensor, "H W"]  # at its original size
 
     def pin_memory(self) -> "EvalItem":
@@ -64,7 +64,7 @@ def train_loader(
 
     Args:
         dataset: the data to load.
-        config: its crop, scale, flip, long_side, cache, workers and on_unreadable.
+        config: its crop, scale, flip, long_side, padding_color, cache, workers and on_unreadable.
         batch_size: number of labeled images, and of unlabeled ones, that this process gets in a step.
         unlabeled: whether to load unlabeled images. If not, batches have none.
         seed: order and augmentation depend on it.
@@ -107,7 +107,7 @@ def eval_loader(
     Args:
         samples: samples with masks, usually `dataset.val`.
         dataset: its class table and mask values are used.
-        config: its long_side and workers.
+        config: its long side for evaluation, and workers.
         rank: number of this process, from 0.
         world_size: number of processes.
         on_restart: called with the position and the reason when worker processes died and new ones replace them.
@@ -308,7 +308,7 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
     def _load(self, index: int) -> EvalItem:
         # Decoded at full size, as `semiseg predict` does: the scores are those of the masks that it would write.
         image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
-        size = fit(mask.shape[0], mask.shape[1], self.config.long_side)
+        size = fit(mask.shape[0], mask.shape[1], self.config.eval_long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
 
 

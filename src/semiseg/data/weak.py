@@ -16,8 +16,6 @@ from semiseg.data.read import fit, resize_image, resize_mask
 from semiseg.rng import uniform
 from semiseg.types import IGNORE
 
-PAD_COLOR = (124, 116, 104)  # ImageNet's mean color
-
 
 @dataclass(frozen=True)
 class WeakParams:
@@ -28,6 +26,7 @@ class WeakParams:
     size: tuple[int, int]  # px, (height, width), at most `crop`
     crop: tuple[int, int]  # px, (height, width)
     flip: bool
+    color: tuple[int, int, int]  # of the padding, RGB
 
 
 def sample(generator: torch.Generator, size: tuple[int, int], config: DataConfig) -> WeakParams:
@@ -41,12 +40,12 @@ def sample(generator: torch.Generator, size: tuple[int, int], config: DataConfig
         start = int(torch.randint(side - part + 1, (), generator=generator))
         parts.append((start, start + part))
         shown.append(min(scaled, crop))
-    return WeakParams(parts[0], parts[1], (shown[0], shown[1]), config.crop_size, flip)
+    return WeakParams(parts[0], parts[1], (shown[0], shown[1]), config.crop_size, flip, config.padding_color)
 
 
 def apply_image(image: UInt8[Tensor, "3 h w"], params: WeakParams) -> UInt8[Tensor, "3 H W"]:
-    """Makes the weak view of an image, padded with PAD_COLOR where the image does not fill the crop."""
-    return _padded(resize_image(_part(image, params), params.size), params, torch.tensor(PAD_COLOR)[:, None, None])
+    """Makes the weak view of an image, padded with `params.color` where the image does not fill the crop."""
+    return _padded(resize_image(_part(image, params), params.size), params, torch.tensor(params.color)[:, None, None])
 
 
 def apply_mask(mask: UInt8[Tensor, "h w"], params: WeakParams) -> UInt8[Tensor, "H W"]:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from semiseg.data.catalog import scan
+from semiseg.data.dataset import LongSide
 from semiseg.data.read import fit, read_image, read_size, resize_image
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
@@ -32,7 +33,7 @@ class Predictor:
     Attributes:
         network: the network, on its device and in eval mode.
         classes: the meaning of its outputs.
-        long_side: images are first resized to this long side (px), as in training; None: they are not resized.
+        long_side: images are first resized to this long side (px), as for evaluation; None: they are not resized.
         evaluate: whole image or sliding window.
         runtime: its device and precision.
         step: number of training steps before its checkpoint.
@@ -131,8 +132,8 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
     """Makes a predictor from a checkpoint alone.
 
-    It uses only data.long_side, engine.evaluate and the model section of the checkpoint's recipe. It imports no module
-    that the recipe names, such as its method.
+    It uses only the model section, engine.evaluate and the long side for evaluation of the checkpoint's recipe. It imports no
+    module that the recipe names, such as its method.
 
     Raises:
         UserError: the checkpoint does not hold what its recipe says.
@@ -140,7 +141,9 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Pre
     runtime = Runtime(device, precision)
     try:
         model = build.Config.model_validate(source.recipe["model"] | {"weights": None})
-        long_side = TypeAdapter(int | None).validate_python(source.recipe["data"]["long_side"])
+        sizes = {"val_long_side": "same"} | source.recipe["data"]  # older checkpoints do not have it
+        key = "long_side" if sizes["val_long_side"] == "same" else "val_long_side"
+        long_side: int | None = TypeAdapter(LongSide | None).validate_python(sizes[key])
         evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error

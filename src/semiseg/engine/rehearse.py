@@ -81,7 +81,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) ->
     step_s = statistics.median(seconds[_WARM_UP:] or seconds[-1:])
     train_mb = runtime.peak_memory_mb()
 
-    pixels = {sample: _pixels(sample, recipe.data.long_side) for sample in dataset.val}
+    pixels = {sample: _pixels(sample, recipe.data.eval_long_side) for sample in dataset.val}
     largest = max(dataset.val, key=lambda sample: pixels[sample])
     items = eval_loader([largest] * runtime.world_size, dataset, recipe.data.model_copy(update={"workers": 0}),
                         rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
