@@ -132,8 +132,8 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
     """Makes a predictor from a checkpoint alone.
 
-    It uses only the model section, engine.evaluate and the long side for evaluation of the checkpoint's recipe. It imports no
-    module that the recipe names, such as its method.
+    It uses only the model section, engine.evaluate and the long side for evaluation of the checkpoint's recipe. It
+    imports no module that the recipe names, such as its method.
 
     Raises:
         UserError: the checkpoint does not hold what its recipe says.
