@@ -12,8 +12,9 @@ from semiseg.data.dataset import Dataset
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
-from semiseg.engine.environment import describe
+from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar
 from semiseg.engine.recipe import Recipe, build_method
@@ -45,8 +46,10 @@ def train(
         UserError: whatever is wrong with recipe, data or run directory, before the first step where it can be known.
     """
     recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
-    runtime = Runtime(recipe.engine.device, recipe.engine.precision)
-    console = console if console is not None and runtime.is_main else Console(quiet=True)
+    goes_on = run.exists()
+    if goes_on and recipe.engine.precision == "auto":
+        recipe = recipe.computed_in(config.load(run.config).engine.precision)
+    recipe, runtime, console = _ready(recipe, console, goes_on)
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
@@ -74,19 +77,36 @@ def rehearse(
     Raises:
         UserError: as `train`.
     """
-    recipe = _recipe(recipe, overrides)
-    runtime = Runtime(recipe.engine.device, recipe.engine.precision)
-    console = console if console is not None and runtime.is_main else Console(quiet=True)
+    recipe, runtime, console = _ready(_recipe(recipe, overrides), console)
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _tell(describe(dataset), _check(recipe, dataset, runtime), console)
+            _tell(labels(dataset), _check(recipe, dataset, runtime), console)
     return rehearse_recipe(recipe, dataset, runtime, steps)
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
     changes = list(overrides)
     return config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
+
+
+def _ready(recipe: Recipe, console: Console | None, goes_on: bool = False) -> tuple[Recipe, Runtime, Console]:
+    """Sets up device and precision and says what they are; the recipe gets the precision in place of `auto`."""
+    runtime = Runtime(recipe.engine.device, recipe.engine.precision)
+    console = console if console is not None and runtime.is_main else Console(quiet=True)
+    _say(console, f"computing on {runtime.where()} in {runtime.precision}: {runtime.reason}")
+    if not console.quiet and (slow := emulation(runtime.precision, runtime.device)):
+        advice = "this run goes on in it; a new one with another --out and" if goes_on else "it is obeyed;"
+        _note(console, f"{slow}; {advice} engine.precision=fp32 is faster")
+    return recipe.computed_in(runtime.precision), runtime, console
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(f"note: {text}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
 
 
 def folder(path: Path) -> Path:
@@ -117,7 +137,7 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
     before, now = run.unlabeled(), _names(dataset)
-    if describe(dataset)["labels"] != run.environment()["labels"] or before != now:
+    if labels(dataset) != run.environment()["labels"] or before != now:
         differing = sorted({*before} ^ {*now})
         of_them = f", e.g. {differing[0]}" if differing else ""
         raise UserError(
@@ -131,14 +151,14 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     last = run.last()
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
     says = "is complete, nothing is left to train" if complete else "going on with this run"
-    console.print(f"{run.path}: {says}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    _say(console, f"{run.path}: {says}")
 
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
     """Makes the run directory, once everything is right that can be known before the first step."""
-    warnings, environment = _check(recipe, dataset, runtime), describe(dataset)
-    run.start(config.dump(recipe), environment, _names(dataset))
-    _tell(environment, warnings, console)
+    warnings = _check(recipe, dataset, runtime)
+    run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
+    _tell(labels(dataset), warnings, console)
 
 
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
@@ -156,17 +176,15 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
     return check(dataset, recipe.data)
 
 
-def _tell(environment: dict[str, Any], warnings: list[str], console: Console) -> None:
-    labels = environment["labels"]
-    protocol = f", the published partition {labels['published']}" if labels["published"] else ""
-    console.print(
-        f"{labels['labeled']} labeled, {labels['unlabeled']} unlabeled, {labels['val']} validation images; "
-        f"partition {labels['partition']}{protocol}",
-        highlight=False,
-        soft_wrap=True,
+def _tell(images: dict[str, Any], warnings: list[str], console: Console) -> None:
+    protocol = f", the published partition {images['published']}" if images["published"] else ""
+    _say(
+        console,
+        f"{images['labeled']} labeled, {images['unlabeled']} unlabeled, {images['val']} validation images; "
+        f"partition {images['partition']}{protocol}",
     )
     for warning in warnings:
-        console.print(f"note: {warning}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
+        _note(console, warning)
 
 
 def _names(dataset: Dataset) -> list[str]:

@@ -4,7 +4,9 @@ Scenes are drawn and written to disk as ordinary image and mask files, a few of 
 and iMAS then start from the same initial weights and take the same number of optimizer steps on the same labels.
 """
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from rich.console import Console
 
 from semiseg import api, config
 from semiseg.data.scenes import write_scenes
+from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
 from semiseg.report import sheet, table
 from semiseg.runs import Run
 
 NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
 STEPS = 300
+REHEARSED = 5  # steps that tell how long a training takes here
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
     "iMAS": {"name": "imas", "threshold": 0.9, "ema_decay": 0.98},
@@ -45,7 +49,7 @@ def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
         },
         "method": method,
         "optim": {"lr": 0.02, "head_lr_factor": 5.0},
-        "engine": {"steps": STEPS, "batch_size": 8, "seed": seed, "precision": "bf16", "eval_every": STEPS // 4},
+        "engine": {"steps": STEPS, "batch_size": 8, "seed": seed, "precision": "auto", "eval_every": STEPS // 4},
     }
 
 
@@ -73,15 +77,21 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         markup=False,
         emoji=False,
     )
-    runs = {}
-    for name, method in METHODS.items():
-        run = out / name.lower()
-        runs[name] = api.train(config.validate(recipe(scenes, method, seed), "demo"), run, console=console)
+    recipes = {name: config.validate(recipe(scenes, method, seed), "demo") for name, method in METHODS.items()}
+    console.print(f"two trainings of {STEPS} steps: about {minutes(recipes.values())} here", highlight=False)
+    runs = {name: api.train(each, out / name.lower(), console=console) for name, each in recipes.items()}
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))
     picture = draw(out, runs)
     says = f"pictures: {picture}\nyour own photographs: semiseg train folder --set data.root=PATH"
     console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return runs
+
+
+def minutes(recipes: Iterable[Recipe]) -> str:
+    """Estimates the time of the trainings from a few real steps of each, e.g. `3 minutes`."""
+    rehearsals = (api.rehearse(each, steps=REHEARSED) for each in recipes)
+    number = math.ceil(60 * sum(found.hours for found in rehearsals if found))
+    return f"{number} minute{'s' if number > 1 else ''}"
 
 
 def draw(out: Path, runs: dict[str, Run]) -> Path:

@@ -17,6 +17,7 @@ from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.log import NotFiniteError
 from semiseg.engine.recipe import Recipe, build_method
+from semiseg.engine.runtime import Runtime
 from semiseg.methods import imas
 from semiseg.runs import Run
 
@@ -252,12 +253,13 @@ def test_low_precision_agrees_with_fp32(start):
 def test_environment(start, monkeypatch):
     _, dataset, _ = start()
     monkeypatch.setattr("sys.argv", ["/usr/bin/semiseg", "train", "a b.yaml"])
-    described = environment.describe(dataset)
+    described = environment.describe(dataset, Runtime("cpu"))
     assert json.loads(json.dumps(described)) == described
     assert described["command"] == ["semiseg", "train", "a b.yaml"]
     assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
     assert described["machine"]["threads"] == torch.get_num_threads()
     assert described["labels"]["labeled"] == 6
+    assert described["precision"] == {"used": "fp32", "reason": "engine.precision says so", "device": "cpu"}
     assert described["classes"] == {
         "names": ["ground", "disc", "box", "star", "ring", "cloth"],
         "colors": [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]],
@@ -267,9 +269,9 @@ def test_environment(start, monkeypatch):
 
 def test_a_published_partition_is_named(start, monkeypatch):
     _, dataset, _ = start()
-    digest = environment.describe(dataset)["labels"]["partition"]
+    digest = environment.labels(dataset)["partition"]
     monkeypatch.setitem(partitions._PUBLISHED, digest, "Scenes 6")
-    assert environment.describe(dataset)["labels"]["published"] == "Scenes 6"
+    assert environment.labels(dataset)["published"] == "Scenes 6"
 
 
 def test_no_commit_is_known_of_an_installed_package(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a number has to be read with: versions, hardware, commit, labels, classes."""
+"""What a number has to be read with: versions, hardware, precision, commit, labels, classes."""
 
 import platform
 import subprocess
@@ -11,32 +11,39 @@ import torch
 
 from semiseg.data.dataset import Dataset
 from semiseg.data.partitions import partition_hash, published_name
+from semiseg.engine.runtime import Runtime
 
 _PACKAGES = ("semiseg", "torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "pillow")
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Values for environment.json."""
-    names = [sample.name for sample in dataset.labeled]
-    digest, classes = partition_hash(names), dataset.classes
+def describe(dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
+    """Returns the values of environment.json."""
+    classes = dataset.classes
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": machine(),
-        "labels": {
-            "labeled": len(dataset.labeled),
-            "unlabeled": len(dataset.unlabeled),
-            "val": len(dataset.val),
-            "partition": digest,
-            "published": published_name(digest),
-        },
+        "precision": {"used": runtime.precision, "reason": runtime.reason, "device": str(runtime.device)},
+        "labels": labels(dataset),
         "classes": {
             "names": list(classes.names),
             "colors": [list(color) for color in classes.colors],
             "background": classes.background,
         },
+    }
+
+
+def labels(dataset: Dataset) -> dict[str, Any]:
+    """Returns the numbers of images, and the hash and the published name of the labeled partition."""
+    digest = partition_hash([sample.name for sample in dataset.labeled])
+    return {
+        "labeled": len(dataset.labeled),
+        "unlabeled": len(dataset.unlabeled),
+        "val": len(dataset.val),
+        "partition": digest,
+        "published": published_name(digest),
     }
 
 

@@ -16,7 +16,8 @@ from semiseg.data.dataset import LongSide
 from semiseg.data.read import fit, read_image, read_size, resize_image
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
-from semiseg.engine.runtime import Device, Precision, Runtime
+from semiseg.engine.precision import Setting
+from semiseg.engine.runtime import Device, Runtime
 from semiseg.errors import UserError
 from semiseg.files import save_image
 from semiseg.models import build
@@ -129,7 +130,7 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Precision = "fp32") -> Predictor:
+def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Setting = "fp32") -> Predictor:
     """Makes a predictor from a checkpoint alone.
 
     It uses only the model section, engine.evaluate and the long side for evaluation of the checkpoint's recipe. It

@@ -1,6 +1,6 @@
 """A complete, validated run: what `semiseg.config.load` makes of a YAML file and what the engine carries out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +9,8 @@ from semiseg import methods
 from semiseg.data.dataset import DataConfig
 from semiseg.engine import schedule
 from semiseg.engine.evaluate import Config as EvaluateConfig
-from semiseg.engine.runtime import Device, Precision
+from semiseg.engine.precision import Setting
+from semiseg.engine.runtime import Device
 from semiseg.errors import UserError
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models import build
@@ -26,7 +27,7 @@ class EngineConfig(BaseModel):
     batch_size: int = Field(16, ge=2, le=65536)  # labeled images a step over all processes, as many unlabeled
     micro_batch_size: int | None = Field(None, ge=1)  # of them in one forward pass of a process; None: its whole share
     seed: int = Field(0, ge=0)
-    precision: Precision = "fp32"
+    precision: Setting = "auto"  # of the networks; auto: bf16 where the device has it natively, else fp32
     device: Device = "auto"
     compile: bool = False  # the networks, for training; no gain on a CPU, not tried on a GPU
     log_every: int = Field(10, ge=1)  # steps
@@ -75,6 +76,10 @@ class Recipe:
     method: MethodConfig
     optim: schedule.Config
     engine: EngineConfig
+
+    def computed_in(self, precision: Setting) -> "Recipe":
+        """Returns the recipe with this precision in place of `auto`: a run goes on in what it started with."""
+        return replace(self, engine=self.engine.model_copy(update={"precision": precision}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the sections in reading order; loading them gives an equal recipe."""

@@ -17,12 +17,12 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from semiseg.engine.precision import Setting, choose
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -31,13 +31,17 @@ class Runtime:
 
     Args:
         device: auto takes an accelerator if there is one.
-        precision: of the networks; hardness and losses are fp32 in all of them.
+        precision: of the networks; hardness and losses are fp32 in all of them. auto is bf16 where the device has it.
+
+    Attributes:
+        precision: what networks compute in.
+        reason: why it is this one.
 
     Raises:
         UserError: the machine has no such device, or the device cannot compute in this precision.
     """
 
-    def __init__(self, device: Device = "auto", precision: Precision = "fp32") -> None:
+    def __init__(self, device: Device = "auto", precision: Setting = "fp32") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("engine.device: cuda is not available on this machine; use auto or cpu")
         if device == "mps" and not torch.backends.mps.is_available():
@@ -47,7 +51,9 @@ class Runtime:
         on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
         if on_cpu and precision == "fp16":
             raise UserError("engine.precision: fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        mixed = "no" if precision == "fp32" else precision
+        accelerator = torch.accelerator.current_accelerator() if device == "auto" else torch.device(device)
+        choice = choose(precision, torch.device("cpu") if on_cpu or accelerator is None else accelerator)
+        mixed = "no" if choice.precision == "fp32" else choice.precision
         wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         try:
             self.accelerator = Accelerator(
@@ -57,8 +63,8 @@ class Runtime:
                 kwargs_handlers=[wrapping],
             )
         except ValueError as error:
-            raise UserError(f"engine.precision: {precision} does not work on this device ({error})") from error
-        self.precision = precision
+            raise UserError(f"engine.precision: {choice.precision} does not work on this device ({error})") from error
+        self.precision, self.reason = choice.precision, choice.reason
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             _keep_freed_memory()
@@ -70,8 +76,14 @@ class Runtime:
         self.is_main = self.accelerator.is_main_process
         self.name = f"process {self.rank} of {self.world_size}: " if self.rank else ""  # at the head of its messages
 
+    def where(self) -> str:
+        """Names the device as people know it, e.g. `cpu with 2 threads`."""
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        return f"cpu with {torch.get_num_threads()} threads" if self.device.type == "cpu" else str(self.device)
+
     def describe(self) -> dict[str, Any]:
-        """Values for the run's diary."""
+        """Returns values for events.jsonl."""
         return {"processes": self.world_size, "device": str(self.device), "precision": self.precision}
 
     def prepare(self, method: SemiMethod, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
