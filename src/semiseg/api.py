@@ -15,7 +15,7 @@ from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe
 from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
-from semiseg.engine.progress import ProgressBar
+from semiseg.engine.progress import ProgressBar, counting
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
@@ -52,7 +52,7 @@ def train(
         if runtime.is_main:
             open_run = _go_on if run.exists() else _start
             open_run(run, recipe, dataset, runtime, console)
-    with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
+    with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
         train_recipe(recipe, dataset, run, bar, runtime)
     return run
 
@@ -65,7 +65,7 @@ def rehearse(
     Args:
         recipe: a recipe, or the path or the name of one.
         overrides: settings on top of the recipe.
-        console: where the labels are counted; nowhere if not given.
+        console: where the labels are counted and progress is shown; nowhere if not given.
         steps: real steps to take.
 
     Returns:
@@ -80,8 +80,9 @@ def rehearse(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _tell(describe(dataset), _check(recipe, dataset, runtime), console)
-    return rehearse_recipe(recipe, dataset, runtime, steps)
+            _tell(describe(dataset), _check(recipe, dataset, runtime, console), console)
+    with counting("trying", console, "steps") as count:
+        return rehearse_recipe(recipe, dataset, runtime, steps, count)
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
@@ -136,12 +137,12 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
     """Makes the run directory, once everything is right that can be known before the first step."""
-    warnings, environment = _check(recipe, dataset, runtime), describe(dataset)
+    warnings, environment = _check(recipe, dataset, runtime, console), describe(dataset)
     run.start(config.dump(recipe), environment, _names(dataset))
     _tell(environment, warnings, console)
 
 
-def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
+def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
     train_loader(  # refuses a method that needs unlabeled images if there are none
@@ -153,7 +154,8 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
         start=0,
         num_steps=recipe.engine.steps,
     )
-    return check(dataset, recipe.data)
+    with counting("checking the data", console) as count:
+        return check(dataset, recipe.data, on_image=count)
 
 
 def _tell(environment: dict[str, Any], warnings: list[str], console: Console) -> None:
@@ -256,7 +258,7 @@ def partitions(
         sizes: numbers of images (whole numbers), or fractions below 1.
         seed: another seed gives other partitions.
         overrides: settings on top of the recipe.
-        console: where each partition's hash is shown.
+        console: where progress and each partition's hash are shown.
 
     Returns:
         the files written.
@@ -269,12 +271,14 @@ def partitions(
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
     counts = [size if size < 1 else int(size) for size in sizes]
-    shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values)
+    console = console or Console(quiet=True)
+    with counting("reading masks", console) as count:
+        shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
     written = write_partitions(Path(out), dataset.labeled, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
-        (console or Console(quiet=True)).print(
+        console.print(
             f"{size} of {len(dataset.labeled)} images, {classes} of {len(dataset.classes)} classes, "
             f"partition {partition_hash([sample.name for sample in samples])}",
             highlight=False,
