@@ -16,7 +16,7 @@ from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
-from semiseg.engine.progress import ProgressBar
+from semiseg.engine.progress import ProgressBar, counting
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
@@ -55,7 +55,7 @@ def train(
         if runtime.is_main:
             open_run = _go_on if run.exists() else _start
             open_run(run, recipe, dataset, runtime, console)
-    with ProgressBar(run.path.name, recipe.engine.steps, console) as bar:
+    with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
         train_recipe(recipe, dataset, run, bar, runtime)
     return run
 
@@ -68,7 +68,7 @@ def rehearse(
     Args:
         recipe: a recipe, or the path or the name of one.
         overrides: settings on top of the recipe.
-        console: where the labels are counted; nowhere if not given.
+        console: where the labels are counted and progress is shown; nowhere if not given.
         steps: real steps to take.
 
     Returns:
@@ -81,8 +81,9 @@ def rehearse(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _tell(labels(dataset), _check(recipe, dataset, runtime), console)
-    return rehearse_recipe(recipe, dataset, runtime, steps)
+            _tell(labels(dataset), _check(recipe, dataset, runtime, console), console)
+    with counting("trying", console, "steps") as count:
+        return rehearse_recipe(recipe, dataset, runtime, steps, count)
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
@@ -156,12 +157,12 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
     """Makes the run directory, once everything is right that can be known before the first step."""
-    warnings = _check(recipe, dataset, runtime)
+    warnings = _check(recipe, dataset, runtime, console)
     run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
     _tell(labels(dataset), warnings, console)
 
 
-def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
+def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
     train_loader(  # refuses a method that needs unlabeled images if there are none
@@ -173,7 +174,8 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> list[str]:
         start=0,
         num_steps=recipe.engine.steps,
     )
-    return check(dataset, recipe.data)
+    with counting("checking the data", console) as count:
+        return check(dataset, recipe.data, on_image=count)
 
 
 def _tell(images: dict[str, Any], warnings: list[str], console: Console) -> None:
@@ -274,7 +276,7 @@ def partitions(
         sizes: numbers of images (whole numbers), or fractions below 1.
         seed: another seed gives other partitions.
         overrides: settings on top of the recipe.
-        console: where each partition's hash is shown.
+        console: where progress and each partition's hash are shown.
 
     Returns:
         the files written.
@@ -287,12 +289,14 @@ def partitions(
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
     counts = [size if size < 1 else int(size) for size in sizes]
-    shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values)
+    console = console or Console(quiet=True)
+    with counting("reading masks", console) as count:
+        shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
     written = write_partitions(Path(out), dataset.labeled, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
-        (console or Console(quiet=True)).print(
+        console.print(
             f"{size} of {len(dataset.labeled)} images, {classes} of {len(dataset.classes)} classes, "
             f"partition {partition_hash([sample.name for sample in samples])}",
             highlight=False,

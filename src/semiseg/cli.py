@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,16 +191,11 @@ def partitions(
     api.partitions(recipe, out, sizes, seed, overrides or [], Console())
 
 
-@contextmanager
-def _counting(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that counts images."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+def _counting(doing: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Shows how many images are done, on the first process."""
+    from semiseg.engine.progress import counting
 
-    columns = (TextColumn(verb), MofNCompleteColumn(), TextColumn("images"))
-    console = Console(quiet=not _is_first_process())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(verb)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    return counting(doing, Console(quiet=not _is_first_process()))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from semiseg import api, config
 from semiseg.data.scenes import write_scenes
+from semiseg.engine.progress import counting
 from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
 from semiseg.report import sheet, table
@@ -68,7 +69,9 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: exists already and is not empty; name another folder with --out")
     scenes = out / "scenes"
-    write_scenes(scenes, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SIZE_PX, seed=seed, labeled=NUM_LABELED)
+    numbers = {"num_train": NUM_TRAIN, "num_val": NUM_VAL, "labeled": NUM_LABELED}
+    with counting("drawing scenes", console) as count:
+        write_scenes(scenes, **numbers, size=SIZE_PX, seed=seed, on_image=count)
     console.print(
         f"{NUM_TRAIN} scenes drawn into {scenes}: {NUM_LABELED} with masks, {NUM_TRAIN - NUM_LABELED} without; "
         f"{NUM_VAL} more for validation",

@@ -34,6 +34,14 @@ def test_a_broken_file_is_named(folder, part, kind):
     assert refused(folder).startswith(f"{path}: not a readable image")
 
 
+def test_it_tells_how_far_it_is(folder):
+    (folder / "images/11.png").write_bytes(b"")  # counts, too
+    config = layout.Config(root=folder, crop=16, on_unreadable="skip")
+    told: list[tuple[int, int]] = []
+    check(layout.load(config), config, on_image=lambda *count: told.append(count))
+    assert told == [(done, 12) for done in range(1, 13)]
+
+
 def test_the_first_of_several_errors_and_their_number(folder):
     for name in ("08", "10", "11"):
         (folder / f"images/{name}.png").write_bytes(b"")

@@ -51,6 +51,9 @@ def test_class_presence_reads_masks(folder, write):
     samples = [Sample(n, folder / f"images/{n}.png", folder / f"masks/{n}.png") for n in ("02", "03")]
     assert class_presence(samples, 24, None) == {"02": frozenset(range(24)), "03": frozenset({7})}
     assert class_presence(samples[1:], 24, {7: 2}) == {"03": frozenset({2})}
+    told: list[tuple[int, int]] = []
+    class_presence(samples, 24, None, lambda *count: told.append(count))
+    assert told == [(1, 2), (2, 2)]
 
 
 @given(sets=class_sets, seed=st.integers(0, 99), data=st.data())

@@ -55,7 +55,10 @@ def test_images_and_masks_can_be_read_back(root):
 
 
 def test_same_seed_same_files(root, tmp_path):
-    write_scenes(tmp_path / "again", num_train=9, num_val=4, size=48, seed=3, labeled=5)
+    told: list[tuple[int, int]] = []
+    numbers = {"num_train": 9, "num_val": 4, "size": 48, "seed": 3, "labeled": 5}
+    write_scenes(tmp_path / "again", **numbers, on_image=lambda *count: told.append(count))
+    assert told == [(done, 13) for done in range(1, 14)]
     assert files(tmp_path / "again") == files(root)
     write_scenes(tmp_path / "other", num_train=9, num_val=4, size=48, seed=4, labeled=5)
     assert files(tmp_path / "other")["images/train/0000.png"] != files(root)["images/train/0000.png"]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from semiseg import cli, config, methods, recipe_file
 from semiseg.data.partitions import partition_hash
 from semiseg.data.scenes import CLASSES
+from semiseg.engine import progress
 from semiseg.engine.recipe import build_method
 from semiseg.report.table import percent
 from semiseg.runs import Run
@@ -228,8 +229,9 @@ def test_what_train_prints_and_where_it_writes(semiseg, here):
     assert table["mIoU, last"] == percent(run.last()["miou"])
     assert table["mIoU, best (step)"] == f"{percent(run.best()['miou'])} ({run.best()['step']})"
     assert [table[name] for name in CLASSES] == [percent(iou) for iou in run.last()["iou"]]
-    progress = re.search(r"recipe: step 2 +mIoU ([\d.]+) .*loss .*easiness .*img/s", done.out)
-    assert progress[1] == percent(run.last()["miou"])
+    (line,) = re.findall(r"recipe: step .*", done.out)  # it was done before another line was due
+    words = re.fullmatch(r"recipe: step 2 of 2  mIoU ([\d.]+)  loss .*  easiness [\d.]+  [\d.]+ img/s", line)
+    assert words[1] == percent(run.last()["miou"])
 
 
 def test_the_run_directory(trained, recipe, scenes):
@@ -339,6 +341,53 @@ def test_odd_data_gets_a_note(semiseg, here, scenes):
     done = semiseg(f"train recipe.yaml --set data.labeled={here}/two.txt --set engine.steps=1")
     assert done.code == 0
     assert "note: No labeled mask shows" in done.out
+
+
+# progress
+
+
+@pytest.fixture
+def every_line(monkeypatch) -> None:
+    """A line is due after each step and each image."""
+    monkeypatch.setattr(progress, "FIRST_S", 0.0)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+
+
+def counted(doing: str, total: int, unit: str = "images") -> list[str]:
+    return [f"{doing}: {done} of {total} {unit}" for done in range(1, total)]
+
+
+def lines(text: str, start: str) -> list[str]:
+    """Lines that begin so, without the time left."""
+    return [line.partition("  0:")[0] for line in text.splitlines() if line.startswith(start)]
+
+
+def test_train_tells_how_far_it_is(semiseg, here, every_line):
+    out = semiseg("train recipe.yaml --set engine.log_every=4").out
+    assert lines(out, "checking the data") == counted("checking the data", 18)
+    told = "loss N  labeled N  unlabeled N  easiness N  N img/s"
+    evaluating = [f"step {{}} of 4  {line}" for line in counted("evaluating", 4)]
+    expected = [f"step 1 of 4  {told}  N left", f"step 2 of 4  {told}  N left"]
+    expected += [line.format(2) for line in evaluating] + [f"step 2 of 4  mIoU N  {told}  N left"]
+    expected += [f"step 3 of 4  {told}  N left", f"step 4 of 4  {told}"]
+    expected += [line.format(4) for line in evaluating] + [f"step 4 of 4  mIoU N  {told}"]
+    shown = re.sub(r"\d+\.\d+|\d:\d\d:\d\d", "N", out)
+    assert re.findall("^recipe: (.*)", shown, re.MULTILINE) == expected
+
+
+def test_commands_tell_how_far_they_are(semiseg, here, trained, scenes, every_line):
+    assert lines(semiseg(f"evaluate {trained}").out, "evaluating") == counted("evaluating", 4)
+    assert lines(semiseg(f"predict {trained} {scenes}/images/val --out m").out, "pred") == counted("predicting", 4)
+    out = semiseg("partitions recipe.yaml --out splits --size 5").out
+    assert lines(out, "reading masks") == counted("reading masks", 6)
+    out = semiseg("train recipe.yaml --dry-run").out
+    assert lines(out, "checking the data") == counted("checking the data", 18)
+    assert lines(out, "trying") == counted("trying", 3, "steps")
+
+
+def test_another_process_tells_nothing(semiseg, trained, every_line, monkeypatch):
+    monkeypatch.setattr(cli, "_is_first_process", lambda: False)
+    assert semiseg(f"evaluate {trained}").out == ""
 
 
 # going on with a run

@@ -1,4 +1,5 @@
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from semiseg import config, demo
+from semiseg.engine import progress
 from semiseg.engine.recipe import build_method
 from semiseg.report.table import percent
 from semiseg.runs import Run
@@ -30,6 +32,7 @@ def shown(tmp_path_factory, small_demo) -> tuple[Path, dict[str, Run], str]:
 
 def test_it_prints_a_table(shown):
     _, runs, text = shown
+    assert "drawing scenes" not in text  # they were drawn soon
     for line in ("mIoU, last", "mIoU, best (step)", "training, s", "ground", "cloth"):
         assert line in text
     assert [*runs] == ["supervised", "iMAS"]
@@ -101,3 +104,16 @@ def test_the_command(semiseg, small_demo, monkeypatch, tmp_path):
     assert (done.code, done.err) == (0, "")
     assert Path("here/it/demo.png").is_file()
     assert semiseg("demo --out here/it").code == 2
+
+
+def test_it_tells_how_far_the_drawing_is(small_demo, monkeypatch, tmp_path):
+    small_demo(monkeypatch)
+    monkeypatch.setattr(progress, "FIRST_S", 0.0)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(demo.api, "train", lambda *_, **__: sys.exit())
+    console = Console(file=io.StringIO(), width=160)
+    with pytest.raises(SystemExit):
+        demo.main(tmp_path / "demo", 3, console)
+    drawn = [line for line in console.file.getvalue().splitlines() if line.startswith("drawing scenes")]
+    assert drawn[0] == "drawing scenes: 1 of 26 images"
+    assert len(drawn) == 25

@@ -27,6 +27,21 @@ def test_the_host_never_waits_for_a_step(no_host_sync, tmp_path):
     assert [step.scalars.shape for step in log.steps] == [(3,)]
 
 
+@pytest.mark.parametrize(("device", "losses"), [("cpu", [1.0, 2.0]), ("meta", [None, 1.0])])
+def test_the_reporter_is_told_what_is_known(tmp_path, device, losses):
+    """Of this step on a CPU, of the one before elsewhere."""
+    running = log(tmp_path, 1)
+    running.runtime.device = torch.device(device)
+    told: list[dict[str, float]] = []
+    running.reporter.on_step = told.append
+    for step in (1, 2):
+        value = torch.tensor(float(step))
+        running.step(step, Losses(value, {"labeled": 2 * value}), batch(False), False)
+    for step, (record, loss) in enumerate(zip(told, losses, strict=True), 1):
+        known = {} if loss is None else {"loss": loss, "labeled": 2 * loss}
+        assert record == {"step": step, "images_per_step": 4, **known}
+
+
 class Shared(Runtime):
     """A process of two: what it gathers, the other has too, with indices that follow its own."""
 

@@ -28,6 +28,9 @@ class Listener(reporter.Silent):
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
 
+    def on_step(self, record: dict[str, Any]) -> None:
+        self.told.append(("step", record))
+
     def on_train(self, record: dict[str, Any]) -> None:
         self.told.append(("train", record))
 
@@ -91,6 +94,22 @@ def test_when_it_logs_evaluates_and_saves(start, saved):
     assert [record for kind, record in listener.told if kind == "train"] == run.metrics("train")
     assert [record for kind, record in listener.told if kind == "val"] == run.metrics("val")
     assert [count for kind, count in listener.told if kind == "evaluation"] == [(n, 4) for n in (1, 2, 3, 4)] * 3
+
+
+def test_each_step_is_reported_however_often_it_logs(start):
+    every, rarely = (
+        start(name=name, engine={"log_every": n, "eval_every": 4, "save_every": 4}) for name, n in (("a", 1), ("b", 4))
+    )
+    told = []
+    for prepared in (every, rarely):
+        listener = Listener()
+        engine.train(*prepared, listener)
+        told.append([record for kind, record in listener.told if kind == "step"])
+    assert told[0] == told[1]
+    assert [record["step"] for record in told[0]] == [1, 2, 3, 4]
+    for record, logged in zip(told[0], every[2].metrics("train"), strict=True):
+        assert {"step", "images_per_step", "loss", "labeled", "unlabeled", "easiness"} <= record.keys()
+        assert all(logged[name] == pytest.approx(value, abs=1e-6) for name, value in record.items())
 
 
 def test_a_tenth_of_the_run_unless_told(start, saved):

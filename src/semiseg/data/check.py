@@ -1,5 +1,6 @@
 """Checks every file before the first step, so that a run does not fail after hours."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,13 +18,19 @@ T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
 
 
-def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
+def check(
+    dataset: Dataset,
+    config: DataConfig,
+    full: bool = True,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
     """Reads and checks every file that a run will read.
 
     Args:
         dataset: the data of the run.
         config: its long_side, crop, scale and on_unreadable.
         full: True decodes every unlabeled image, False reads only their headers. Labeled images are always decoded.
+        on_image: told how many images of how many are done.
 
     Returns:
         Warnings, one sentence each. With `on_unreadable: skip` images that cannot be read are among them.
@@ -34,9 +41,14 @@ def check(dataset: Dataset, config: DataConfig, full: bool = True) -> list[str]:
             file and says how many more there are.
     """
     labeled_pair = partial(_size_and_values, num_classes=len(dataset.classes), values=dataset.values)
-    labeled, broken = _inspect(labeled_pair, dataset.labeled)
-    val, broken_val = _inspect(labeled_pair, dataset.val)
-    unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled)
+    total, numbers = len(dataset.labeled) + len(dataset.val) + len(dataset.unlabeled), itertools.count(1)
+
+    def count() -> None:
+        on_image(next(numbers), total)
+
+    labeled, broken = _inspect(labeled_pair, dataset.labeled, count)
+    val, broken_val = _inspect(labeled_pair, dataset.val, count)
+    unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled, count)
     skipped = [error for error in broken + broken_unlabeled if _is_skipped(error, config)]
     if errors := [error for error in broken + broken_val + broken_unlabeled if error not in skipped]:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
@@ -78,8 +90,13 @@ def _warnings(
     return found
 
 
-def _inspect(read: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[dict[Sample, T], list[UserError]]:
-    """Calls `read` on each sample, in threads (decoding releases the GIL). Returns the results and the errors."""
+def _inspect(
+    read: Callable[[Sample], T], samples: Sequence[Sample], count: Callable[[], None]
+) -> tuple[dict[Sample, T], list[UserError]]:
+    """Calls `read` on each sample, in threads (decoding releases the GIL), and `count` after each.
+
+    Returns the results and the errors.
+    """
 
     def attempt(sample: Sample) -> T | UserError:
         try:
@@ -87,10 +104,16 @@ def _inspect(read: Callable[[Sample], T], samples: Sequence[Sample]) -> tuple[di
         except UserError as error:
             return error
 
+    found: dict[Sample, T] = {}
+    errors: list[UserError] = []
     with ThreadPoolExecutor() as threads:
-        results = list(zip(samples, threads.map(attempt, samples), strict=True))
-    found = {sample: result for sample, result in results if not isinstance(result, UserError)}
-    return found, [result for _, result in results if isinstance(result, UserError)]
+        for sample, result in zip(samples, threads.map(attempt, samples), strict=True):
+            if isinstance(result, UserError):
+                errors.append(result)
+            else:
+                found[sample] = result
+            count()
+    return found, errors
 
 
 def _size_and_values(sample: Sample, num_classes: int, values: dict[int, int] | None) -> tuple[Size, frozenset[int]]:

@@ -4,7 +4,7 @@ Papers that report "1/16" labeled images did not all use the same images. A hash
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,9 +72,18 @@ def published_name(digest: str) -> str | None:
 
 
 def class_presence(
-    samples: Sequence[Sample], num_classes: int, values: dict[int, int] | None
+    samples: Sequence[Sample],
+    num_classes: int,
+    values: dict[int, int] | None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, frozenset[int]]:
     """Finds the classes that the mask of each sample shows, by the sample's name. Masks are read in threads.
+
+    Args:
+        samples: images with masks.
+        num_classes: number of classes.
+        values: the classes of mask values that are no class index.
+        on_image: told how many masks of how many are done.
 
     Raises:
         UserError: a mask cannot be read or holds a value that is no class.
@@ -84,9 +93,12 @@ def class_presence(
         assert sample.mask is not None, f"{sample.name} is not labeled"
         return frozenset(torch.unique(read_mask(sample.mask, num_classes, values)).tolist()) - {IGNORE}
 
+    found = {}
     with ThreadPoolExecutor() as threads:
-        found = threads.map(classes, samples)
-        return {sample.name: present for sample, present in zip(samples, found, strict=True)}
+        for done, (sample, present) in enumerate(zip(samples, threads.map(classes, samples), strict=True), 1):
+            found[sample.name] = present
+            on_image(done, len(samples))
+    return found
 
 
 def nested_partitions(

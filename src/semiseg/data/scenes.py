@@ -26,7 +26,16 @@ Plane = Float[np.ndarray, "h w"]
 VAL_START = 1_000_000  # number of the first validation scene, whatever the number of train images
 
 
-def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, seed: int, labeled: int) -> None:
+def write_scenes(
+    root: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    size: int = 96,
+    seed: int,
+    labeled: int,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Writes scenes in the layout `folder`. Only the labeled and the validation images have masks.
 
     `root` gets `images/{train,val}/NNNN.png`, `masks/{train,val}/NNNN.png` (palette PNGs of class indices),
@@ -40,6 +49,7 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, se
         size: height and width of an image, px.
         seed: image i depends only on `seed` and i.
         labeled: number of train images with a mask.
+        on_image: told how many images of how many are done.
 
     Raises:
         UserError: the folder is not empty, or a number is out of range.
@@ -65,6 +75,7 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int = 96, se
                 indices = Image.fromarray(mask)
                 indices.putpalette([channel for value in range(256) for channel in voc_color(value)])
                 indices.save(masks / f"{i:04d}.png")
+            on_image((num_train if split == "val" else 0) + i + 1, num_train + num_val)
 
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     (root / "splits").mkdir()

@@ -106,14 +106,16 @@ class Log:
         self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, num_labeled, hardness))
         self.skipped += loaded.skipped
         known = self.steps[-1:] if self.runtime.device.type == "cpu" else self.steps[-2:-1]
-        for step in known:
-            self._look(step)
+        losses_known = {name: value for step in known for name, value in self._look(step).items()}
+        self.reporter.on_step({"step": done, "images_per_step": self.images_per_step, **losses_known})
 
-    def _look(self, step: _Step) -> None:
-        loss, *_, stop = step.scalars.tolist()
+    def _look(self, step: _Step) -> dict[str, float]:
+        """The values of a step by their names."""
+        *values, stop = step.scalars.tolist()
         self.stop = self.stop or stop > 0
-        if not math.isfinite(loss):
-            raise NotFiniteError(self._bad_batch(step, loss))
+        if not math.isfinite(values[0]):
+            raise NotFiniteError(self._bad_batch(step, values[0]))
+        return dict(zip(self.names, values, strict=False))
 
     def _bad_batch(self, step: _Step, loss: float) -> str:
         assert step.index is not None, "only finite steps are pending in a checkpoint"

@@ -1,39 +1,89 @@
-"""The progress bar of a run, and plain lines where there is no terminal."""
+"""The progress of a run, and of commands that count images: a bar on a terminal, lines elsewhere."""
 
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_SHOWN = (("loss", "loss"), ("labeled", "labeled"), ("unlabeled", "unlabeled"), ("easiness", "easiness"))
+FIRST_S = 5.0  # until the first line
+EVERY_S = 12.0  # between two lines; so a step that takes 3 s longer than the one before is within 15 s, too
+_RECENT = 20  # steps: losses and speed are means over them
+_SHOWN = ("loss", "labeled", "unlabeled", "easiness")
+
+Clock = Callable[[], float]  # s
+
+
+class _Pace:
+    """Decides when a line is due.
+
+    It knows the time only when it is asked, after each step or image. If the next step, expected to take as long as
+    this one, would end after the line is due, the line is due now.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.due_at = now + FIRST_S
+        self.asked_at: float | None = None
+
+    def due(self, now: float) -> bool:
+        """Returns whether a line is to be printed now, and expects that it is."""
+        gap = 0.0 if self.asked_at is None else now - self.asked_at  # the first step is slower than the others
+        self.asked_at = now
+        if now < self.due_at and now + gap <= self.due_at:
+            return False
+        self.printed(now)
+        return True
+
+    def printed(self, now: float) -> None:
+        """Starts to wait for the next line."""
+        self.due_at = now + EVERY_S
 
 
 class ProgressBar:
-    """A `Reporter` that draws losses, mIoU, mean easiness, images a second and the time left.
+    """A `Reporter` that shows losses, mIoU, mean easiness, images a second and the time left.
+
+    On a terminal it draws a bar. Elsewhere it prints a line after each evaluation, and lines between them: a first one
+    within 10 s of the first step, then at least one every 15 s, unless a single step takes longer. The time left counts
+    the evaluations that are still to come as soon as one was timed.
 
     Args:
         title: what is being trained.
         num_steps: steps of the whole run.
-        console: where to draw; a line per evaluation is printed instead where it is no terminal.
+        eval_every: steps between evaluations.
+        console: where to draw or print.
+        clock: gives the time, s.
     """
 
-    def __init__(self, title: str, num_steps: int, console: Console) -> None:
-        self.console = console
-        self.title = title
-        self.status, self.miou = "", ""
+    def __init__(
+        self, title: str, num_steps: int, eval_every: int, console: Console, clock: Clock = time.monotonic
+    ) -> None:
+        self.title, self.num_steps, self.eval_every, self.console = title, num_steps, eval_every, console
+        self.clock = clock
         self.bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),  # a folder may be called [/bold]
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(title, total=num_steps, status="")
+        self.done: int | None = None  # completed steps, as far as is known
+        self.losses: deque[dict[str, float]] = deque(maxlen=_RECENT)
+        self.first_step_s = 0.0  # with the start of loader processes; no measure of the others
+        self.step_s: deque[float] = deque(maxlen=_RECENT)
+        self.evaluation_s = 0.0
+        self.images_per_step = 0
+        self.miou = ""
+        self.since = clock()  # when the last step or evaluation ended
+        self.pace = _Pace(self.since)
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
@@ -42,23 +92,39 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.stop()
 
+    def on_step(self, record: dict[str, Any]) -> None:
+        """Moves the bar, or prints a line if one is due."""
+        now = self.clock()
+        if self.done is None:
+            self.first_step_s = now - self.since
+        else:
+            self.step_s.append(now - self.since)
+        self.since, self.done, self.images_per_step = now, record["step"], record["images_per_step"]
+        self.losses.append({name: record[name] for name in _SHOWN if name in record})
+        if self.console.is_terminal:
+            self._update(self._status(), self.miou, self._left())
+        elif self.pace.due(now):
+            self._line(self._status(), self._left())
+
     def on_train(self, record: dict[str, Any]) -> None:
-        """Moves the bar."""
-        parts = [f"{label} {record[name]:.3f}" for name, label in _SHOWN if name in record]
-        self.status = "  ".join([*parts, f"{record['images_per_second']:.1f} img/s"])
-        self._update(completed=record["step"])
+        """Does nothing: each step of the record was shown."""
 
     def on_evaluation(self, done: int, total: int) -> None:
         """Shows how far an evaluation is."""
-        self.bar.update(self.task, status=f"evaluating {done}/{total}")
+        if self.console.is_terminal:
+            self._update(f"evaluating {done}/{total}")
+        elif done < total and self.pace.due(self.clock()):
+            self._line(f"evaluating: {_of(done, total, 'images')}")
 
     def on_scores(self, record: dict[str, Any]) -> None:
         """Shows the new mIoU."""
-        self.miou = f"mIoU {100 * record['miou']:.2f}"
-        self._update()
+        now = self.clock()
+        self.evaluation_s, self.since = now - self.since, now
+        self.done, self.miou = record["step"], f"mIoU {100 * record['miou']:.2f}"
+        self._update(self._status(), self.miou, self._left())
         if not self.console.is_terminal:
-            text = f"{self.title}: step {record['step']}  {self.miou}  {self.status}"
-            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._line(self.miou, self._status(), self._left())
+            self.pace.printed(now)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Prints what went wrong and was dealt with."""
@@ -67,8 +133,93 @@ class ProgressBar:
         elif event["event"] == "loader restarted":
             self._note(f"step {event['step']}: loader processes died and were started anew ({event['reason']})")
 
+    def _status(self) -> str:
+        """The losses and the images a second of the last steps."""
+        known = [losses for losses in self.losses if losses]
+        parts = [f"{name} {fmean(losses[name] for losses in known):.3f}" for name in (known[-1] if known else ())]
+        if seconds := self._step_s():
+            parts.append(f"{self.images_per_step / seconds:.1f} img/s")
+        return "  ".join(parts)
+
+    def _left(self) -> str:
+        if self.done is None or self.done >= self.num_steps or not (seconds := self._step_s()):
+            return ""
+        evaluations = math.ceil(self.num_steps / self.eval_every) - self.done // self.eval_every
+        return _left((self.num_steps - self.done) * seconds + evaluations * self.evaluation_s)
+
+    def _step_s(self) -> float:
+        return fmean(self.step_s) if self.step_s else self.first_step_s
+
     def _note(self, text: str) -> None:
         self.console.print(f"note: {text}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
 
-    def _update(self, completed: int | None = None) -> None:
-        self.bar.update(self.task, completed=completed, status=f"{self.status}  {self.miou}")
+    def _line(self, *parts: str) -> None:
+        step = f"step {self.done} of {self.num_steps}" if self.done is not None else ""
+        _print(self.console, self.title, step, *parts)
+
+    def _update(self, *parts: str) -> None:
+        self.bar.update(self.task, completed=self.done, status=_joined(*parts))
+
+
+@contextmanager
+def counting(
+    doing: str, console: Console, unit: str = "images", clock: Clock = time.monotonic
+) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a command is that takes one image after another.
+
+    On a terminal it draws a bar. Elsewhere it prints a line after 5 s, and then one every 12 s; none if the command is
+    done before.
+
+    Args:
+        doing: what the command does, e.g. "predicting".
+        console: where to draw or print.
+        unit: what is counted.
+        clock: gives the time, s.
+
+    Yields:
+        A function to call after each image, with the numbers of images that are done and that there are.
+    """
+    bar = Progress(
+        TextColumn(doing),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task, pace = bar.add_task(doing, total=None), _Pace(clock())
+    first: tuple[float, int] | None = None  # when the first image was done, and how many were done then
+
+    def count(done: int, total: int) -> None:
+        nonlocal first
+        now = clock()
+        first = first or (now, done)
+        bar.update(task, completed=done, total=total)
+        if not console.is_terminal and done < total and pace.due(now):
+            left = _left((now - first[0]) / (done - first[1]) * (total - done)) if done > first[1] else ""
+            _print(console, doing, _of(done, total, unit), left)
+
+    with bar:
+        yield count
+
+
+def _print(console: Console, what: str, *parts: str) -> None:
+    text = f"{what}: {_joined(*parts)}"
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
+
+
+def _of(done: int, total: int, unit: str) -> str:
+    return f"{done} of {total} {unit}"
+
+
+def _left(seconds: float) -> str:
+    """E.g. "2:10:05 left": hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left"

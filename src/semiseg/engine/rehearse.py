@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,13 @@ class Rehearsal:
     loss: float
 
 
-def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int = 3) -> Rehearsal | None:
+def rehearse(
+    recipe: Recipe,
+    dataset: Dataset,
+    runtime: Runtime,
+    steps: int = 3,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Rehearsal | None:
     """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process.
 
     Args:
@@ -51,12 +58,15 @@ def rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int = 3)
         dataset: what its data section describes.
         runtime: where to compute.
         steps: to take; the first two warm up, the others are timed.
+        on_step: told how many steps of how many are done.
     """
     with runtime.together():
-        return _rehearse(recipe, dataset, runtime, min(steps, recipe.engine.steps))
+        return _rehearse(recipe, dataset, runtime, min(steps, recipe.engine.steps), on_step)
 
 
-def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) -> Rehearsal | None:
+def _rehearse(
+    recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int, on_step: Callable[[int, int], None]
+) -> Rehearsal | None:
     cfg = recipe.engine
     method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
     stepper = Stepper(recipe, method, runtime)
@@ -77,6 +87,7 @@ def _rehearse(recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int) ->
         losses = stepper.take(step, loaded.to(runtime.device))
         loss = runtime.sum(losses.total).item()  # waits for the device
         seconds.append(time.perf_counter() - begin)
+        on_step(step + 1, steps)
         begin = time.perf_counter()
     step_s = statistics.median(seconds[_WARM_UP:] or seconds[-1:])
     train_mb = runtime.peak_memory_mb()

@@ -7,6 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 class Reporter(Protocol):
     """Receives what happens in a run."""
 
+    def on_step(self, record: dict[str, Any]) -> None:
+        """Called after each step.
+
+        Args:
+            record: `step`, i.e. completed steps; `images_per_step`; and what the method says of its losses, as far as
+                it is known without waiting for the device: of this step on a CPU, of the one before on a GPU.
+        """
+
     def on_train(self, record: dict[str, Any]) -> None:
         """Called after a training record was logged."""
 
@@ -22,6 +30,9 @@ class Reporter(Protocol):
 
 class Silent:
     """A reporter that reports nothing."""
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        """Does nothing."""
 
     def on_train(self, record: dict[str, Any]) -> None:
         """Does nothing."""
