@@ -156,7 +156,14 @@ def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
             },
             "method": {"name": method, **settings},
             "optim": {"lr": 0.2, "head_lr_factor": 2},
-            "engine": {"steps": 4, "batch_size": 2, "log_every": 2, "eval_every": 2, "save_every": 2},
+            "engine": {
+                "steps": 4,
+                "batch_size": 2,
+                "precision": "fp32",  # on every kind of CPU
+                "log_every": 2,
+                "eval_every": 2,
+                "save_every": 2,
+            },
         }
         for section, changes in sections.items():
             values[section] |= changes
