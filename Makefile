@@ -34,6 +34,7 @@ check:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # a thread for each of the two workers
 
 soak: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --machine $(MACHINE)
 
 wheel-check:

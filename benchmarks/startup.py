@@ -31,13 +31,18 @@ def start(words: tuple[str, ...]) -> None:
     assert done.returncode == (2 if words[-1].endswith(".yaml") else 0), done.stderr
 
 
-def first_step(root: Path) -> float:
-    """Measures the seconds from the start of `semiseg train` to the record of its first step, and stops it then."""
+def first_step(root: Path, *changes: str) -> float:
+    """Measures the seconds from the start of `semiseg train` to the record of its first step, and stops it then.
+
+    Args:
+        root: images as `photographs` lays them out.
+        changes: settings that are not those of the recipe, e.g. `data.crop=32`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         words = ["train", RECIPE, "--out", str(out), "--set", f"data.root={root}", "--set", "engine.log_every=1"]
         lists = [f"data.{name}={name}.txt" for name in ("labeled", "unlabeled", "val")]
-        settings = [word for name in ("data.masks=SegmentationClassAug", *lists) for word in ("--set", name)]
+        settings = [word for each in ("data.masks=SegmentationClassAug", *lists, *changes) for word in ("--set", each)]
         begin = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-m", "semiseg", *words, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,3 +1,4 @@
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -173,9 +174,11 @@ def test_errors_of_workers_arrive_in_one_line(dataset, config, workers):
         batches(dataset, changed)
     assert str(caught.value).startswith(f"{dataset.unlabeled[0].image}: not a readable image")
     assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []  # although `caught` keeps the frames of the loader
     with pytest.raises(UserError) as caught:
         list(eval_loader(dataset.val, dataset, changed))
     assert str(caught.value) == f"{dataset.val[0].image}: no such file"
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])

@@ -78,7 +78,7 @@ def small_demo(recipe: Callable[..., dict]) -> Callable[[pytest.MonkeyPatch], No
     def small(*args: Any, **kwargs: Any) -> dict[str, Any]:
         values = original(*args, **kwargs)
         values["model"] = recipe()["model"]
-        values["engine"] |= {"steps": 4, "batch_size": 2, "eval_every": 2}
+        values["engine"] |= {"steps": 4, "batch_size": 2, "eval_every": 2, "precision": "fp32"}
         values["data"] |= {"crop": 32, "workers": 0}
         return values
 

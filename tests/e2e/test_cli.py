@@ -196,8 +196,7 @@ def test_the_whole_way(semiseg, here, scenes):
     """train, evaluate and predict, with the architecture of the paper and a usual encoder."""
     done = semiseg(
         "train recipe.yaml --out runs/first --set model.architecture=deeplabv3plus --set model.encoder=resnet18 "
-        "--set 'model.options={decoder_channels: 16}' --set engine.steps=2 --set engine.eval_every=1 "
-        "--set engine.precision=bf16"
+        "--set 'model.options={decoder_channels: 16}' --set engine.steps=2 --set engine.eval_every=1"
     )
     assert (done.code, done.err) == (0, "")
     assert "6 labeled, 8 unlabeled, 4 validation images" in done.out

@@ -92,10 +92,18 @@ def test_the_same_steps_with_the_same_dropout(make, name):
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
-def test_the_same_steps_in_cpp(make, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("supervised", {"cpp.vec_isa_ok": False}),  # one network, and no programs that try the CPU's vectors first
+        pytest.param("imas", {}, marks=pytest.mark.soak),
+    ],
+)
+def test_the_same_steps_in_cpp(make, monkeypatch, name, options):
     monkeypatch.undo()
     monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
-    assert_same_steps(make("imas", True), make("imas", False), steps=3)
+    with torch._inductor.config.patch(options):
+        assert_same_steps(make(name, True), make(name, False), steps=3)
     assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > 0
 
 

@@ -40,9 +40,9 @@ def prepare(recipe, tmp_path: Path) -> Callable[..., Prepared]:
 
 @pytest.fixture(scope="module")
 def opinionated(recipe, tmp_path_factory) -> tuple[SemiMethod, Tensor]:
-    """A method whose networks see all classes, differ here and there and are seldom sure, and 40 scenes of 128 px."""
+    """A method whose networks see all classes, differ here and there and are seldom sure, and 8 scenes of 128 px."""
     root = tmp_path_factory.mktemp("precision")
-    write_scenes(root, num_train=45, num_val=1, size=128, seed=3, labeled=5)
+    write_scenes(root, num_train=13, num_val=1, size=128, seed=3, labeled=5)
     validated = config.validate(recipe("imas", data={"root": str(root)}), "recipe")
     dataset = data.load(validated.data)
     method, generator = build_method(validated, dataset.classes), fold_in(0, "opinionated")

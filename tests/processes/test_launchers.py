@@ -1,5 +1,6 @@
 """The commands that the documentation gives, with the programs that people have."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -63,10 +64,8 @@ def process(parent: int, rank: int) -> int:
     raise AssertionError("not there")
 
 
-def test_torchrun_and_accelerate(launch, tmp_path):
-    """One of torchrun's processes is killed; with accelerate, the same run goes on."""
-    run = Run(tmp_path / "run")
-    program = launch(TORCHRUN)
+def killed(program: subprocess.Popen, run: Run) -> int:
+    """Kills one of the two processes of torchrun; returns the step of the last checkpoint."""
     while not (run.exists() and len(run.metrics("train")) > 6):
         assert program.poll() is None, program.communicate()
         time.sleep(0.02)
@@ -78,7 +77,32 @@ def test_torchrun_and_accelerate(launch, tmp_path):
     )
     done = checkpoint.newest(run.checkpoints).step
     assert 5 <= done < STEPS
+    return done
 
+
+def test_torchrun(launch, tmp_path):
+    killed(launch(TORCHRUN), Run(tmp_path / "run"))
+
+
+def test_accelerate_starts_what_torchrun_starts(monkeypatch):
+    import torch.distributed.run as torchrun  # here: takes a second, which all that collect tests would wait for
+    from accelerate.commands import accelerate_cli
+
+    command = ["-m", "semiseg", "train", "recipe.yaml", "--out", "run"]
+    started: list[argparse.Namespace] = []
+    monkeypatch.setattr(torchrun, "run", started.append)
+    monkeypatch.setattr(sys, "argv", [*ACCELERATE, *command])
+    accelerate_cli.main()
+    (its,), expected = started, torchrun.parse_args([*TORCHRUN[1:], *command])
+    for name in ("training_script", "training_script_args", "module", "nproc_per_node", "max_restarts"):
+        assert getattr(its, name) == getattr(expected, name), name
+
+
+@pytest.mark.soak
+def test_torchrun_and_accelerate(launch, tmp_path):
+    """One of torchrun's processes is killed; with accelerate, the same run goes on."""
+    run = Run(tmp_path / "run")
+    done = killed(launch(TORCHRUN), run)
     program = launch(ACCELERATE)
     out, err = program.communicate(timeout=600)
     assert (program.returncode, err) == (0, "")

@@ -152,7 +152,7 @@ class _Loader(DataLoader[T], Generic[T]):
                 )
                 continue
             if isinstance(item, UserError):
-                self.close()
+                self._iterator = batches = None  # ends the workers now, whoever keeps the error and with it this frame
                 raise item
             yield item
             done, deaths = done + 1, 0
