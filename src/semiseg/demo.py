@@ -21,7 +21,7 @@ from semiseg.report import sheet, table
 from semiseg.runs import Run
 
 NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
-STEPS = 300
+STEPS = 240
 REHEARSED = 5  # steps that tell how long a training takes here
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
