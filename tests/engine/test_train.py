@@ -278,7 +278,7 @@ def test_environment(start, monkeypatch):
     assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
     assert described["machine"]["threads"] == torch.get_num_threads()
     assert described["labels"]["labeled"] == 6
-    assert described["precision"] == {"used": "fp32", "reason": "engine.precision says so", "device": "cpu"}
+    assert described["precision"] == {"used": "fp32", "reason": "set by engine.precision", "device": "cpu"}
     assert described["classes"] == {
         "names": ["ground", "disc", "box", "star", "ring", "cloth"],
         "colors": [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]],

@@ -110,7 +110,7 @@ def test_a_run_does_not_notice(here, semiseg, whole):
     assert len(told) >= 2
     assert 2 <= told[0]["step"] <= 7
     assert all("exited unexpectedly" in event["reason"] for event in told)
-    assert ended.out.count("loader processes died and were started anew") == len(told)
+    assert ended.out.count("loader processes died and were started again") == len(told)
 
 
 def test_those_that_die_again_and_again(here, semiseg, whole):
