@@ -111,7 +111,7 @@ def test_the_cost_is_measured(monkeypatch):
     assert slowdown(CPU) > 0
     clock = iter(range(1000))
     monkeypatch.setattr(precision.time, "perf_counter", lambda: float(next(clock)))
-    assert slowdown(CPU) == 1  # both take as many looks at the clock
+    assert slowdown(CPU) == 1  # both read the clock equally often
 
 
 @pytest.fixture

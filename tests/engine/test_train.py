@@ -1,4 +1,4 @@
-"""The loop's book-keeping: what is logged, evaluated and saved, and when."""
+"""The training loop: what it logs, evaluates and saves, and when."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from semiseg.runs import Run
 
 
 class Listener(reporter.Silent):
-    """Remembers what it is told."""
+    """A reporter that stores all calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []

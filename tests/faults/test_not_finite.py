@@ -1,4 +1,4 @@
-"""A loss or a weight that is no number: the run stops there, says which images it was, and nothing of it is kept."""
+"""A loss or a weight that is not finite: the run stops, names the images of the step, and does not save the step."""
 
 import json
 import math
@@ -75,7 +75,7 @@ def test_a_loss_names_its_step_and_its_images(here, semiseg, whole):
 
     assert harness.newest_step(folder / "run") == 5
     assert_all_finite(folder / "run")
-    assert semiseg(TRAIN).code == 0  # it was a fault of the machine, say
+    assert semiseg(TRAIN).code == 0  # e.g. the fault was one of the machine
     assert harness.differences(harness.left_behind(folder / "run"), whole) == []
 
 
