@@ -31,7 +31,7 @@ def test_only_the_engine_knows_about_processes():
 
 
 def test_a_step_never_waits_for_the_device():
-    """Checks the modules that run on the device. Intensity operations may read their own draws, which are on the CPU."""
+    """Checks the modules that run on the device. Intensity operations may read their draws, which are on the CPU."""
     waits = {"item", "cpu", "tolist", "numpy", "synchronize"}
     modules = (
         "methods/",

@@ -306,7 +306,7 @@ def test_hardness_scale(make):
 
 
 def test_hardness_every(make):
-    """The student predicts in every third step. In the others the last agreement scales the teacher's confident ratio."""
+    """The student predicts in every third step. In others the last agreement scales the teacher's confident ratio."""
     exact, cheap = make(), make(hardness_every=3)
     looked: list[int] = []
     cheap.student.register_forward_pre_hook(lambda m, args: looked.append(step) if not m.training else None)
