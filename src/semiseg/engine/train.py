@@ -212,7 +212,7 @@ class _Training:
         floats = [value for value in self.method.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in floats]).all():
             raise NotFiniteError(
-                f"{self.run.path}: weights are no finite numbers any more after step {self.done}; lower optim.lr, or "
+                f"{self.run.path}: weights are not finite after step {self.done}; lower optim.lr, or "
                 "use engine.precision: bf16 or fp32; earlier checkpoints are kept"
             )
         self.run.sync()
