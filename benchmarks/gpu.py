@@ -1,8 +1,10 @@
-"""Everything that needs a GPU in at most nine minutes, the most valuable first.
+"""Runs all benchmarks that need a GPU in at most nine minutes, the most valuable first.
 
-python benchmarks/gpu.py [--peer NAME=PATH] [--data VOC-MINI] [--minutes 9] [--suite NAME]; with --rehearse the
-same code runs tiny on the CPU, with --out for its meaningless figures. Each suite's results are written when it ends.
-`benchmarks/carry.py` makes a folder with all that a bare machine needs for it.
+python benchmarks/gpu.py [--peer NAME=PATH] [--data VOC-MINI] [--minutes 9] [--suite NAME]
+
+With --rehearse the same code runs on the CPU with tiny sizes; its figures mean nothing, so name a folder for them with
+--out. The results of a suite are written when the suite ends. `benchmarks/carry.py` makes a folder with everything that
+a bare machine needs for this script.
 """
 
 import argparse
@@ -37,20 +39,20 @@ STEPS, CLASSES, ALLOWED = 10, 5, 1e-4
 
 @dataclass(frozen=True)
 class Entry:
-    """A suite of the list."""
+    """One suite of the list."""
 
     suite: str
     title: str
     measure: Callable[[common.Settings, common.Results], None]
-    seconds: float  # at most; infinite: all that is left
+    seconds: float  # at most; infinite: all the time that is left
 
 
 class OutOfTimeError(Exception):
-    """The time of a suite is over."""
+    """The time of a suite has run out."""
 
 
 def correctness(run: common.Settings, results: common.Results) -> None:
-    """Takes the same steps on both devices, with unlabeled images that count."""
+    """Takes the same steps on both devices, with unlabeled images that contribute to the loss."""
     side, batch, encoder = run.size((129, 4, "resnet18"), (129, 4, "resnet18"), (33, 2, "tu-test_efficientnet"))
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS}
     rows = [steps(torch.device("cpu"), encoder, batch, side), steps(run.device, encoder, batch, side)]
@@ -64,9 +66,9 @@ def correctness(run: common.Settings, results: common.Results) -> None:
 
 
 class InDoublePrecision(nn.Module):
-    """A network that computes in fp64: rounding, which training enlarges, cannot pass for an error or hide one.
+    """A network that computes in fp64, so that rounding errors, which grow in training, stay far below real errors.
 
-    It has no dropout, which draws other numbers on a GPU than on a CPU.
+    It has no dropout, because dropout draws other numbers on a GPU than on a CPU.
     """
 
     def __init__(self, encoder: str) -> None:
@@ -77,25 +79,25 @@ class InDoublePrecision(nn.Module):
             self.network = build.build(config, CLASSES).double()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits in fp32, as the method expects them, larger than those of a fresh network: some are confident."""
+        """Computes fp32 logits, as the method expects them. The factor makes some pixels of a new network confident."""
         return 8 * self.network(image.double()).float()
 
 
 def steps(device: torch.device, encoder: str, batch: int, side: int) -> list[Losses]:
-    """Losses of the same steps on a device."""
+    """Takes the steps on a device and returns their losses."""
     ours = step.Ours(device, num_classes=CLASSES, threshold=0.3, lr=1e-5, network=lambda: InDoublePrecision(encoder))
     loaded = step.loaded_batch(batch, side, CLASSES, device)
     return [ours.take(turned(loaded, number)) for number in range(STEPS)]
 
 
 def turned(loaded: LoadedBatch, number: int) -> LoadedBatch:
-    """Another batch for each step, the same on every device."""
+    """Makes the batch of a step from one batch. It is the same on every device."""
     return replace(loaded, image=loaded.image.roll(number, -1), label=loaded.label.roll(number, -1),
                    weak=loaded.weak.roll(number, -2))  # fmt: skip
 
 
 def entry(suite: str, module: Any, seconds: float) -> Entry:
-    """A suite that is a module of its own."""
+    """Makes the entry of a suite that is a module."""
     return Entry(suite, common.title(str(module.__doc__)), module.measure, seconds)
 
 
@@ -111,7 +113,7 @@ LIST = (
 
 
 def run_all(settings: common.Settings, minutes: float, entries: tuple[Entry, ...]) -> list[Path]:
-    """Every suite in order. One that fails or takes too long leaves what it has, and a note; the next one follows."""
+    """Runs the suites in order. If one fails or takes too long, its results so far are written, with a note."""
     end = time.monotonic() + minutes * 60
     signal.signal(signal.SIGALRM, _out_of_time)
     paths = []
@@ -127,7 +129,7 @@ def run_all(settings: common.Settings, minutes: float, entries: tuple[Entry, ...
 
 
 def run_one(settings: common.Settings, each: Entry, left: float) -> Path:
-    """Measures one suite and writes its results, whatever happens in between."""
+    """Measures one suite and writes its results, also after an error."""
     assert settings.seconds is not None
     begin, results = time.monotonic(), common.Results(settings)
     print(f"== {each.suite}: {each.title} ({settings.seconds:.0f} of {left:.0f} seconds left)", flush=True)
@@ -138,7 +140,7 @@ def run_one(settings: common.Settings, each: Entry, left: float) -> Path:
         results.note(f"Cut off after {settings.seconds:.0f} s: what is missing was not measured.")
     except torch.OutOfMemoryError as error:
         results.note(f"Cut off, out of memory: {str(error).splitlines()[0]}")
-    except Exception as error:  # the other suites are worth having
+    except Exception as error:  # the other suites still run
         traceback.print_exc()
         results.note(f"Failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     finally:
@@ -152,10 +154,10 @@ def _out_of_time(signum: int, frame: FrameType | None) -> Any:
 
 
 def arguments(words: list[str] | None = None) -> tuple[common.Settings, float, tuple[Entry, ...]]:
-    """Settings, minutes and suites.
+    """Reads settings, minutes and suites from the command line.
 
     Raises:
-        UserError: there is no GPU, and this is no rehearsal.
+        UserError: there is no GPU, and --rehearse is not set.
     """
     parser = argparse.ArgumentParser(description=common.title(str(__doc__)))
     common.add_arguments(parser)
@@ -174,7 +176,7 @@ def arguments(words: list[str] | None = None) -> tuple[common.Settings, float, t
 
 
 def main() -> None:
-    """Runs everything and prints where each target stands."""
+    """Runs the suites and prints for each target whether it is met."""
     try:
         settings, minutes, entries = arguments()
         paths = run_all(settings, minutes, entries)

@@ -10,7 +10,7 @@ from semiseg.engine.runtime import Precision
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """The whole batch in one forward pass, then in halves, quarters ..."""
+    """Measures the whole batch in one forward pass, then in halves, quarters ..."""
     side, batch, encoder = run.size((129, 4, "resnet50"), (513, 16, "resnet50"), (33, 4, "tu-test_efficientnet"))
     precision: Precision = "bf16" if run.device.type == "cuda" else "fp32"
     loaded = step.loaded_batch(batch, side, 21, run.device)

@@ -1,6 +1,6 @@
 """What a GPU alone can show, in a process group of one: NCCL, SyncBN and fp16 beside fp32.
 
-python benchmarks/smoke.py [--device cuda]; on a CPU gloo, plain batch norm and bf16 stand in.
+python benchmarks/smoke.py [--device cuda]; on a CPU it uses gloo, plain batch norm and bf16 instead.
 """
 
 import json
@@ -25,11 +25,12 @@ from semiseg.models import build
 from semiseg.rng import seeded
 
 STEPS, LEARNING_RATE = 10, 1e-4
-ALLOWED = {"synchronized": 1e-3, "low precision": 5e-2}  # relative difference of any loss; rounding grows in training
+# Relative difference of a loss; rounding errors grow in training.
+ALLOWED = {"synchronized": 1e-3, "low precision": 5e-2}
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Takes the same steps alone and inside a process group."""
+    """Takes the same steps in a process group: in fp32, with SyncBN, and in low precision."""
     side, batch, encoder = run.size((65, 4, "resnet18"), (257, 8, "resnet50"), (33, 2, "tu-test_efficientnet"))
     low = "fp16" if run.device.type == "cuda" else "bf16"
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS,
@@ -52,10 +53,10 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
 
 def in_a_group(task: dict[str, Any]) -> dict[str, Any]:
-    """What `main` finds in a process that is the first and only one of its group.
+    """Runs `task` in a new process that is the only one of its group, and returns its result.
 
     Raises:
-        RuntimeError: it fails; with the last line that it said.
+        RuntimeError: the process fails. The message is its last line on stderr.
     """
     with closing(socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,7 +72,7 @@ def in_a_group(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def task(device: str, encoder: str, side: int, batch: int, low: Any) -> dict[str, Any]:
-    """The steps, inside a process group, in full fp32: TF32 rounds so much that it alone makes a difference of 1e-3."""
+    """Takes the steps in a process group, in full fp32. TF32 is off: its rounding alone makes a difference of 1e-3."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     where = torch.device(device)
     loaded = loaded_batch(batch, side, 21, where)
@@ -86,7 +87,7 @@ def task(device: str, encoder: str, side: int, batch: int, low: Any) -> dict[str
         return timm.layers.convert_sync_batchnorm(net) if synchronized else net
 
     settings: dict[str, Any] = {"encoder": encoder, "lr": LEARNING_RATE, "threshold": 0.2}
-    synchronized = where.type == "cuda"  # torch has none for a CPU
+    synchronized = where.type == "cuda"  # torch has no SyncBN for a CPU
     low_precision = Ours(where, network=lambda: network(False), precision=low, **settings)
     found = {
         "alone": losses(Ours(where, network=lambda: network(False), **settings)),
@@ -96,7 +97,8 @@ def task(device: str, encoder: str, side: int, batch: int, low: Any) -> dict[str
         "backend": dist.get_backend(),
     }
     scale = low_precision.stepper.runtime.scaler_state().get("scale")
-    found["left out"] = 0.0 if scale is None else math.log2(2.0**16 / scale)  # each halves the scale; none grew yet
+    # Each skipped step halves the scale. So few steps never raise it.
+    found["left out"] = 0.0 if scale is None else math.log2(2.0**16 / scale)
     values = torch.randn(1 << 20, device=where)
     summed = values.clone()
     dist.all_reduce(summed)

@@ -17,10 +17,10 @@ from semiseg import api, config
 from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
 
-METHODS = {"supervised": "{name: supervised}", "iMAS": None}  # None: as the recipe has it
+METHODS = {"supervised": "{name: supervised}", "iMAS": None}  # None: the method of the recipe
 RECIPE, EVALUATIONS = "voc-mini-gpu", 5
-OVERHEAD_S = 15.0  # of a run, beyond steps and evaluations
-SPARE = 0.9  # of the time is planned for; what is left absorbs a slow evaluation or loader
+OVERHEAD_S = 15.0  # time of a run without steps and evaluations
+SPARE = 0.9  # share of the time that is planned; the rest is for slow evaluations or loading
 TINY = (
     "engine.batch_size=2", "data.crop=32", "data.long_side=32", "data.workers=0",
     "model={architecture: unet, encoder: tu-test_efficientnet, weights: null}",
@@ -29,7 +29,7 @@ TINY = (
 
 @contextmanager
 def recipes(run: common.Settings) -> Iterator[dict[str, Recipe]]:
-    """The recipe of each method; without --data on drawn scenes."""
+    """Makes the recipe of each method. Without --data it uses drawn scenes."""
     common_to_all = ["model.encoder=tu-tf_efficientnet_lite0", f"engine.device={run.device.type}"]
     common_to_all += [f"data.workers={max(1, min(12, (os.cpu_count() or 1) - 2))}", *(TINY if run.tiny else ())]
     with photographs(None, 24) as drawn:
@@ -45,10 +45,10 @@ def recipes(run: common.Settings) -> Iterator[dict[str, Recipe]]:
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Finds out how long a step takes, then trains each method for the same number of steps.
+    """Measures how long a step takes, then trains each method for the same number of steps.
 
     Raises:
-        UserError: no time was given, or not enough for a single step.
+        UserError: no time was given, or too little time for the evaluations and a few steps.
     """
     if run.seconds is None:
         raise UserError("--seconds: is missing; name the seconds that both trainings may take together")
@@ -85,14 +85,14 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
 
 def report(results: common.Results, name: str, finished: api.Run) -> None:
-    """mIoU over the course of a run, and its speed."""
+    """Adds mIoU over the course of a run, and its speed."""
     scores, records = finished.metrics("val"), finished.metrics("train")
     last, best = finished.last(), finished.best()
     assert last is not None
     assert best is not None
     results.figure(f"{name}, mIoU, last", "1", last["miou"])
     results.figure(f"{name}, mIoU, best", "1", best["miou"])
-    later = records[len(records) // 5 :]  # the first ones wait for kernels and loader processes
+    later = records[len(records) // 5 :]  # the first ones are slow: kernels and loader processes start
     results.figure(f"{name}, images a second", "images/s", *(record["images_per_second"] for record in later))
     results.figure(f"{name}, share of waiting for images", "1", *(record["waited"] for record in later))
     results.figure(f"{name}, memory", "MB", max(record["peak_memory_mb"] for record in records))

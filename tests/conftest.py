@@ -35,7 +35,7 @@ def _checked(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
             if is_dataclass(defined) and "__init__" in vars(defined):
                 defined.__init__ = beartype(defined.__init__)
             return defined
-        inner = "<locals>" in defined.__qualname__  # defined anew at each call of a function: too slow
+        inner = "<locals>" in defined.__qualname__  # defined again at each call of a function: too slow
         return defined if inner else beartype(defined)
 
     return checked

@@ -130,7 +130,7 @@ def test_a_run_can_be_moved(tmp_path, trained):
 
 
 def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
-    """A folder with weights and state.json, from a stranger: what its recipe names is not imported."""
+    """A checkpoint from somebody else: modules that its recipe names are not imported."""
     (best,) = (trained / "checkpoints").glob("best-*")
     alone = shutil.copytree(best, tmp_path / "theirs")
     state = json.loads((alone / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""What keeps the house in order and no linter checks. Layers: import-linter, `make check`."""
+"""Rules on the source code that no linter checks. `make check` checks the layers with import-linter."""
 
 import ast
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ def test_only_the_engine_knows_about_processes():
 
 
 def test_a_step_never_waits_for_the_device():
-    """In what a step runs through on the device; the intensity operations look at their own draws, on the CPU."""
+    """Checks the modules that run on the device. Intensity operations may read their draws, which are on the CPU."""
     waits = {"item", "cpu", "tolist", "numpy", "synchronize"}
-    rooms = (
+    modules = (
         "methods/",
         "hardness.py",
         "losses.py",
@@ -47,7 +47,7 @@ def test_a_step_never_waits_for_the_device():
     found = [
         f"{name}:{node.lineno} {ast.unparse(node)}"
         for name, tree in MODULES.items()
-        if name.startswith(rooms)
+        if name.startswith(modules)
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in waits
     ]

@@ -176,10 +176,10 @@ def test_a_start_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
     assert run.unlabeled() == ["a"]
 
 
-def test_the_diary(run):
+def test_events(run):
     run.event("started", 0, processes=2)
     run.event("skipped", 7, files=["a.png: gone"])
-    run.rewind(0)  # it tells what happened, also to steps that were taken again
+    run.rewind(0)  # it keeps all events, also those of steps that were taken again
     started, skipped = run.events()
     assert (started["event"], started["step"], started["processes"]) == ("started", 0, 2)
     assert (skipped["step"], skipped["files"]) == (7, ["a.png: gone"])

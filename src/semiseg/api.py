@@ -1,4 +1,4 @@
-"""What the command line does, for Python: train, rehearse, evaluate, load, predict."""
+"""The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,26 +34,26 @@ def train(
     overrides: Iterable[str] = (),
     console: Console | None = None,
 ) -> Run:
-    """Trains a recipe into the run directory `out`, or goes on with it where it stopped.
+    """Trains a recipe into the run directory `out`, or resumes the run in it.
 
     Args:
-        recipe: a recipe, or the path or the name of one.
-        out: run directory; new, or one that was started with the same recipe.
-        overrides: settings on top of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
-        console: where progress is shown; nowhere if not given.
+        recipe: a recipe, or its path or name.
+        out: run directory: a new one, or one that was started with the same recipe.
+        overrides: settings that replace those of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
+        console: shows the progress. None: nothing is shown.
 
     Raises:
-        UserError: whatever is wrong with recipe, data or run directory, before the first step where it can be known.
+        UserError: recipe, data or run directory are wrong. Most mistakes are found before the first step.
     """
     recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
-    goes_on = run.exists()
-    if goes_on and recipe.engine.precision == "auto":
+    resumes = run.exists()
+    if resumes and recipe.engine.precision == "auto":
         recipe = recipe.computed_in(config.load(run.config).engine.precision)
-    recipe, runtime, console = _ready(recipe, console, goes_on)
+    recipe, runtime, console = _ready(recipe, console, resumes)
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            open_run = _go_on if run.exists() else _start
+            open_run = _resume if run.exists() else _start
             open_run(run, recipe, dataset, runtime, console)
     with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
         train_recipe(recipe, dataset, run, bar, runtime)
@@ -63,16 +63,16 @@ def train(
 def rehearse(
     recipe: Recipe | Path | str, overrides: Iterable[str] = (), console: Console | None = None, steps: int = 3
 ) -> Rehearsal | None:
-    """Checks what `train` would check, takes real steps and evaluates an image; leaves nothing on disk.
+    """Makes the checks of `train`, takes real steps and evaluates an image. It writes nothing to disk.
 
     Args:
-        recipe: a recipe, or the path or the name of one.
-        overrides: settings on top of the recipe.
-        console: where the labels are counted and progress is shown; nowhere if not given.
-        steps: real steps to take.
+        recipe: a recipe, or its path or name.
+        overrides: settings that replace those of the recipe.
+        console: shows the numbers of images and the progress. None: nothing is shown.
+        steps: number of real steps to take.
 
     Returns:
-        What the run would need; None but on the first of several processes.
+        What the run would need; None on all processes but the first.
 
     Raises:
         UserError: as `train`.
@@ -81,7 +81,7 @@ def rehearse(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _tell(labels(dataset), _check(recipe, dataset, runtime, console), console)
+            _print_counts(labels(dataset), _check(recipe, dataset, runtime, console), console)
     with counting("trying", console, "steps") as count:
         return rehearse_recipe(recipe, dataset, runtime, steps, count)
 
@@ -91,18 +91,18 @@ def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
     return config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
 
 
-def _ready(recipe: Recipe, console: Console | None, goes_on: bool = False) -> tuple[Recipe, Runtime, Console]:
-    """Sets up device and precision and says what they are; the recipe gets the precision in place of `auto`."""
+def _ready(recipe: Recipe, console: Console | None, resumes: bool = False) -> tuple[Recipe, Runtime, Console]:
+    """Sets up device and precision and prints them. The returned recipe has the precision in place of `auto`."""
     runtime = Runtime(recipe.engine.device, recipe.engine.precision)
     console = console if console is not None and runtime.is_main else Console(quiet=True)
-    _say(console, f"computing on {runtime.where()} in {runtime.precision}: {runtime.reason}")
+    _print(console, f"computing on {runtime.where()} in {runtime.precision}: {runtime.reason}")
     if not console.quiet and (slow := emulation(runtime.precision, runtime.device)):
-        advice = "this run goes on in it; a new one with another --out and" if goes_on else "it is obeyed;"
+        advice = "this run goes on in it; a new one with another --out and" if resumes else "it is obeyed;"
         _note(console, f"{slow}; {advice} engine.precision=fp32 is faster")
     return recipe.computed_in(runtime.precision), runtime, console
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -111,7 +111,7 @@ def _note(console: Console, text: str) -> None:
 
 
 def folder(path: Path) -> Path:
-    """`path`, once it is sure that no file stands in the way of a folder there."""
+    """Returns `path` after checking that a folder can be there, i.e. that neither it nor a parent is a file."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place}: is a file; name a folder with --out")
@@ -129,8 +129,8 @@ _FREE = (
 )
 
 
-def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
-    """Makes sure that the run is one of this recipe. Settings that leave the result as it is may have changed."""
+def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+    """Checks that the run has this recipe. Settings that do not change the result may differ."""
     recipe.engine.part_size(runtime.world_size)
     changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
     if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
@@ -151,21 +151,21 @@ def _go_on(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
         run.event("changed", newest.step if newest else 0, settings=changed)
     last = run.last()
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
-    says = "is complete, nothing is left to train" if complete else "going on with this run"
-    _say(console, f"{run.path}: {says}")
+    state = "is complete, nothing is left to train" if complete else "going on with this run"
+    _print(console, f"{run.path}: {state}")
 
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
-    """Makes the run directory, once everything is right that can be known before the first step."""
+    """Checks recipe and data, then makes the run directory."""
     warnings = _check(recipe, dataset, runtime, console)
     run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
-    _tell(labels(dataset), warnings, console)
+    _print_counts(labels(dataset), warnings, console)
 
 
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
-    train_loader(  # refuses a method that needs unlabeled images if there are none
+    train_loader(  # an error if the method needs unlabeled images and there are none
         dataset,
         recipe.data,
         batch_size=recipe.engine.batch_size,
@@ -178,9 +178,9 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console)
         return check(dataset, recipe.data, on_image=count)
 
 
-def _tell(images: dict[str, Any], warnings: list[str], console: Console) -> None:
+def _print_counts(images: dict[str, Any], warnings: list[str], console: Console) -> None:
     protocol = f", the published partition {images['published']}" if images["published"] else ""
-    _say(
+    _print(
         console,
         f"{images['labeled']} labeled, {images['unlabeled']} unlabeled, {images['val']} validation images; "
         f"partition {images['partition']}{protocol}",
@@ -194,12 +194,12 @@ def _names(dataset: Dataset) -> list[str]:
 
 
 def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predictor:
-    """The trained network of a run, ready for images.
+    """Loads the trained network of a run.
 
     Args:
-        run: run directory, or the folder of one checkpoint, which is enough by itself.
+        run: run directory, or the folder of one checkpoint. A checkpoint needs no other file of its run.
         which: `best` or `last` checkpoint of a run.
-        device: where it computes.
+        device: where to compute.
     """
     if (Path(run) / "state.json").is_file():
         return make_predictor(checkpoint.read(Path(run)), device)
@@ -213,17 +213,17 @@ def evaluate(
     overrides: Iterable[str] = (),
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
-    """Scores of a run's checkpoint on its validation images, or on those that `overrides` name.
+    """Computes the scores of a run's checkpoint on its validation images, or on those that `overrides` name.
 
-    Computes in the precision of the run, so that the last checkpoint gets the scores that training logged last.
+    It computes in the precision of the run, so the scores of the last checkpoint equal the last ones in metrics.jsonl.
 
     Args:
         run: run directory.
         which: `best` or `last` checkpoint.
-        device: where it computes.
-        overrides: settings on top of the run's recipe, e.g. `["data.val=splits/test.txt"]`; those of data,
-            engine.evaluate and engine.precision.
-        on_image: told how many images of how many are done.
+        device: where to compute.
+        overrides: settings that replace those of the run's recipe, e.g. `["data.val=splits/test.txt"]`. Only settings
+            of data, engine.evaluate and engine.precision are allowed.
+        on_image: called with the number of images that are done and the number of all images.
     """
     opened, changes = Run(Path(run)).open(), list(overrides)
     recipe = config.load(opened.config, changes)
@@ -255,7 +255,7 @@ def predict(
     device: Device = "auto",
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Writes an index mask and an overlay for each image; returns how many images there were."""
+    """Writes an index mask and an overlay for each image. Returns the number of images."""
     return predict_files(load(run, which, device), Path(images), folder(Path(out)), on_image)
 
 
@@ -270,16 +270,16 @@ def partitions(
     """Draws nested, class-covering label partitions of a recipe's labeled images and writes them as lists.
 
     Args:
-        recipe: path or name of a recipe; only its data section counts. `data.labeled=null` draws from all that have a
-            mask.
+        recipe: path or name of a recipe; only its data section counts. With `data.labeled=null` the images are drawn
+            from all that have a mask.
         out: folder for `labeled_N.txt` and `unlabeled_N.txt`; existing lists are never overwritten.
         sizes: numbers of images (whole numbers), or fractions below 1.
         seed: another seed gives other partitions.
-        overrides: settings on top of the recipe.
-        console: where progress and each partition's hash are shown.
+        overrides: settings that replace those of the recipe.
+        console: shows the progress and the hash of each partition. None: nothing is shown.
 
     Returns:
-        the files written.
+        The files that were written.
     """
     changes = list(overrides)
     dataset = data.load(config.load(Path(recipe), changes).data)

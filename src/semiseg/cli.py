@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command needs them, so that help comes at once."""
+"""The command line. Commands import torch only when they need it, so `--help` is fast."""
 
 import io
 import os
@@ -36,7 +36,7 @@ SetData = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. data.root=photos. Repeatable."),
 ]
 Which = Annotated[str, typer.Option("--checkpoint", help="best (by validation mIoU) or last.")]
-_PATIENCE_S = 10.0  # that another process waits before it says what the first would have said
+_PATIENCE_S = 10.0  # how long the other processes wait for the first one to report an error
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
@@ -71,7 +71,7 @@ def train(
     """Train a recipe, or go on with a run that was interrupted."""
     from semiseg import recipe_file
 
-    recipe_file.read(recipe)  # what is wrong with the file is told before torch is loaded
+    recipe_file.read(recipe)  # reports mistakes in the file before torch is loaded
     from semiseg import api
     from semiseg.report import table
 
@@ -192,7 +192,7 @@ def partitions(
 
 
 def _counting(doing: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """Shows how many images are done, on the first process."""
+    """Shows how many images are done. Only the first process shows it."""
     from semiseg.engine.progress import counting
 
     return counting(doing, Console(quiet=not _is_first_process()))
@@ -200,7 +200,7 @@ def _counting(doing: str) -> AbstractContextManager[Callable[[int, int], None]]:
 
 @contextmanager
 def _stoppable(advice: str = "") -> Iterator[None]:
-    """Ctrl-C is one line on stderr, too."""
+    """Turns Ctrl-C and SIGTERM into one line on stderr and an exit code."""
     try:
         yield
     except Interrupted as error:
@@ -224,30 +224,33 @@ def _is_first_process() -> bool:
 
 
 def _complain(message: str) -> None:
-    """One line on stderr whatever the message holds, and whatever the number of processes.
+    """Prints an error as one line on stderr.
 
-    What steers a terminal is spelled out, what is long is cut. What is wrong for all processes the first one says, and
-    its launcher ends the others then. If they ended at once, the launcher might end the first one before it spoke; one
-    that waits in vain is the only one with something to say.
+    Control characters are escaped, and a long message is shortened.
+
+    If all processes have the same error, only the first process should print it. The launcher ends all processes when
+    one of them fails. So the other processes wait here: the first one prints the error and ends, and the launcher then
+    ends the waiting ones. If a process has waited the whole time, the first process had no error, and the waiting
+    process prints its own.
     """
     if not _is_first_process() and not message.startswith("process "):
         time.sleep(_PATIENCE_S)
         message = f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}: {message}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     cut = line if len(line) < 2000 else f"{line[:1000]} ... {line[-500:]}"
-    sys.stderr.write(f"semiseg: {cut}\n")  # in one go: other processes write there, too
+    sys.stderr.write(f"semiseg: {cut}\n")  # one call of write, because other processes write to stderr, too
 
 
-_NO_MEMORY = ("out of memory", "out of shared memory", "allocate memory")  # in the words of torch, on each device
-_UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it, as the version has it
+_NO_MEMORY = ("out of memory", "out of shared memory", "allocate memory")  # in torch's messages, on each device
+_UsageError: Any = typer.BadParameter.__base__  # from click, or from the copy of click inside newer typer
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    """Runs the command line. A user's mistake gives one line on stderr and exit code 2, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files: they are read, or refused in a line of ours
-    training = sys.argv[1:2] == ["train"]  # its loop stops with care, and there is nothing to lose before and after it
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may have bytes that are no text
+    warnings.filterwarnings("ignore", module="PIL")  # our own messages report files that cannot be read
+    training = sys.argv[1:2] == ["train"]  # the loop saves before it stops; before and after it nothing can be lost
     try:
         with leaving_at_once("; the same command goes on", _is_first_process()) if training else nullcontext():
             sys.exit(app(prog_name="semiseg", standalone_mode=False))
@@ -255,7 +258,7 @@ def main() -> None:
         _complain(str(error))
     except _UsageError as error:
         says = " ".join(error.format_message().split())
-        if says:  # nothing where no command was given: then the help has been printed
+        if says:  # empty if no command was given; the help has been printed then
             _complain(f"{says.removesuffix('.')}; see {error.ctx.command_path if error.ctx else 'semiseg'} --help")
     except typer.Abort:
         _complain("aborted: the input ended")

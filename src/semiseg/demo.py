@@ -1,7 +1,7 @@
-"""`semiseg demo`: the whole way from image files to a comparison, in a few minutes on a CPU and without a download.
+"""Runs `semiseg demo`: from image files to a comparison, in a few minutes on a CPU and without a download.
 
-Scenes are drawn and written to disk as ordinary image and mask files, a few of them with masks. Supervised training
-and iMAS then start from the same initial weights and take the same number of optimizer steps on the same labels.
+The demo draws scenes and writes them to disk as image files, a few of them with mask files. Supervised training and
+iMAS then start from the same initial weights and take the same number of optimizer steps on the same labels.
 """
 
 import math
@@ -22,7 +22,7 @@ from semiseg.runs import Run
 
 NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
 STEPS = 240
-REHEARSED = 5  # steps that tell how long a training takes here
+REHEARSED = 5  # number of steps to estimate the time of a training from
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
     "iMAS": {"name": "imas", "threshold": 0.9, "ema_decay": 0.98},
@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The demo's recipe as plain values; the demo writes it to each run's config.yaml."""
+    """Returns the demo's recipe as plain values. The demo writes it to each run's config.yaml."""
     return {
         "data": {
             "layout": "folder",
@@ -46,7 +46,8 @@ def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
         "model": {
             "encoder": "tu-tf_efficientnet_lite0",
             "weights": "lite",
-            "options": {"encoder_depth": 4, "decoder_channels": 64, "decoder_atrous_rates": [2, 4, 6]},  # small images
+            # for small images
+            "options": {"encoder_depth": 4, "decoder_channels": 64, "decoder_atrous_rates": [2, 4, 6]},
         },
         "method": method,
         "optim": {"lr": 0.02, "head_lr_factor": 5.0},
@@ -55,15 +56,15 @@ def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
-    """Draws scenes, trains twice, prints a table and writes a picture; returns the runs.
+    """Draws scenes, trains twice, prints a table and writes a picture. Returns the runs.
 
     Args:
-        out: folder to write into, by default the first of semiseg-demo, semiseg-demo-2, ... that does not exist.
-        seed: of scenes, initial weights, order and augmentation.
+        out: folder to write into. None: the first of semiseg-demo, semiseg-demo-2, ... that does not exist.
+        seed: seed of scenes, initial weights, order and augmentation.
         console: where to print.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder is not empty.
     """
     out = api.folder(out or _free(Path("semiseg-demo")))
     if out.exists() and any(out.iterdir()):
@@ -98,7 +99,7 @@ def minutes(recipes: Iterable[Recipe]) -> str:
 
 
 def draw(out: Path, runs: dict[str, Run]) -> Path:
-    """The demo's picture: validation images with their predictions, the easiest and the hardest unlabeled images."""
+    """Writes demo.png: validation images with predictions, and the easiest and the hardest unlabeled images."""
     scenes = out / "scenes"
     names = [f"{index:04d}" for index in range(6)]
     for run in runs.values():
@@ -126,7 +127,7 @@ def draw(out: Path, runs: dict[str, Run]) -> Path:
 
 
 def mean_hardness(run: Run) -> dict[str, float]:
-    """Mean hardness of each unlabeled image over the second half of a run, by its name."""
+    """Computes the mean hardness of each unlabeled image over the second half of a run, by name."""
     last = max(step for step, _, _ in run.hardness())
     seen: dict[str, list[float]] = defaultdict(list)
     for step, name, hardness in run.hardness():
@@ -136,7 +137,7 @@ def mean_hardness(run: Run) -> dict[str, float]:
 
 
 def _free(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3`, ... that does not exist."""
+    """Returns `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1

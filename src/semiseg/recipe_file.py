@@ -1,6 +1,7 @@
-"""A recipe's YAML as plain values: a stranger's file executes nothing, and ends soon and small.
+"""Finds the YAML file of a recipe and reads it as plain values.
 
-Nothing heavy is imported here, so that the command line can look at a recipe before it loads torch.
+Reading executes no code from the file, and takes little time and memory, even if the file comes from somebody else.
+This module does not import torch, so the command line can check a recipe before it loads torch.
 """
 
 import difflib
@@ -62,10 +63,10 @@ def write(name: str, out: Path) -> None:
 
 
 def find(recipe: Path) -> Path:
-    """The file of a recipe: a file of the user's, or the one that comes with semiseg under this name.
+    """Returns the file of a recipe: a file of the user, or the recipe of this name that comes with semiseg.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is no such recipe.
     """
     if recipe.is_file():
         return recipe
@@ -89,13 +90,13 @@ def run_name(recipe: Path) -> str:
 
 
 def read(path: Path) -> dict[Any, Any]:
-    """The values in a recipe, not yet validated.
+    """Reads the values of a recipe. It does not validate them.
 
     Args:
         path: a file, or the name of a recipe that comes with semiseg.
 
     Raises:
-        UserError: there is no such recipe, or it is not YAML, or no mapping.
+        UserError: there is no such recipe, it is not YAML, or its YAML is not a mapping.
     """
     path = find(path)
     values = parse(read_text(path, "a recipe", _MOST_BYTES), str(path))
@@ -105,16 +106,17 @@ def read(path: Path) -> dict[Any, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that YAML text stands for; `where` stands at the head of error messages.
+    """Returns the value of a YAML text. Error messages begin with `where`.
 
     Raises:
-        UserError: it is not YAML, or YAML that no recipe needs: aliases, a key twice, endless numbers, deep nesting.
+        UserError: the text is not YAML, or it uses what no recipe needs: aliases, a key twice, numbers of very many
+            digits, deep nesting.
     """
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise UserError(f"{where}: is nested too deeply; a recipe has sections, keys and values") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two of dates and numbers that are none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two come from invalid dates and numbers
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
@@ -127,7 +129,7 @@ def _closest(name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values, without that in YAML which grows: a few lines of aliases of aliases are terabytes."""
+    """Loads plain values, but no aliases: a few lines with aliases of aliases can become terabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

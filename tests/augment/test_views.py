@@ -53,7 +53,7 @@ def test_normalization_by_hand():
 @settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_strong_views_are_aligned_with_the_weak_view(seed):
-    """A bright rectangle off the center: far from its border nothing in the pool can tell its pixels apart."""
+    """A bright rectangle off the center. Far from its border all operations treat its pixels alike."""
     weak = torch.full((6, 3, 48, 40), 60, dtype=torch.uint8)
     weak[..., 4:24, 2:22] = torch.tensor([200, 160, 180], dtype=torch.uint8)[:, None, None]
     outside = torch.ones(48, 40, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What the comparison of libraries rests on."""
+"""Checks of the comparison of image libraries."""
 
 from pathlib import Path
 from types import SimpleNamespace

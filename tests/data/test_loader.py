@@ -105,7 +105,7 @@ def test_images_and_labels_are_aligned(dataset, config, write, channel):
         assert ((batch.image[:, channel].int() - 8 * batch.label.int()).abs()[inner] <= 6).all()
 
 
-def test_every_turn_is_augmented_anew(dataset, config):
+def test_every_turn_has_its_own_augmentation(dataset, config):
     one = replace(dataset, labeled=dataset.labeled[:1], unlabeled=dataset.unlabeled[:1])
     batch = batches(one, config, batch_size=8, num_steps=1)[0]
     assert len({tuple(image.flatten().tolist()) for image in batch.image}) == 8
@@ -139,7 +139,7 @@ def test_padding_has_the_color_that_the_recipe_names(dataset, config):
 
 @pytest.mark.parametrize("val_long_side", ["same", None, 20])
 def test_long_side_comes_before_the_scale(dataset, config, val_long_side):
-    config = config.model_copy(update={"val_long_side": val_long_side})  # has no say in training
+    config = config.model_copy(update={"val_long_side": val_long_side})  # does not change training
     small = config.model_copy(update={"long_side": 12, "scale": (1.0, 1.0), "crop": (10, 12), "flip": 0.0})
     batch = batches(dataset, small, num_steps=1)[0]
     assert batch.valid.all()  # 20x24 became 10x12
@@ -221,7 +221,7 @@ def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config, long_sid
     ],
 )
 def test_a_worker_that_died_is_told_from_one_that_failed(dataset, config, monkeypatch, error, dead):
-    """The batches go on where they were, from new workers; a bug stays a bug."""
+    """New workers continue with the next batch if a worker died. Other errors are raised."""
     plain = batches(dataset, config)
     fetch, calls, told = DataLoader.__iter__, [], []
 

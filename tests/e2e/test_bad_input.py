@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one line that names the file or key and what would work, and nothing is touched."""
+"""Mistakes of users: each gives one line that names the file or key and what would work, and changes no file."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""The README's commands work as they stand there, made small."""
+"""The commands of the README work. Settings make them small."""
 
 import re
 import shlex
@@ -92,7 +92,7 @@ def readme() -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
-    """Where a reader stands: photographs of their own, a few of them with masks."""
+    """A folder as a reader has it: own photographs, a few of them with masks."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(scenes, folder / "photos", ignore=shutil.ignore_patterns("splits"))
     return folder

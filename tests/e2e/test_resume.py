@@ -1,4 +1,4 @@
-"""A run that was interrupted, wherever, and goes on equals one that was not, to the last bit."""
+"""A run that was interrupted anywhere and resumed equals an uninterrupted run bit by bit."""
 
 import gc
 import multiprocessing
@@ -21,7 +21,7 @@ DEEPLAB = {"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}}
 
 
 def left_behind(run: Run) -> dict[str, Any]:
-    """All that a run leaves behind, but for times and memory."""
+    """Reads all files of a run, without times and memory."""
     left: dict[str, Any] = {"hardness": (run.path / "hardness.csv").read_text()}
     for kind in ("train", "val"):
         left[kind] = [
@@ -52,7 +52,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(recipe, tmp_path_factory) -> Callable[..., dict[str, Any]]:
-    """uninterrupted("imas", "unet") -> what a run leaves behind that nothing disturbed; each is trained once."""
+    """uninterrupted("imas", "unet") -> the files of an uninterrupted run; each run is trained once."""
     done: dict[tuple[str, str], dict[str, Any]] = {}
 
     def uninterrupted(method: str, architecture: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def check(interrupted) -> Callable[..., None]:
 
 
 def test_the_uninterrupted_run(uninterrupted):
-    """What the others are compared with says something."""
+    """Checks that the uninterrupted runs are fit to compare with."""
     left = uninterrupted("imas", "unet")
     assert [record["step"] for record in left["train"]] == [2, 3, 4, 6, 7]
     assert [record["step"] for record in left["val"]] == [3, 6, 7]
@@ -139,8 +139,8 @@ def test_resumed_in_low_precision(check, recipe, tmp_path):
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))
 
 
-def test_resumed_between_two_looks_of_the_student(check, recipe, tmp_path):
-    """What the last look found is in the checkpoint of step 4; the next look is in step 6."""
+def test_resumed_between_two_steps_with_hardness_of_the_student(check, recipe, tmp_path):
+    """The checkpoint of step 4 has the last agreement of student and teacher. The student predicts again in step 6."""
     values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "threshold": 0.4})
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     assert 0 < whole["step-00000007"][1]["agreement"] < 1

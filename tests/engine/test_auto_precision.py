@@ -111,7 +111,7 @@ def test_the_cost_is_measured(monkeypatch):
     assert slowdown(CPU) > 0
     clock = iter(range(1000))
     monkeypatch.setattr(precision.time, "perf_counter", lambda: float(next(clock)))
-    assert slowdown(CPU) == 1  # both take as many looks at the clock
+    assert slowdown(CPU) == 1  # both read the clock equally often
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def train(recipe, tmp_path, cpu_with, monkeypatch):
         console = Console(file=io.StringIO(), width=400)
         stop = next(steps)
         with monkeypatch.context() as patched:
-            patched.setattr("semiseg.engine.train._Training._what_is_due", leave_after(stop))
+            patched.setattr("semiseg.engine.train._Training._finish_step", leave_after(stop))
             with pytest.raises(UserError, match="enough"):
                 api.train(config.validate(values, "recipe"), tmp_path / out, console=console)
         return console.file.getvalue()
@@ -137,7 +137,7 @@ def train(recipe, tmp_path, cpu_with, monkeypatch):
 def leave_after(step):
     from semiseg.engine.train import _Training
 
-    due = _Training._what_is_due
+    due = _Training._finish_step
 
     def stopping(self):
         due(self)
@@ -173,7 +173,7 @@ def test_a_run_goes_on_in_the_precision_that_it_started_with(train, tmp_path):
 
 def test_a_named_bf16_is_obeyed_with_a_line(train):
     text = train("bf16", "avx2")
-    assert "in bf16: engine.precision says so" in text.splitlines()[0]
+    assert "in bf16: set by engine.precision" in text.splitlines()[0]
     assert "note: bf16 is emulated here" in text
     assert "it is obeyed; engine.precision=fp32 is faster" in text
 

@@ -1,4 +1,4 @@
-"""Compiled networks train as others do, leave the same behind, and are compiled once."""
+"""Compiled networks train as others do, write the same files, and are compiled once."""
 
 import inspect
 import shutil
@@ -141,7 +141,7 @@ def test_evaluation_goes_around_the_graphs(make):
 
 
 def test_runs_in_turn_do_not_fill_the_cache(make, monkeypatch):
-    """Torch gives up beyond eight graphs, which all networks of a process share."""
+    """Torch stops compiling after eight graphs. All networks of a process share this limit."""
     monkeypatch.setattr(compiled, "_HOW", TRACED)
     for run in range(1, 4):
         make("imas", True).take(0, loaded(0))

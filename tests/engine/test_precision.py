@@ -1,4 +1,4 @@
-"""Low precision is for networks: what is measured and decided is fp32, and nothing is lost when gradients overflow."""
+"""Only networks compute in low precision: losses and hardness are fp32. Steps whose gradients overflow are skipped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_an_overflow_leaves_a_step_out_and_lowers_the_scale(prepare, scale, afte
 
 
 def test_half_precision_goes_on_where_it_was(prepare, interrupted):
-    """The scale falls and grows before and after an interruption, which does not show.
+    """The scale falls and grows before and after an interruption, as in an uninterrupted run.
 
     Gradients overflow at one of the two scales and not at the other, by far, however a CPU rounds.
     """

@@ -23,7 +23,7 @@ class Clock:
 
 
 class Log(io.StringIO):
-    """A log file that remembers at what time each line came."""
+    """A log file that stores the time of each line."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A dry run says what the run would need, and leaves nothing behind."""
+"""A dry run prints what the run would need and writes no files."""
 
 import math
 import shutil

@@ -45,8 +45,8 @@ def test_runs_of_several_precisions_in_turn():
         assert Runtime("cpu", precision).accelerator.mixed_precision == mixed
 
 
-def test_the_device_is_chosen_anew():
-    """Accelerate remembers the first device of a process; a later runtime must not inherit it."""
+def test_the_device_is_chosen_again():
+    """Accelerate keeps the first device of a process. A later runtime must not use it."""
     from accelerate.state import PartialState
 
     Runtime("cpu")

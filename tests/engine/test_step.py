@@ -24,9 +24,9 @@ Take = Callable[..., Step]
 
 
 def loaded() -> LoadedBatch:
-    """16 labeled and 16 unlabeled images, alike within and hard to tell apart, of which every quarter is peculiar.
+    """16 labeled and 16 unlabeled smooth images that are similar. The micro-batches of four images differ.
 
-    The first four masks have no labeled pixel, others have few; some unlabeled images are padded, one wholly.
+    The first four masks have no labeled pixel, others have few. Some unlabeled images are padded, one completely.
     """
     generator = fold_in(0, "loaded")
     coarse = torch.rand(32, 3, 4, 4, generator=generator)
@@ -102,7 +102,7 @@ SETTINGS = {
     "weak forward": {"extra_weak_forward": True},
     "padding counts": {"ignore_padding": False},
     "half": {"when_unmixed": "half"},
-    "rare looks": {"hardness_every": 2},
+    "hardness every second step": {"hardness_every": 2},
     "all ignored": {"all_ignored": "hardest", "ignore_class": 1},
 }
 CASES = [(name, "as it is") for name in methods.names()] + [("imas", key) for key in list(SETTINGS)[1:]]
@@ -145,9 +145,9 @@ def test_a_method_ranks_the_images_of_the_whole_batch(take, monkeypatch):
     assert not torch.equal(partner, by_part)
 
 
-def test_the_level_of_a_look_is_that_of_the_whole_batch(take):
+def test_the_agreement_of_student_and_teacher_is_that_of_the_whole_batch(take):
     whole, parts = (take.make("imas", micro, hardness_every=2) for micro in (None, 4))
-    for step in range(2):  # in the second one the teacher stands in
+    for step in range(2):  # in the second step only the teacher predicts
         one, other = whole.take(step, loaded()), parts.take(step, loaded())
         assert torch.allclose(one.hardness, other.hardness, atol=CLOSE)
     assert 0.1 < whole.method.agreement < 0.99

@@ -1,4 +1,4 @@
-"""The loop's book-keeping: what is logged, evaluated and saved, and when."""
+"""The training loop: what it logs, evaluates and saves, and when."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from semiseg.runs import Run
 
 
 class Listener(reporter.Silent):
-    """Remembers what it is told."""
+    """A reporter that stores all calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
@@ -278,7 +278,7 @@ def test_environment(start, monkeypatch):
     assert described["machine"].keys() == {"system", "cpu", "threads", "gpus"}
     assert described["machine"]["threads"] == torch.get_num_threads()
     assert described["labels"]["labeled"] == 6
-    assert described["precision"] == {"used": "fp32", "reason": "engine.precision says so", "device": "cpu"}
+    assert described["precision"] == {"used": "fp32", "reason": "set by engine.precision", "device": "cpu"}
     assert described["classes"] == {
         "names": ["ground", "disc", "box", "star", "ring", "cloth"],
         "colors": [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]],

@@ -18,7 +18,7 @@ TRAIN = "train recipe.yaml --out run"
 
 @pytest.fixture(scope="session", autouse=True)
 def warm(trained: Path) -> None:
-    """What a first run imports and prepares is there before others are forked from here."""
+    """Imports and prepares everything once, before other processes are forked from this one."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def semiseg() -> Callable[..., harness.Ended]:
 
 @pytest.fixture(scope="session")
 def whole(recipe: Callable[..., dict], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run of `here` leaves behind that nothing disturbed."""
+    """The files of an uninterrupted run of the recipe of `here`."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe("imas", engine=ENGINE)))
     done = harness.Command(f"train {folder / 'recipe.yaml'} --out {folder / 'run'}").wait()

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, to be killed, signalled and starved, and what their runs leave behind."""
+"""Runs commands in separate processes, injects faults into them, and reads the files of their runs."""
 
 import gc
 import importlib
@@ -155,22 +155,22 @@ def at(where: str, call: int, action: Action) -> None:
 
 
 def signal_itself(signum: int) -> None:
-    """As `kill` from outside would, at a moment that is known."""
+    """Sends a signal to this process, as `kill` would, but at a known moment."""
     os.kill(os.getpid(), signum)
 
 
 def signal_group(signum: int) -> None:
-    """As Ctrl-C in a terminal does: to the process and its loader processes."""
+    """Sends a signal to this process and its loader processes, as Ctrl-C in a terminal does."""
     os.killpg(0, signum)
 
 
 def die() -> None:
-    """As by SIGKILL from outside: nothing is flushed or tidied up."""
+    """Ends this process with SIGKILL: it flushes nothing and cleans nothing up."""
     signal_itself(signal.SIGKILL)
 
 
 def kill_a_loader_process() -> None:
-    """The youngest."""
+    """Kills the youngest loader process."""
     youngest = max(multiprocessing.active_children(), key=lambda process: process.pid or 0)
     os.kill(youngest.pid or 0, signal.SIGKILL)
 
@@ -187,7 +187,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
 
 
 def left_behind(path: Path) -> dict[str, Any]:
-    """All that a run leaves behind and another one must leave alike: but for its diary, times and memory."""
+    """Reads all files of a run, without events.jsonl, times and memory. Equal runs have equal results here."""
     run = Run(path)
     left: dict[str, Any] = {"hardness.csv": (path / "hardness.csv").read_text(encoding="utf-8")}
     for kind in ("train", "val"):
@@ -206,7 +206,7 @@ def left_behind(path: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two runs' remains differ in a single bit."""
+    """Lists where the files of two runs differ, even in a single bit."""
     if type(one) is not type(other):
         return [f"{where}: {type(one)} and {type(other)}"]
     if isinstance(one, dict):

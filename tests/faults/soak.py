@@ -74,7 +74,7 @@ def train(arguments: str, prepare: harness.Action = lambda: None, seconds: float
 
 
 def killed(folder: Path, quick: bool) -> dict[str, Any]:
-    """One run that dies again and again, in every way, and one that nothing disturbs."""
+    """Compares a run that is killed many times, in every way, with an uninterrupted run."""
     steps, each = (500, 1) if quick else (2500, 6)
     recipe = write_recipe(folder, engine={"steps": steps, "eval_every": 60, "save_every": 9})
     begin = time.perf_counter()
@@ -461,7 +461,7 @@ PARTS = {"killed": killed, "disk": disk, "memory": memory, "resuming": resuming,
 
 
 def main() -> None:
-    """Runs the parts; the exit code is 1 if a promise is broken."""
+    """Runs the parts. The exit code is 1 if one of them finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=PARTS, help="this one alone")
     parser.add_argument("--quick", action="store_true", help="a short form of each")

@@ -79,7 +79,7 @@ def test_a_log(here, semiseg, whole, file, call, done):
 
 
 def test_everything_at_once(here, semiseg, whole):
-    """The record cannot be written, nor can the step be saved then, nor the diary."""
+    """Neither the record, nor the checkpoint after it, nor events.jsonl can be written."""
     folder = here()
     assert_one_line(
         semiseg(TRAIN, full_from("semiseg.engine.log.Log.flush", 4)),
@@ -118,7 +118,7 @@ def test_settings_that_changed(here, semiseg, whole):
 
 
 def test_what_is_printed(here, semiseg, whole):
-    """Standard output on a full disk, a log that a shell writes, say: nothing is lost but what it would have said."""
+    """Standard output goes to a file on a full disk, e.g. a log file of a shell. Only the printed lines are lost."""
     folder = here()
 
     def prepare() -> None:

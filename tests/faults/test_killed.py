@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the same command goes on and ends as a run that nothing disturbed, to the last bit."""
+"""SIGKILL at any moment: the same command resumes the run, which then equals an uninterrupted run bit by bit."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from conftest import TRAIN
 
 
 def in_the_middle_of_a_line(file: str, call: int) -> Callable[[], None]:
-    """Death when half of the `call`-th text is in a log."""
+    """Kills the process when half of the `call`-th text is in a log."""
     calls = 0
 
     def around(append: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
@@ -34,7 +34,7 @@ def in_the_middle_of_a_line(file: str, call: int) -> Callable[[], None]:
 
 
 def in_the_middle_of_tensors(call: int) -> Callable[[], None]:
-    """Death when half of the `call`-th file of tensors is written."""
+    """Kills the process when half of the `call`-th file of tensors is written."""
     calls = 0
 
     def around(save_file: Callable[..., None]) -> Callable[..., None]:
@@ -52,7 +52,7 @@ def in_the_middle_of_tensors(call: int) -> Callable[[], None]:
 
 
 def in_the_middle_of_a_deletion() -> None:
-    """Death when a checkpoint has lost its first file."""
+    """Kills the process when the first file of a checkpoint is deleted."""
 
     def around(rmtree: Callable[..., None]) -> Callable[..., None]:
         def torn(folder: Path, **options: bool) -> None:
@@ -80,7 +80,7 @@ DEATHS = {
     "half of a checkpoint's weights": in_the_middle_of_tensors(2),
     "half of a checkpoint's momentum": in_the_middle_of_tensors(3),
     "a checkpoint without its name": before("semiseg.engine.checkpoint.Path.rename", 2),
-    "half a line of the diary": in_the_middle_of_a_line("events.jsonl", 1),
+    "half a line of events": in_the_middle_of_a_line("events.jsonl", 1),
     "a checkpoint just named": before("semiseg.engine.checkpoint.prune", 1),
     "half of the hardness": in_the_middle_of_a_line("hardness.csv", 1),
     "half rewound": before("semiseg.engine.checkpoint.rewind", 1),

@@ -1,4 +1,4 @@
-"""Loader processes that die: new ones begin with the step that is due, and nobody can tell by the result."""
+"""Loader processes that die: new ones begin with the next step, and the result does not change."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ Loaders = Callable[..., tuple[data.Dataset, Any]]
 
 
 def found_soon() -> None:
-    """torch looks for dead loader processes every five seconds; for tests every 0.2."""
+    """Makes torch check for dead loader processes every 0.2 s instead of every five."""
     dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 
 
@@ -79,7 +79,7 @@ def test_batches_go_on_where_they_were(dataset, workers):
 
 @pytest.mark.parametrize("when", ["during", "between"])
 def test_an_evaluation_sees_every_image_once(dataset, when):
-    """Its processes are kept between evaluations; they may die while nobody listens."""
+    """The loader keeps its processes between evaluations, so they may also die between two evaluations."""
     scenes, settings = dataset(2)
     told: list[int] = []
     loader = eval_loader(scenes.labeled, scenes, settings, on_restart=lambda position, reason: told.append(position))
@@ -110,7 +110,7 @@ def test_a_run_does_not_notice(here, semiseg, whole):
     assert len(told) >= 2
     assert 2 <= told[0]["step"] <= 7
     assert all("exited unexpectedly" in event["reason"] for event in told)
-    assert ended.out.count("loader processes died and were started anew") == len(told)
+    assert ended.out.count("loader processes died and were started again") == len(told)
 
 
 def test_those_that_die_again_and_again(here, semiseg, whole):
@@ -163,7 +163,7 @@ def loader_processes(group: int) -> list[str]:
 
 
 def test_a_loader_never_hangs_on_death_at_a_random_moment(dataset):
-    """Also in the middle of handing something over."""
+    """A process may also die while it passes an item to another process."""
     scenes, settings = dataset(2)
     expected = [batch.index.tolist() for batch in batches(*dataset(0), [])]
     moments = torch.rand(6, generator=torch.Generator().manual_seed(0)) * 0.05

@@ -1,4 +1,4 @@
-"""A loss or a weight that is no number: the run stops there, says which images it was, and nothing of it is kept."""
+"""A loss or a weight that is not finite: the run stops, names the images of the step, and does not save the step."""
 
 import json
 import math
@@ -75,7 +75,7 @@ def test_a_loss_names_its_step_and_its_images(here, semiseg, whole):
 
     assert harness.newest_step(folder / "run") == 5
     assert_all_finite(folder / "run")
-    assert semiseg(TRAIN).code == 0  # it was a fault of the machine, say
+    assert semiseg(TRAIN).code == 0  # e.g. the fault was one of the machine
     assert harness.differences(harness.left_behind(folder / "run"), whole) == []
 
 
@@ -95,7 +95,7 @@ def test_an_infinite_weight_is_never_saved(here, semiseg, whole, step, network):
     ended = semiseg(TRAIN, lambda: weight_after(step, network))
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert f"run: weights are no finite numbers any more after step {step}" in ended.err
+    assert f"run: weights are not finite after step {step}" in ended.err
     assert list((folder / "run").glob(f"checkpoints/*-{step:08d}")) == []
     assert_all_finite(folder / "run")
     assert semiseg(TRAIN).code == 0
@@ -112,5 +112,5 @@ def test_nor_by_a_run_that_is_stopped(here, semiseg):
     ended = semiseg(TRAIN, prepare)
     assert ended.code == 143
     assert ended.err.count("\n") == 1
-    assert "step 7 cannot be saved: run: weights are no finite numbers" in ended.err
+    assert "step 7 cannot be saved: run: weights are not finite" in ended.err
     assert harness.newest_step(folder / "run") == 5

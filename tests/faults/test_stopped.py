@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved, one line says so, and the run goes on as if nothing had been."""
+"""SIGTERM and Ctrl-C: the run finishes and saves the step, prints one line, and can be resumed without a difference."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ MOMENTS = [  # where, at which call in a process, what is done then; records are
     ("semiseg.engine.train.build_method", 1, 1),  # before the first step
     ("semiseg.engine.step.make_batch", 1, 2),  # in a step
     ("semiseg.runs.Run.rewind", 1, 3),  # while it is being resumed
-    ("semiseg.engine.evaluate.add_confusion", 2, 4),  # in an evaluation, which is begun anew
+    ("semiseg.engine.evaluate.add_confusion", 2, 4),  # in an evaluation; it starts from its first image again
     ("semiseg.engine.checkpoint.save_file", 2, 6),  # while a checkpoint is being written; a step later it stops
     ("semiseg.engine.log.Log.flush", 4, 11),  # while a record is being written
     ("semiseg.engine.evaluate.add_confusion", 4, 12),  # at the last image of the last evaluation

@@ -1,4 +1,4 @@
-"""An image that is readable no more when the run is under way, or was never."""
+"""An image that becomes unreadable during the run, or was unreadable from the start."""
 
 import shutil
 import signal

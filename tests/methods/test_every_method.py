@@ -1,4 +1,4 @@
-"""What every method promises."""
+"""Properties of every method."""
 
 import copy
 import importlib

@@ -25,7 +25,7 @@ Make = Callable[..., Method]
 
 @pytest.fixture
 def make(tiny) -> Make:
-    """make(norm=..., **settings) -> a method whose teacher has its own mind. Without batch norm images do not mix."""
+    """make(norm=..., **settings) -> a method whose teacher and student differ. Without batch norm images do not mix."""
 
     def make(norm: bool = False, classes: ClassTable = CLASSES, **settings) -> Method:
         method = Method(Config(**({"threshold": TAU} | settings)), lambda: tiny(0, norm), classes)
@@ -197,7 +197,7 @@ def test_a_step_equals_algorithm_1(make, fired, norm, unlabeled):
     expected = slow_step(slow, batch, at)
     losses = method(batch, at)
     easy = expected["easiness"]
-    assert 0.05 < easy.min() < easy.max() - 0.1  # a case that could tell a mistake
+    assert 0.05 < easy.min() < easy.max() - 0.1  # a mistake would change the result of this case
     torch.testing.assert_close(1 - losses.hardness, easy, atol=1e-5, rtol=1e-4)
     assert losses.scalars["easiness"].item() == pytest.approx(easy.mean().item(), rel=1e-5)
     assert bool(losses.scalars["mixed"]) == expected["mixed"] == fired
@@ -289,7 +289,7 @@ def test_easy_images_weigh_more(make):
 
 
 def test_hardness_scale(make):
-    """The student looks at half the size; everything else is as it was, but for what hardness decides."""
+    """The student predicts the weak view at half the size. Only hardness and what depends on it change."""
     always = {"cutmix": "standard", "cutmix_probability": 1.0}
     exact, cheap = make(**always), make(**always, hardness_scale=0.5)
     seen: list[tuple[int, ...]] = []
@@ -306,7 +306,7 @@ def test_hardness_scale(make):
 
 
 def test_hardness_every(make):
-    """Every third step the student looks; in between the teacher stands in, at the level of the last look."""
+    """The student predicts in every third step. In others the last agreement scales the teacher's confident ratio."""
     exact, cheap = make(), make(hardness_every=3)
     looked: list[int] = []
     cheap.student.register_forward_pre_hook(lambda m, args: looked.append(step) if not m.training else None)
@@ -328,7 +328,7 @@ def test_hardness_every(make):
     assert looked == [0, 3]
 
 
-def test_the_level_of_a_look_is_kept_in_checkpoints_and_only_where_it_is_needed(make):
+def test_the_agreement_of_student_and_teacher_is_kept_in_checkpoints_only_if_it_is_needed(make):
     cheap = make(hardness_every=3)
     take(cheap, Progress(0, 10))
     again = make(hardness_every=3)
@@ -358,7 +358,7 @@ def test_intensity(make):
 
 
 def partners_of(step: Step) -> list[int]:
-    """Whose pixels each image of the pasted view holds; its own number if nobody else's."""
+    """The number of the image from which each image of the pasted view has pixels, or its own number."""
     partners = []
     for i, view in enumerate(step.views[2]):
         foreign = (view != BATCH.weak[i]).any(0)
@@ -601,7 +601,7 @@ def test_unlabeled_weight(make, weight):
     assert step["unlabeled"] > 0
 
 
-# Promises that hold whatever the settings.
+# Properties that hold for all settings.
 
 
 def test_hardness_is_one_minus_easiness(make):

@@ -36,7 +36,7 @@ def pointwise() -> Network:
 
 
 class Spy(nn.Module):
-    """Gives every pixel of a window the window's mean as logits, and remembers which windows it saw."""
+    """Gives every pixel of a window the window's mean as logits, and stores the windows that it saw."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Spy(nn.Module):
 
 
 def coordinates(height: int, width: int) -> Tensor:
-    """An image that tells the row and the column of each of its pixels."""
+    """An image whose pixel values encode their row and column."""
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([row, column, torch.zeros_like(row)])[None].float()
 

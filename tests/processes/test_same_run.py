@@ -26,7 +26,7 @@ def recipes(gentle) -> dict[str, Any]:
         "supervised": gentle("supervised"),
         "imas": gentle("imas"),
         "standard": gentle("imas", **standard),
-        "rare looks": gentle("imas", hardness_every=3, threshold=0.6),
+        "hardness every third step": gentle("imas", hardness_every=3, threshold=0.6),
     }
 
 
@@ -70,8 +70,8 @@ def assert_same_hardness(one: Run, other: Run) -> None:
 
 
 def test_the_run_alone(alone):
-    """What the others are compared with says something."""
-    for name, distinct in (("supervised", 0), ("imas", 40), ("standard", 40), ("rare looks", 40)):
+    """Checks that the runs of one process are fit to compare with."""
+    for name, distinct in (("supervised", 0), ("imas", 40), ("standard", 40), ("hardness every third step", 40)):
         run = Run(alone / name)
         rows = [row[2] for row in run.hardness()]
         assert len(rows) == 20 * 12 * bool(distinct)

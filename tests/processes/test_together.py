@@ -32,7 +32,7 @@ def file(values, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def watched(processes, values, tmp_path_factory) -> dict[int, tuple[list[dict[str, Any]], Run]]:
-    """What one process and each of two saw and held while they trained, and what they left behind."""
+    """The images and weights of one process and of each of two processes in training, and the files of their runs."""
     runs = {}
     for count in (1, 2):
         out = tmp_path_factory.mktemp("watched") / "run"
@@ -43,7 +43,7 @@ def watched(processes, values, tmp_path_factory) -> dict[int, tuple[list[dict[st
 
 
 def left_behind(run: Run) -> dict[str, Any]:
-    """All that a run leaves behind, but for times and memory."""
+    """Reads all files of a run, without times and memory."""
     left: dict[str, Any] = {"hardness": (run.path / "hardness.csv").read_text()}
     for kind in ("train", "val"):
         left[kind] = [{name: record[name] for name in record if name not in MEASURED} for record in run.metrics(kind)]

@@ -90,7 +90,7 @@ def test_class_names(tmp_path, trained):
 def test_class_names_of_a_run_that_does_not_say(tmp_path, environment):
     made = Run(tmp_path / "a")
     made.start("", environment, [])
-    with pytest.raises(UserError, match=r"a/environment.json: names no classes; put back .* train anew") as caught:
+    with pytest.raises(UserError, match=r"a/environment.json: names no classes; put back .* train again") as caught:
         table.class_names(made)
     assert "\n" not in str(caught.value)
 

@@ -30,7 +30,7 @@ def check(
         dataset: the data of the run.
         config: its long_side, crop, scale and on_unreadable.
         full: True decodes every unlabeled image, False reads only their headers. Labeled images are always decoded.
-        on_image: told how many images of how many are done.
+        on_image: called with the number of images that are done and the number of all images.
 
     Returns:
         Warnings, one sentence each. With `on_unreadable: skip` images that cannot be read are among them.

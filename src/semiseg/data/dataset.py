@@ -1,4 +1,4 @@
-"""The result of reading a layout: lists of samples and a class table."""
+"""Defines what a layout returns: lists of samples and a class table."""
 
 import math
 from dataclasses import dataclass
@@ -54,15 +54,15 @@ class DataConfig(BaseModel):
     labeled: Path | None = None  # list of labeled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
-    long_side: LongSide | None = None  # images are resized to it first; None: as they are
-    val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: as long_side
+    long_side: LongSide | None = None  # px of the longer side; images are resized to it first; None: no resize
+    val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: long_side
     crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
-    padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, beside small images; ImageNet's mean
-    cache: bool = False  # keep decoded training images in memory, shared by the loader processes
-    workers: int = Field(2, ge=0, le=256)  # loader processes; they change the speed, never the result
-    on_unreadable: Literal["error", "skip"] = "error"  # skip: another image takes a broken one's place in training
+    padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, around small images; ImageNet's mean
+    cache: bool = False  # keep decoded training images in memory that loader processes share
+    workers: int = Field(2, ge=0, le=256)  # number of loader processes; the result does not depend on it
+    on_unreadable: Literal["error", "skip"] = "error"  # skip: in training another image replaces it
 
     @property
     def crop_size(self) -> tuple[int, int]:
@@ -76,7 +76,7 @@ class DataConfig(BaseModel):
 
     @property
     def eval_long_side(self) -> int | None:
-        """What the longer side of an image is resized to for evaluation and prediction, px; None: it is not resized."""
+        """Returns the longer side of an image in evaluation and prediction, px; None: the image is not resized."""
         return self.long_side if self.val_long_side == "same" else self.val_long_side
 
     @field_validator("root", "labeled", "unlabeled", "val")

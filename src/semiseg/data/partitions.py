@@ -83,7 +83,7 @@ def class_presence(
         samples: images with masks.
         num_classes: number of classes.
         values: the classes of mask values that are no class index.
-        on_image: told how many masks of how many are done.
+        on_image: called with the number of masks that are done and the number of all masks.
 
     Raises:
         UserError: a mask cannot be read or holds a value that is no class.

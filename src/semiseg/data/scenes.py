@@ -49,7 +49,7 @@ def write_scenes(
         size: height and width of an image, px.
         seed: image i depends only on `seed` and i.
         labeled: number of train images with a mask.
-        on_image: told how many images of how many are done.
+        on_image: called with the number of images that are done and the number of all images.
 
     Raises:
         UserError: the folder is not empty, or a number is out of range.

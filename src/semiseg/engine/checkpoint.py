@@ -1,10 +1,12 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, so opening a stranger's executes nothing.
+"""Writes and reads checkpoints: tensors as safetensors, everything else as JSON.
 
-A checkpoint is a folder, written aside, synced and renamed, so that it is whole or absent:
+Opening a checkpoint executes no code from it, even if the checkpoint comes from somebody else.
 
-    model.safetensors       the method: student, teacher, buffers
-    optimizer.safetensors   its state, e.g. momentum (not in `best-*`, which cannot be resumed from)
-    state.json              format, step, recipe, class table, normalization, predictor, scaler, what has no record
+A checkpoint is a folder. It is written under another name, synced and then renamed, so it is either complete or absent:
+
+    model.safetensors       tensors of the method: student, teacher, buffers
+    optimizer.safetensors   tensors of the optimizer, e.g. momentum (`best-*` has none, so no run can resume from it)
+    state.json              format, step, recipe, class table, normalization, predictor, scaler, steps without a record
 """
 
 import json
@@ -28,20 +30,20 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, as read: enough to use the network without the recipe file.
+    """A checkpoint that was read from disk. It suffices to use the network; the recipe file is not needed.
 
     Attributes:
-        path: its folder.
-        step: completed steps.
-        recipe: the run's, as plain values.
-        classes: what the network's outputs mean.
-        normalization: of the network's input.
-        predictor: which of the method's networks is evaluated and used: the head of its tensors' names.
+        path: the folder of the checkpoint.
+        step: number of completed steps.
+        recipe: the recipe of the run, as plain values.
+        classes: the meaning of the network's outputs.
+        normalization: the normalization of the network's input.
+        predictor: name of the method's network that is evaluated and used. The names of its tensors start with it.
         scaler: state of the fp16 gradient scaler.
-        pending: scalars of the steps since the last training record, by name; empty where a record was due.
+        pending: scalars of the steps since the last training record, by name; empty if the step has a record.
         skipped: files that could not be read in these steps.
-        seconds: that these steps took.
-        waited: seconds of them in which the loader was waited for.
+        seconds: the time that these steps took, s.
+        waited: the part of this time in which the run waited for the loader, s.
     """
 
     path: Path
@@ -57,22 +59,22 @@ class Checkpoint:
     waited: float
 
     def model_state(self) -> dict[str, Tensor]:
-        """State dict of the method."""
+        """Reads the state dict of the method."""
         return _read_tensors(self.path / "model.safetensors")
 
     def load_model(self, method: nn.Module) -> None:
-        """Puts the weights of all the method's networks into `method`.
+        """Loads the weights of all the method's networks into `method`.
 
         Raises:
-            UserError: they are of another method or network.
+            UserError: the weights belong to another method or network.
         """
         self._load(method, self.model_state())
 
     def load_predictor(self, network: nn.Module) -> None:
-        """Puts the weights of the network that is used into `network`, without the rest of the method.
+        """Loads the weights of the predictor into `network`, without the rest of the method.
 
         Raises:
-            UserError: they are of another network.
+            UserError: the weights belong to another network.
         """
         head = f"{self.predictor}."
         state = {key.removeprefix(head): value for key, value in self.model_state().items() if key.startswith(head)}
@@ -85,7 +87,7 @@ class Checkpoint:
         module.load_state_dict(state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Tensors of the optimizer, by `<name of the parameter>.<name of the state>`."""
+        """Reads the tensors of the optimizer, by `<name of the parameter>.<name of the state>`."""
         return _read_tensors(self.path / "optimizer.safetensors")
 
 
@@ -105,12 +107,12 @@ def save(
     seconds: float = 0.0,
     waited: float = 0.0,
 ) -> Path:
-    """Writes `folder/step-<step>`, or `folder/best-<step>` where no optimizer is given. Returns its path.
+    """Writes `folder/step-<step>`, or `folder/best-<step>` if no optimizer is given. Returns its path.
 
-    One that is there already stays: steps are a function of the recipe, so it holds the same.
+    A checkpoint that exists already is not written again: the recipe determines the steps, so its content is the same.
 
     Raises:
-        UserError: it cannot be written; nothing of it is left, and other checkpoints are as they were.
+        UserError: the checkpoint cannot be written. Its files are removed, and other checkpoints do not change.
     """
     final = path_of(folder, "best" if optimizer is None else "step", step)
     if final.exists():
@@ -149,7 +151,7 @@ def save(
 
 
 def path_of(folder: Path, kind: str, step: int) -> Path:
-    """Where the checkpoint of a kind (`step` or `best`) and step is, or would be."""
+    """Returns the path of a checkpoint by its kind (`step` or `best`) and step. The checkpoint need not exist."""
     return folder / f"{kind}-{step:08d}"
 
 
@@ -161,7 +163,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Deletes what an interruption left: half-written checkpoints, and best ones beyond `step` completed steps."""
+    """Deletes what an interruption left: incomplete checkpoints, and best ones of more than `step` completed steps."""
     for aside in folder.glob(".*.tmp"):
         shutil.rmtree(aside)
     for best in folder.glob("best-*"):
@@ -170,16 +172,16 @@ def rewind(folder: Path, step: int) -> None:
 
 
 def newest(folder: Path, kind: str = "step") -> Checkpoint | None:
-    """The newest checkpoint of a kind (`step` or `best`) in `folder`, None where there is none."""
+    """Reads the newest checkpoint of a kind (`step` or `best`) in `folder`. Returns None if there is none."""
     found = sorted(folder.glob(f"{kind}-*"))
     return read(found[-1]) if found else None
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads what a checkpoint says of itself; tensors are read on demand.
+    """Reads the state.json of a checkpoint. Its methods read the tensors later.
 
     Raises:
-        UserError: `path` is no checkpoint, or one of another format.
+        UserError: `path` is not a checkpoint, or has another format.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -209,9 +211,10 @@ def read(path: Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's tensors by `<name of the parameter>.<name of the state>`.
+    """Returns the optimizer's tensors by `<name of the parameter>.<name of the state>`.
 
-    E.g. `student.net.head.weight.momentum_buffer`. What is no tensor comes from the recipe and the step.
+    An example of a name is `student.net.head.weight.momentum_buffer`. Other values of the optimizer, such as the
+    learning rate, follow from the recipe and the step.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     return {
@@ -223,14 +226,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> di
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts tensors back that `optimizer_tensors` gave, in the memory layout of their parameters.
+    """Loads the tensors that `optimizer_tensors` returned, in the memory layout of their parameters.
 
-    A fused step reads both as they lie in memory (and gradients, which autograd lays out as their parameters). A state
-    has the shape of its parameter, or is a single value, as AdamW's number of steps.
+    A fused optimizer step reads parameters, gradients and states in the order in which they lie in memory. Autograd
+    gives gradients the layout of their parameters, so states need this layout, too. A state has the shape of its
+    parameter or is a single value, e.g. AdamW's number of steps.
 
     Raises:
-        UserError: a tensor belongs to no parameter, has another shape, or is missing where this optimizer starts with
-            one.
+        UserError: a tensor belongs to no parameter, has a wrong shape, or is missing although a new optimizer of this
+            kind has it.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -259,7 +263,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Of a failed write: OSError has it as text, safetensors inside its message."""
+    """Returns why a write failed: the text of an OSError, or the first line of the message of safetensors."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
 
 
@@ -271,7 +275,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _delete(checkpoint: Path) -> None:
-    """As a whole: under its name there is never half of it."""
+    """Deletes a checkpoint. It is renamed first, so an interruption leaves no incomplete one under its name."""
     aside = checkpoint.with_name(f".{checkpoint.name}.tmp")
     checkpoint.rename(aside)
     shutil.rmtree(aside)

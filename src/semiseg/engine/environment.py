@@ -1,4 +1,4 @@
-"""What a number has to be read with: versions, hardware, precision, commit, labels, classes."""
+"""Describes how the results of a run were made: versions, hardware, precision, commit, labels, classes."""
 
 import platform
 import subprocess
@@ -48,7 +48,7 @@ def labels(dataset: Dataset) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware, in words."""
+    """Describes the hardware."""
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
@@ -64,7 +64,7 @@ def _cpu() -> str:
 
 
 def commit() -> str | None:
-    """The commit of semiseg's own checkout, None for an installed package."""
+    """Returns the commit of semiseg's own checkout, or None for an installed package."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -1,4 +1,4 @@
-"""What the steps of a run yield, from the device to the run directory."""
+"""Collects the results of the steps of a run and writes them to the run directory."""
 
 import math
 import time
@@ -21,32 +21,33 @@ from semiseg.types import LoadedBatch, Losses
 
 
 class NotFiniteError(UserError):
-    """A loss or a weight is no number any more: there is nothing to save."""
+    """A loss or a weight is not a finite number. The run stops and saves nothing."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What one step yielded, over all processes, on the device."""
+    """The results of one step, over all processes, on the device."""
 
     done: int  # completed steps
-    scalars: Tensor  # the loss, what the method names, and how many processes were asked to stop
-    index: Tensor | None = None  # of its images: labeled and unlabeled of the first process, then of the second ...
+    scalars: Tensor  # the loss, the scalars of the method, and the number of processes that were asked to stop
+    index: Tensor | None = None  # of the images: labeled and unlabeled of the first process, then of the second ...
     num_labeled: int = 0  # of each process
     hardness: Tensor | None = None  # of the unlabeled images
 
 
 class Log:
-    """Collects what steps yield, on the device, and writes it at intervals.
+    """Collects the results of steps on the device and writes them at intervals.
 
-    Each step is looked at before the next but one begins: what it yielded is known by then, so nobody waits.
+    On a CPU the host reads the results of a step at once. On a GPU it reads them after it has started the next step: by
+    then they are usually computed, so the host does not wait.
 
     Args:
-        run: where to write; only the first process does.
-        runtime: of the run.
-        dataset: names the images of a bad batch.
-        reporter: who is told; on other processes than the first, nobody.
-        images_per_step: labeled and unlabeled, over all processes.
-        done: completed steps.
+        run: the run directory. Only the first process writes to it.
+        runtime: the runtime of the run.
+        dataset: gives the names of the images of a bad batch.
+        reporter: shows the progress. On all processes but the first it is silent.
+        images_per_step: number of labeled and unlabeled images of a step, over all processes.
+        done: number of completed steps.
     """
 
     def __init__(
@@ -61,20 +62,20 @@ class Log:
         self.run, self.runtime, self.dataset, self.reporter = run, runtime, dataset, reporter
         self.images_per_step = images_per_step
         self.names: list[str] = []
-        self.steps: list[_Step] = []  # those that are in no record yet
-        self.skipped: list[str] = []  # files that were not readable in them, of this process
+        self.steps: list[_Step] = []  # steps that are in no record yet
+        self.skipped: list[str] = []  # files that this process could not read in these steps
         self.written = self.hardness_written = done
-        self.stop = False  # whether any process was asked to stop; all know it at the same step
+        self.stop = False  # whether any process was asked to stop; it changes at the same step in all processes
         self._restart_clock(done)
 
     def _restart_clock(self, done: int) -> None:
         self.clock, self.clock_step, self.waited = time.perf_counter(), done, 0.0
 
     def restore(self, saved: Checkpoint) -> None:
-        """Takes from a checkpoint what the last steps yielded that are in no record yet."""
+        """Restores from a checkpoint the results of the steps that are in no record yet."""
         if not saved.pending:
             return
-        values = [*saved.pending.values(), [0.0] * len(next(iter(saved.pending.values())))]  # what was asked is done
+        values = [*saved.pending.values(), [0.0] * len(next(iter(saved.pending.values())))]  # 0: no request to stop
         rows = torch.tensor(values, device=self.runtime.device).T
         self.names = [*saved.pending, "stop"]
         self.written -= len(rows)
@@ -86,19 +87,19 @@ class Log:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times the wait for the loader."""
+        """Measures how long the caller waits for the loader."""
         entered = time.perf_counter()
         yield
         self.waited += time.perf_counter() - entered
 
     def step(self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool) -> None:
-        """Keeps what a step yielded, and whether this process was asked to stop.
+        """Stores the results of a step, and whether this process was asked to stop.
 
         Raises:
-            NotFiniteError: the loss of a step is no number.
+            NotFiniteError: the loss of a step is not a finite number.
         """
         self.names = ["loss", *losses.scalars, "stop"]
-        asked = torch.full_like(losses.total, float(stop))  # not torch.tensor: it waits until it has copied
+        asked = torch.full_like(losses.total, float(stop))  # torch.tensor would wait until it has copied the value
         scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), asked])
         index = self.runtime.gather(torch.cat([loaded.labeled_index, loaded.index]))
         hardness = None if losses.hardness is None else self.runtime.gather(losses.hardness)
@@ -106,11 +107,11 @@ class Log:
         self.steps.append(_Step(done, self.runtime.sum(scalars.float()), index, num_labeled, hardness))
         self.skipped += loaded.skipped
         known = self.steps[-1:] if self.runtime.device.type == "cpu" else self.steps[-2:-1]
-        losses_known = {name: value for step in known for name, value in self._look(step).items()}
+        losses_known = {name: value for step in known for name, value in self._read(step).items()}
         self.reporter.on_step({"step": done, "images_per_step": self.images_per_step, **losses_known})
 
-    def _look(self, step: _Step) -> dict[str, float]:
-        """The values of a step by their names."""
+    def _read(self, step: _Step) -> dict[str, float]:
+        """Copies the scalars of a step to the host and checks them. Returns them by name."""
         *values, stop = step.scalars.tolist()
         self.stop = self.stop or stop > 0
         if not math.isfinite(values[0]):
@@ -132,15 +133,15 @@ class Log:
         )
 
     def flush(self, done: int, lr: float) -> None:
-        """Writes one training record, the mean over the steps since the last one, and their hardness.
+        """Writes one training record, the mean over the steps since the last record, and the hardness of these steps.
 
         Raises:
-            NotFiniteError: the loss of a step is no number.
+            NotFiniteError: the loss of a step is not a finite number.
         """
         if done == self.written:
             return
-        self._look(self.steps[-1])
-        self.park()
+        self._read(self.steps[-1])
+        self.write_hardness()
         now = time.perf_counter()
         means = dict(zip(self.names, torch.stack([step.scalars for step in self.steps]).mean(0).tolist(), strict=True))
         means.pop("stop")
@@ -163,7 +164,7 @@ class Log:
         if skipped:
             self.event("skipped", done, files=sorted(set(skipped)))
 
-    def park(self) -> None:
+    def write_hardness(self) -> None:
         """Writes the hardness of the steps that have no record yet."""
         fresh = [step for step in self.steps if step.done > self.hardness_written]
         if fresh and fresh[0].hardness is not None and self.runtime.is_main:
@@ -173,23 +174,23 @@ class Log:
     def _hardness_rows(self, step: _Step) -> list[tuple[int, int, float]]:
         assert step.index is not None
         assert step.hardness is not None
-        shares = step.index.view(self.runtime.world_size, -1)[:, step.num_labeled :]  # the unlabeled ones
+        shares = step.index.view(self.runtime.world_size, -1)[:, step.num_labeled :]  # the unlabeled images
         pairs = zip(shares.flatten().tolist(), step.hardness.tolist(), strict=True)
         return [(step.done, index, hardness) for index, hardness in pairs]
 
     def pending(self) -> dict[str, list[float]]:
-        """Scalars of the steps that have no record yet, for a checkpoint between two records."""
+        """Returns the scalars of the steps that have no record yet, for a checkpoint between two records."""
         if not self.steps:
             return {}
         columns = torch.stack([step.scalars for step in self.steps]).T.tolist()
         return dict(zip(self.names[:-1], columns, strict=False))
 
     def seconds(self) -> float:
-        """Time since the last training record, if steps were taken; for a checkpoint as `pending`."""
+        """Returns the time since the last training record, s; 0 if no step was taken since. Checkpoints contain it."""
         return time.perf_counter() - self.clock if self.steps else 0.0
 
     def event(self, event: str, done: int, **details: Any) -> None:
-        """Writes to the run's diary, and tells the reporter."""
+        """Appends an event to events.jsonl and passes it to the reporter."""
         if self.runtime.is_main:
             self.run.event(event, done, **details)
         self.reporter.on_event({"event": event, "step": done, **details})
@@ -206,4 +207,4 @@ class Log:
         if self.runtime.is_main:
             self.run.log(record)
         self.reporter.on_scores(record)
-        self._restart_clock(done)  # an evaluation is not training time
+        self._restart_clock(done)  # the time of an evaluation is not training time

@@ -1,7 +1,7 @@
-"""The precision of the networks: what `auto` means on this machine, and how much an emulated bf16 costs.
+"""Chooses the precision of the networks, and measures how slow an emulated bf16 is.
 
-bf16 halves the memory of a network and is fast where the processor has instructions for it. Where it has none, torch
-emulates bf16, which takes 10 to 100 times as long as fp32.
+bf16 halves the memory of a network. It is fast if the processor has instructions for it. If not, torch emulates it, and
+a step takes 10 to 100 times as long as in fp32.
 """
 
 import os
@@ -18,31 +18,32 @@ import torch.nn.functional as F
 Precision = Literal["fp32", "bf16", "fp16"]
 Setting = Literal["auto", "fp32", "bf16", "fp16"]
 
-_CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86 and, the last one, of Arm
+_CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # the first two are flags of x86, the last one of Arm
 _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision, and why it is this one."""
+    """A precision, and the reason for it."""
 
     precision: Precision
     reason: str
 
 
 def choose(setting: Setting, device: torch.device) -> Choice:
-    """Turns `engine.precision` into a precision: `auto` is bf16 where the device has it natively, else fp32."""
+    """Turns `engine.precision` into a precision. `auto` is bf16 if the device has instructions for it, else fp32."""
     if setting != "auto":
-        return Choice(setting, "engine.precision says so")
+        return Choice(setting, "set by engine.precision")
     native, reason = has_bf16(device)
     return Choice("bf16" if native else "fp32", reason)
 
 
 def has_bf16(device: torch.device) -> tuple[bool, str]:
-    """Whether the device has instructions for bf16, and how that is known.
+    """Returns whether the device has instructions for bf16, and the reason for the answer.
 
-    A CPU is judged by its own flags: torch has a bf16 kernel for every CPU, and does not say which ones emulate it. The
-    variable ONEDNN_MAX_CPU_ISA keeps the library of convolutions from using newer instructions; it counts, too.
+    For a CPU the answer comes from its flags, because torch has a bf16 kernel for every CPU and does not report whether
+    the kernel emulates bf16. The variable ONEDNN_MAX_CPU_ISA forbids newer instructions in the library that computes
+    convolutions, so it counts, too.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -57,7 +58,7 @@ def has_bf16(device: torch.device) -> tuple[bool, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The flags of the CPU in Linux's words; empty where there is no /proc/cpuinfo."""
+    """Returns the flags of the CPU, as Linux names them; none if there is no /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -67,7 +68,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def emulation(precision: Precision, device: torch.device) -> str | None:
-    """Says by how much bf16 is slower than fp32 where the device emulates it; None where nothing is emulated."""
+    """Returns a message on how much slower bf16 is than fp32 if the device emulates it, else None."""
     native, reason = has_bf16(device)
     if precision != "bf16" or native:
         return None
@@ -77,7 +78,7 @@ def emulation(precision: Precision, device: torch.device) -> str | None:
 
 
 def slowdown(device: torch.device) -> float:
-    """Time of a small convolution with its gradients in bf16, over that in fp32. Takes less than a second."""
+    """Measures the time of a small convolution with gradients in bf16, divided by that in fp32, in under a second."""
     image = torch.ones(2, 16, 24, 24, device=device).contiguous(memory_format=torch.channels_last)
     weight = torch.ones(32, 16, 3, 3, device=device, requires_grad=True)
 
@@ -90,7 +91,7 @@ def slowdown(device: torch.device) -> float:
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """The median of five calls after a first one."""
+    """Returns the median time of five calls, after one call to warm up, s."""
     seconds = []
     for _ in range(6):
         begin = time.perf_counter()

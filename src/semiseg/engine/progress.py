@@ -1,4 +1,4 @@
-"""The progress of a run, and of commands that count images: a bar on a terminal, lines elsewhere."""
+"""Shows the progress of a run, and of commands that count images: a bar on a terminal, lines elsewhere."""
 
 import math
 import time
@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 FIRST_S = 5.0  # until the first line
-EVERY_S = 12.0  # between two lines; so a step that takes 3 s longer than the one before is within 15 s, too
-_RECENT = 20  # steps: losses and speed are means over them
+EVERY_S = 12.0  # between two lines; they stay within 15 s if a step takes up to 3 s longer than the one before
+_RECENT = 20  # steps; losses and speed are means over the last ones
 _SHOWN = ("loss", "labeled", "unlabeled", "easiness")
 
 Clock = Callable[[], float]  # s
 
 
 class _Pace:
-    """Decides when a line is due.
+    """Decides when to print a line.
 
-    It knows the time only when it is asked, after each step or image. If the next step, expected to take as long as
-    this one, would end after the line is due, the line is due now.
+    It reads the clock only after each step or image. It expects the next step to take as long as this one. If the next
+    step would end after the due time, the line is due now.
     """
 
     def __init__(self, now: float) -> None:
@@ -32,7 +32,7 @@ class _Pace:
         self.asked_at: float | None = None
 
     def due(self, now: float) -> bool:
-        """Returns whether a line is to be printed now, and expects that it is."""
+        """Returns whether the caller must print a line now. If so, it sets the due time of the next line."""
         gap = 0.0 if self.asked_at is None else now - self.asked_at  # the first step is slower than the others
         self.asked_at = now
         if now < self.due_at and now + gap <= self.due_at:
@@ -41,19 +41,19 @@ class _Pace:
         return True
 
     def printed(self, now: float) -> None:
-        """Starts to wait for the next line."""
+        """Sets the due time of the next line, after a line was printed."""
         self.due_at = now + EVERY_S
 
 
 class ProgressBar:
     """A `Reporter` that shows losses, mIoU, mean easiness, images a second and the time left.
 
-    On a terminal it draws a bar. Elsewhere it prints a line after each evaluation, and lines between them: a first one
-    within 10 s of the first step, then at least one every 15 s, unless a single step takes longer. The time left counts
-    the evaluations that are still to come as soon as one was timed.
+    On a terminal it draws a bar. Elsewhere it prints a line after each evaluation, and lines between evaluations: the
+    first one within 10 s of the first step, then at least one every 15 s, unless a single step takes longer. Once an
+    evaluation was timed, the time left includes the remaining evaluations.
 
     Args:
-        title: what is being trained.
+        title: the name of the run.
         num_steps: steps of the whole run.
         eval_every: steps between evaluations.
         console: where to draw or print.
@@ -66,7 +66,7 @@ class ProgressBar:
         self.title, self.num_steps, self.eval_every, self.console = title, num_steps, eval_every, console
         self.clock = clock
         self.bar = Progress(
-            TextColumn("{task.description}", style="bold", markup=False),  # a folder may be called [/bold]
+            TextColumn("{task.description}", style="bold", markup=False),  # a folder may have the name [/bold]
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
@@ -75,9 +75,9 @@ class ProgressBar:
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(title, total=num_steps, status="")
-        self.done: int | None = None  # completed steps, as far as is known
+        self.done: int | None = None  # number of completed steps; None: not known yet
         self.losses: deque[dict[str, float]] = deque(maxlen=_RECENT)
-        self.first_step_s = 0.0  # with the start of loader processes; no measure of the others
+        self.first_step_s = 0.0  # it includes the start of loader processes, so other steps are faster
         self.step_s: deque[float] = deque(maxlen=_RECENT)
         self.evaluation_s = 0.0
         self.images_per_step = 0
@@ -110,7 +110,7 @@ class ProgressBar:
         """Does nothing: each step of the record was shown."""
 
     def on_evaluation(self, done: int, total: int) -> None:
-        """Shows how far an evaluation is."""
+        """Shows how many images of an evaluation are done."""
         if self.console.is_terminal:
             self._update(f"evaluating {done}/{total}")
         elif done < total and self.pace.due(self.clock()):
@@ -127,14 +127,14 @@ class ProgressBar:
             self.pace.printed(now)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Prints what went wrong and was dealt with."""
+        """Prints a note about skipped images or restarted loader processes."""
         if event["event"] == "skipped":
             self._note(f"{len(event['files'])} images cannot be read and were skipped, e.g. {event['files'][0]}")
         elif event["event"] == "loader restarted":
-            self._note(f"step {event['step']}: loader processes died and were started anew ({event['reason']})")
+            self._note(f"step {event['step']}: loader processes died and were started again ({event['reason']})")
 
     def _status(self) -> str:
-        """The losses and the images a second of the last steps."""
+        """Returns the losses and the images a second of the last steps, as text."""
         known = [losses for losses in self.losses if losses]
         parts = [f"{name} {fmean(losses[name] for losses in known):.3f}" for name in (known[-1] if known else ())]
         if seconds := self._step_s():
@@ -165,19 +165,19 @@ class ProgressBar:
 def counting(
     doing: str, console: Console, unit: str = "images", clock: Clock = time.monotonic
 ) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far a command is that takes one image after another.
+    """Shows how many images a command has processed.
 
-    On a terminal it draws a bar. Elsewhere it prints a line after 5 s, and then one every 12 s; none if the command is
-    done before.
+    On a terminal it draws a bar. Elsewhere it prints a line after 5 s, and then one every 12 s. If the command ends
+    earlier, it prints no line.
 
     Args:
-        doing: what the command does, e.g. "predicting".
+        doing: the name of the activity, e.g. "predicting".
         console: where to draw or print.
         unit: what is counted.
         clock: gives the time, s.
 
     Yields:
-        A function to call after each image, with the numbers of images that are done and that there are.
+        A function to call after each image, with the number of images that are done and the number of all images.
     """
     bar = Progress(
         TextColumn(doing),
@@ -219,7 +219,7 @@ def _of(done: int, total: int, unit: str) -> str:
 
 
 def _left(seconds: float) -> str:
-    """E.g. "2:10:05 left": hours, minutes and seconds."""
+    """Formats the time left as hours, minutes and seconds, e.g. "2:10:05 left"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} left"

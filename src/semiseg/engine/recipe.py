@@ -1,4 +1,4 @@
-"""A complete, validated run: what `semiseg.config.load` makes of a YAML file and what the engine carries out."""
+"""The recipe of a run, complete and validated. `semiseg.config.load` makes it from a YAML file; the engine runs it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,28 +19,28 @@ from semiseg.types import ClassTable
 
 
 class EngineConfig(BaseModel):
-    """How long, how large, how often."""
+    """Settings of the engine: number of steps, batch size, device, and intervals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(ge=1, le=10**9)  # optimizer steps
-    batch_size: int = Field(16, ge=2, le=65536)  # labeled images a step over all processes, as many unlabeled
-    micro_batch_size: int | None = Field(None, ge=1)  # of them in one forward pass of a process; None: its whole share
+    batch_size: int = Field(16, ge=2, le=65536)  # labeled images of a step, over all processes; as many unlabeled ones
+    micro_batch_size: int | None = Field(None, ge=1)  # in one forward pass of a process; None: its whole share
     seed: int = Field(0, ge=0)
-    precision: Setting = "auto"  # of the networks; auto: bf16 where the device has it natively, else fp32
+    precision: Setting = "auto"  # of the networks; auto: bf16 where the device has instructions for it, else fp32
     device: Device = "auto"
-    compile: bool = False  # the networks, for training; no gain on a CPU, not tried on a GPU
+    compile: bool = False  # compile the networks for training; no gain on a CPU, not tried on a GPU
     log_every: int = Field(10, ge=1)  # steps
     eval_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
-    keep_checkpoints: int = Field(1, ge=1)  # newest ones kept, beside the best
+    keep_checkpoints: int = Field(1, ge=1)  # number of newest checkpoints to keep; the best one is kept, too
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def part_size(self, world_size: int) -> int:
-        """Labeled images in one forward pass of one of `world_size` processes.
+        """Returns the number of labeled images in one forward pass of one of `world_size` processes.
 
         Raises:
-            UserError: the batch cannot be dealt out evenly.
+            UserError: the batch cannot be split evenly.
         """
         share, rest = divmod(self.batch_size, world_size)
         if rest:
@@ -57,12 +57,12 @@ class EngineConfig(BaseModel):
 
     @property
     def evaluation_interval(self) -> int:
-        """Steps between evaluations."""
+        """Returns the number of steps between evaluations."""
         return self.eval_every or max(1, self.steps // 10)
 
     @property
     def checkpoint_interval(self) -> int:
-        """Steps between checkpoints."""
+        """Returns the number of steps between checkpoints."""
         return self.save_every or max(1, self.steps // 10)
 
 
@@ -78,11 +78,11 @@ class Recipe:
     engine: EngineConfig
 
     def computed_in(self, precision: Setting) -> "Recipe":
-        """Returns the recipe with this precision in place of `auto`: a run goes on in what it started with."""
+        """Returns the recipe with this precision in place of `auto`. A resumed run keeps the precision of its start."""
         return replace(self, engine=self.engine.model_copy(update={"precision": precision}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the sections in reading order; loading them gives an equal recipe."""
+        """Returns the recipe as plain values, section by section. Loading them gives an equal recipe."""
         return {
             "data": self.data.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
@@ -93,10 +93,10 @@ class Recipe:
 
 
 def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
-    """The method with its networks. Network number k starts from `seeded(seed, "init", k)`.
+    """Builds the method with its networks. Network number k is initialized inside `seeded(seed, "init", k)`.
 
-    So methods that build their first network with the same model section start from the same weights. Everything else
-    that the method draws while it is made, such as layers of its own, comes from `seeded(seed, "method")`.
+    So two methods that build their first network from the same model section start from the same weights. All other
+    random values of a new method, e.g. the weights of its own layers, are drawn inside `seeded(seed, "method")`.
     """
     built = 0
 

@@ -1,4 +1,4 @@
-"""What a run would need, from a few real steps of it: memory, hours, disk."""
+"""Estimates memory, hours and disk space of a run from a few real steps."""
 
 import math
 import statistics
@@ -18,21 +18,21 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 
 _WARM_UP = 2  # steps
-_ROW_BYTES = 20  # of the hardness history, an unlabeled image and step
+_ROW_BYTES = 20  # size of a line of hardness.csv: one unlabeled image of one step
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a run would need, of each of its processes.
+    """What each process of a run would need.
 
     Attributes:
-        train_mb: most memory of a step, MB; on a CPU resident memory of the process, without loader processes.
-        evaluate_mb: the same after the largest validation image was evaluated too.
-        step_s: seconds a step takes, with the wait for its images, median.
-        evaluation_s: seconds an evaluation takes, from the largest image and the pixels of all.
-        hours: for all steps, evaluations and nothing else.
-        disk_mb: most room on disk: checkpoints, with the one that is being written, and the hardness history.
-        loss: of the last step.
+        train_mb: peak memory of a step, MB; on a CPU the resident memory of the process, without loader processes.
+        evaluate_mb: peak memory after the largest validation image was evaluated, MB.
+        step_s: median time of a step with the wait for its images, s.
+        evaluation_s: time of an evaluation, s, from the time of the largest image and the pixels of all images.
+        hours: time of all steps and evaluations; other work is not counted.
+        disk_mb: peak disk space, MB: checkpoints, with the one that is being written, and hardness.csv.
+        loss: loss of the last step.
     """
 
     train_mb: float
@@ -51,14 +51,17 @@ def rehearse(
     steps: int = 3,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rehearsal | None:
-    """Takes real steps and evaluates the largest validation image; writes nothing. None but on the first process.
+    """Takes real steps and evaluates the largest validation image. It writes nothing to disk.
 
     Args:
-        recipe: the run.
-        dataset: what its data section describes.
+        recipe: the recipe of the run.
+        dataset: the dataset of the recipe.
         runtime: where to compute.
-        steps: to take; the first two warm up, the others are timed.
-        on_step: told how many steps of how many are done.
+        steps: number of steps to take. The first two warm up, the others are timed.
+        on_step: called with the number of steps that are done and the number of all steps.
+
+    Returns:
+        The estimates; None on all processes but the first.
     """
     with runtime.together():
         return _rehearse(recipe, dataset, runtime, min(steps, recipe.engine.steps), on_step)
@@ -96,13 +99,13 @@ def _rehearse(
     largest = max(dataset.val, key=lambda sample: pixels[sample])
     items = eval_loader([largest] * runtime.world_size, dataset, recipe.data.model_copy(update={"workers": 0}),
                         rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
-    for _ in range(2):  # the first warms up: libraries choose their kernels for images of this size
+    for _ in range(2):  # first a warm-up: libraries choose their kernels for images of this size
         begin = time.perf_counter()
         evaluate(method.predictor(), items, len(dataset.classes), cfg.evaluate, runtime)
     evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
 
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
-    best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, before old ones are deleted
+    best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, until old ones are deleted
     model_mb = _megabytes(method.state_dict())
     resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer, method))
     hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0

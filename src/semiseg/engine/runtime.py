@@ -1,4 +1,4 @@
-"""Device, precision and processes, through Accelerate. Nothing outside the engine knows that they exist."""
+"""Sets up device, precision and processes with Accelerate. Methods and networks do not depend on them."""
 
 import atexit
 import ctypes
@@ -27,15 +27,16 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Runtime:
-    """Where and how a run computes.
+    """The device, the precision and the processes of a run.
 
     Args:
-        device: auto takes an accelerator if there is one.
-        precision: of the networks; hardness and losses are fp32 in all of them. auto is bf16 where the device has it.
+        device: where to compute. auto takes an accelerator if there is one.
+        precision: the precision of the networks; hardness and losses are always fp32. auto is bf16 if the device has
+            instructions for it, else fp32.
 
     Attributes:
-        precision: what networks compute in.
-        reason: why it is this one.
+        precision: the precision in which the networks compute.
+        reason: why this precision was chosen.
 
     Raises:
         UserError: the machine has no such device, or the device cannot compute in this precision.
@@ -59,7 +60,7 @@ class Runtime:
             self.accelerator = Accelerator(
                 cpu=on_cpu,
                 mixed_precision=mixed,
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever a launcher asks for
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # overrides the launcher's
                 kwargs_handlers=[wrapping],
             )
         except ValueError as error:
@@ -69,53 +70,53 @@ class Runtime:
         if self.device.type == "cpu":
             _keep_freed_memory()
         if torch.distributed.is_initialized():
-            atexit.unregister(_leave_the_others)  # once, however many runs a process has
-            atexit.register(_leave_the_others)
+            atexit.unregister(_end_communication)  # registered once for several runs
+            atexit.register(_end_communication)
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
-        self.name = f"process {self.rank} of {self.world_size}: " if self.rank else ""  # at the head of its messages
+        self.name = f"process {self.rank} of {self.world_size}: " if self.rank else ""  # for messages
 
     def where(self) -> str:
-        """Names the device as people know it, e.g. `cpu with 2 threads`."""
+        """Returns a description of the device for users, e.g. `cpu with 2 threads`."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
         return f"cpu with {torch.get_num_threads()} threads" if self.device.type == "cpu" else str(self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Returns values for events.jsonl."""
+        """Returns processes, device and precision, for events.jsonl."""
         return {"processes": self.world_size, "device": str(self.device), "precision": self.precision}
 
     def prepare(self, method: SemiMethod, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """The method wrapped for gradients across processes and for autocast, and the optimizer for its scaler.
+        """Wraps the method, for gradients across processes and autocast, and the optimizer, for its gradient scaler.
 
-        On several GPUs batch norm becomes SyncBN, in place (timm's converter keeps the activations that its encoders
-        fuse into their norm layers; torch's own drops them).
+        On several GPUs it also replaces batch norm by SyncBN, in place. timm's converter keeps the activations that
+        timm's encoders fuse into their norm layers; torch's converter drops them.
         """
         if self.world_size > 1 and self.device.type == "cuda":
             timm.layers.convert_sync_batchnorm(method)  # type: ignore[attr-defined, no-untyped-call]
         return self.accelerator.prepare(method, optimizer)
 
     def autocast(self) -> Any:
-        """Context in which networks compute in the run's precision, also while a later run has another one."""
+        """Returns a context in which networks compute in this run's precision, even if a later run has another one."""
         low = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, low, enabled=self.precision != "fp32")
 
     def reducing(self, wrapped: Any, last: bool) -> AbstractContextManager[None]:
-        """Context of one of a step's backward passes: gradients are reduced over the processes in the last one."""
+        """Returns the context for a backward pass. Only the last one of a step reduces gradients over the processes."""
         return nullcontext() if last else self.accelerator.no_sync(wrapped)
 
     def backward(self, share: Tensor) -> None:
-        """Adds the gradients of a share of the loss. Reducing takes means over the processes, shares add up."""
+        """Adds the gradients of a share of the loss. The factor turns the mean over the processes into a sum."""
         self.accelerator.backward(share * self.world_size)
 
     def step(self, optimizer: Any) -> None:
-        """Optimizer step. In fp16 a step whose gradients overflow is left out, and the loss scaled down."""
+        """Takes an optimizer step. In fp16, if gradients overflow, it skips the step and lowers the loss scale."""
         optimizer.step()
         optimizer.zero_grad()
 
     def average_batch_statistics(self, method: SemiMethod) -> None:
-        """Makes the running statistics of batch norm their mean over the processes, where SyncBN does not exist."""
+        """Replaces running statistics of batch norm by their mean over the processes, where SyncBN does not exist."""
         if self.world_size == 1 or self.device.type == "cuda":
             return
         norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
@@ -126,20 +127,20 @@ class Runtime:
                 value.copy_(part.view_as(value))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, one after another along the first axis."""
+        """Concatenates the tensors of all processes along the first axis."""
         return self.accelerator.gather(tensor) if self.world_size > 1 else tensor
 
     def gather_lists(self, items: list[Any]) -> list[Any]:
-        """The items of all processes in one list. This waits for them."""
+        """Collects the items of all processes in one list. It waits for all processes."""
         return gather_object(items) if self.world_size > 1 else items
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
+        """Adds up a tensor over all processes."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.world_size > 1 else tensor
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process goes through this before the others enter it.
+        """Lets the first process run the block before the other processes enter it.
 
         Raises:
             UserError: another process has ended.
@@ -149,7 +150,7 @@ class Runtime:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that needs all processes: if one is gone, the others say so and leave.
+        """Runs a block that needs all processes. If one of them has ended, the others stop with an error.
 
         Raises:
             UserError: another process has ended.
@@ -164,7 +165,7 @@ class Runtime:
             raise
 
     def peak_memory_mb(self) -> float:
-        """Most memory that was in use: on a GPU allocated since the last call, else resident since the start, MB."""
+        """Returns the peak memory, MB: on a GPU allocated since the last call, else resident since the start."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -173,36 +174,36 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
     def scaler_state(self) -> dict[str, Any]:
-        """State of the fp16 gradient scaler; empty in other precisions."""
+        """Returns the state of the fp16 gradient scaler. In other precisions it is empty."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        """Puts the scaler back where it was."""
+        """Loads a state of the gradient scaler."""
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
 
 
-def _leave_the_others() -> None:
-    """Ends the communication between processes while Python is still there.
+def _end_communication() -> None:
+    """Ends the communication between processes before the Python interpreter shuts down.
 
-    Threads of gloo may hold tensors of the last exchange; one that lets go of them while the interpreter is being taken
-    down aborts the process, after all its work was done.
+    Threads of gloo may still hold tensors of the last exchange. If a thread releases them while the interpreter shuts
+    down, the process aborts, although all its work is done.
     """
     if torch.distributed.is_initialized():
-        gc.collect()  # wrappers that still refer to the group
+        gc.collect()  # deletes wrappers that still refer to the group
         torch.distributed.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:
-    """Has the C library keep memory that was freed, for the next tensor of a step.
+    """Makes the C library keep freed memory for later tensors.
 
-    By default glibc gives large pieces back to Linux, which then has to clear every page of the next ones: 5 to 12 % of
-    a training step (docs/log.md).
+    By default glibc returns large blocks to Linux, and Linux clears every page of the next block. This takes 5 to 12 %
+    of a training step (docs/log.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
-    # Older ones take no more than 32 MB; with one of the two thresholds alone every tensor would be mapped anew.
+    # Older versions of glibc accept at most 32 MB. With only one of the two thresholds, each tensor gets a new mapping.
     if any(mallopt(_M_MMAP_THRESHOLD, size) for size in (2**31 - 1, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

