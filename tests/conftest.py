@@ -35,9 +35,7 @@ def _checked(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
             if is_dataclass(defined) and "__init__" in vars(defined):
                 defined.__init__ = beartype(defined.__init__)
             return defined
-        inner = (
-            "<locals>" in defined.__qualname__
-        )  # defined at every call of another function, which beartype is not for
+        inner = "<locals>" in defined.__qualname__  # defined anew at every call of another function
         return defined if inner else beartype(defined)
 
     return checked

@@ -1,5 +1,6 @@
 """Every benchmark runs, at sizes that mean nothing, and measures what its targets are about."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import checkpoint
@@ -15,7 +16,7 @@ import step
 import targets
 import torch
 import views
-from photographs import photographs
+from photographs import MASKS, photographs
 
 from semiseg.errors import UserError
 
@@ -27,11 +28,18 @@ MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loa
            "evaluation": evaluation, "step": step}  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def voc() -> Iterator[Path]:
+    """The photographs of all suites: drawing them takes longer than most suites."""
+    with photographs(None, 12) as photos:
+        (photos.root / "SegmentationClass").symlink_to(MASKS)
+        yield photos.root
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> common.Settings:
-    return common.arguments(
-        "Title.", ["--tiny", "--repeats", "1", "--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
-    )
+def run(tmp_path: Path, voc: Path) -> common.Settings:
+    words = ["--tiny", "--repeats", "1", "--data", str(voc), "--out", str(tmp_path)]
+    return common.arguments("Title.", [*words, "--threads", str(torch.get_num_threads())])
 
 
 @pytest.mark.parametrize("suite", MODULES)

@@ -8,7 +8,6 @@ from semiseg.data.scenes import CLASSES, VAL_START, difficulty, scene, write_sce
 from semiseg.errors import UserError
 from semiseg.types import voc_color
 
-
 Scene = tuple[np.ndarray, np.ndarray]  # image and mask
 
 
