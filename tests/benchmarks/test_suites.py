@@ -1,6 +1,7 @@
 """Every benchmark runs, at sizes that mean nothing, and measures what its targets are about."""
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import targets
 import torch
 import training
 import views
-from photographs import photographs
+from photographs import MASKS, photographs
 
 from semiseg.errors import UserError
 
@@ -33,11 +34,18 @@ MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loa
            "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke}  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def voc() -> Iterator[Path]:
+    """The photographs of all suites: drawing them takes longer than most suites."""
+    with photographs(None, 12) as photos:
+        (photos.root / "SegmentationClass").symlink_to(MASKS)
+        yield photos.root
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> common.Settings:
-    return common.arguments(
-        "Title.", ["--tiny", "--repeats", "1", "--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
-    )
+def run(tmp_path: Path, voc: Path) -> common.Settings:
+    words = ["--tiny", "--repeats", "1", "--data", str(voc), "--out", str(tmp_path)]
+    return common.arguments("Title.", [*words, "--threads", str(torch.get_num_threads())])
 
 
 @pytest.mark.parametrize("suite", MODULES)
