@@ -16,7 +16,8 @@ from step import wrapped
 
 from semiseg.data.loader import EvalItem
 from semiseg.engine.evaluate import Config, evaluate
-from semiseg.engine.runtime import Precision, Runtime
+from semiseg.engine.precision import Precision
+from semiseg.engine.runtime import Runtime
 from semiseg.models.build import Config as ModelConfig
 from semiseg.models.build import Network, build
 from semiseg.rng import seeded

@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from semiseg import config
 from semiseg.data.loader import train_loader
 from semiseg.engine import step as engine_step
+from semiseg.engine.precision import Precision
 from semiseg.engine.recipe import build_method
-from semiseg.engine.runtime import Precision, Runtime
+from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.method import SemiMethod
 from semiseg.methods import imas
