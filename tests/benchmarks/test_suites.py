@@ -169,7 +169,7 @@ def test_what_runs_out_of_time_or_fails_leaves_what_it_has_and_the_next_one_foll
 
 
 def test_training_takes_as_many_steps_as_the_time_allows(run: common.Settings, monkeypatch):
-    results = common.Results(replace(run, seconds=30.0))
+    results = common.Results(replace(run, seconds=30.0, data=None))
     training.measure(results.run, results)
     last = [results.figures[f"{name}, mIoU, last"].median for name in training.METHODS]
     assert all(0 <= value <= 1 for value in last)
