@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TRAIN
 from torch.utils.data import dataloader
+from torch.utils.data._utils import worker
 
 from semiseg import config, data
 from semiseg.data.loader import eval_loader, train_loader
@@ -139,9 +140,14 @@ def test_those_that_die_again_and_again(here, semiseg, whole):
     assert harness.differences(harness.left_behind(folder / "run"), whole) == []
 
 
+def parent_missed_soon() -> None:
+    """Loader processes of torch look whether their parent lives every five seconds; here every 0.2."""
+    worker.MP_STATUS_CHECK_INTERVAL = 0.2
+
+
 def test_no_process_is_left_behind_by_one_that_was_killed(here):
     folder = here(data={"workers": 2})
-    command = harness.Command(TRAIN)
+    command = harness.Command(TRAIN, parent_missed_soon)
     harness.until(lambda: harness.steps_logged(folder / "run") >= 3)
     command.send(signal.SIGKILL)
     harness.until(lambda: not command.running())
