@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 
 from semiseg import api, cli  # noqa: F401  (forked processes have it imported)
 from semiseg.errors import UserError
+from semiseg.models import build
+from semiseg.models.build import Network
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -45,6 +47,8 @@ class Command:
         arguments: as on the command line.
         prepare: called in the child first, to lay traps there.
     """
+
+    network: ClassVar[Callable[..., Network] | None] = None  # what children train instead of the recipe's
 
     def __init__(self, arguments: str, prepare: Action = lambda: None) -> None:
         self.streams = [os.pipe(), os.pipe()]
@@ -75,6 +79,8 @@ class Command:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             torch.set_num_threads(1)
+            if self.network and arguments.startswith("train "):
+                build.build = self.network
             prepare()
             cli.main()
             code = 0
