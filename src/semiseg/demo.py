@@ -20,8 +20,8 @@ from semiseg.errors import UserError
 from semiseg.report import sheet, table
 from semiseg.runs import Run
 
-NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX = 600, 40, 100, 96
-STEPS = 240
+NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX, CROP_PX = 600, 40, 100, 96, 80
+STEPS = 300
 REHEARSED = 5  # number of steps to estimate the time of a training from
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"name": "supervised"},
@@ -39,7 +39,7 @@ def recipe(scenes: Path, method: dict[str, Any], seed: int) -> dict[str, Any]:
             "labeled": "splits/labeled.txt",
             "unlabeled": "splits/unlabeled.txt",
             "val": "splits/val.txt",
-            "crop": SIZE_PX,
+            "crop": CROP_PX,
             "scale": [0.75, 1.5],
             "workers": 0,
         },
