@@ -84,7 +84,7 @@ def gentle(recipe: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
 
     def gentle(method: str, engine: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
         own = {"threshold": 0.5, "ema_decay": 0.9} if method == "imas" else {}
-        every = {"steps": 20, "batch_size": 6, "log_every": 1, "eval_every": 10, "save_every": 10}
+        every = {"steps": 20, "batch_size": 12, "log_every": 1, "eval_every": 10, "save_every": 10}
         return recipe(
             method,
             data={"crop": 20},

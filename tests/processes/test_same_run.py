@@ -74,7 +74,7 @@ def test_the_run_alone(alone):
     for name, distinct in (("supervised", 0), ("imas", 40), ("standard", 40), ("hardness every third step", 40)):
         run = Run(alone / name)
         rows = [row[2] for row in run.hardness()]
-        assert len(rows) == 20 * 6 * bool(distinct)
+        assert len(rows) == 20 * 12 * bool(distinct)
         assert len(set(rows)) >= distinct
         if distinct:
             assert {record["mixed"] for record in run.metrics("train")} == {0, 1}
@@ -83,7 +83,7 @@ def test_the_run_alone(alone):
     assert difference(alone / "imas", alone / "standard") > 100 * CLOSE
 
 
-@pytest.mark.parametrize(("count", "micro"), [(2, None), (3, None), (2, 1)])
+@pytest.mark.parametrize(("count", "micro"), [(2, None), (3, None), (2, 3)])
 def test_the_same_run(processes, recipes, alone, tmp_path, count, micro):
     shared = copy.deepcopy(recipes)
     for values in shared.values():
