@@ -97,8 +97,8 @@ def _ready(recipe: Recipe, console: Console | None, resumes: bool = False) -> tu
     console = console if console is not None and runtime.is_main else Console(quiet=True)
     _print(console, f"computing on {runtime.where()} in {runtime.precision}: {runtime.reason}")
     if not console.quiet and (slow := emulation(runtime.precision, runtime.device)):
-        advice = "this run goes on in it; a new one with another --out and" if resumes else "it is obeyed;"
-        _note(console, f"{slow}; {advice} engine.precision=fp32 is faster")
+        advice = "the run goes on in it; a new run with another --out and " if resumes else ""
+        _note(console, f"{slow}; {advice}engine.precision=fp32 is faster")
     return recipe.computed_in(runtime.precision), runtime, console
 
 

@@ -162,7 +162,7 @@ def test_a_run_goes_on_in_the_precision_that_it_started_with(train, tmp_path):
     text = train("auto", "avx2")
     assert "in bf16: " in text.splitlines()[0]
     assert "note: bf16 is emulated here (the CPU has no bf16 instructions)" in text
-    assert "takes 9.0 times as long as in fp32; this run goes on in it; a new one with another --out and" in text
+    assert "takes 9.0 times as long as in fp32; the run goes on in it; a new run with another --out and" in text
     assert "engine.precision=fp32 is faster" in text
     assert {event.get("precision") for event in Run(tmp_path / "run").events()} - {None} == {"bf16"}
 
@@ -175,7 +175,7 @@ def test_a_named_bf16_is_obeyed_with_a_line(train):
     text = train("bf16", "avx2")
     assert "in bf16: set by engine.precision" in text.splitlines()[0]
     assert "note: bf16 is emulated here" in text
-    assert "it is obeyed; engine.precision=fp32 is faster" in text
+    assert "as in fp32; engine.precision=fp32 is faster" in text
 
 
 def test_another_precision_than_that_of_the_run_is_refused(recipe, tmp_path, cpu_with):
