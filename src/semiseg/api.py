@@ -1,6 +1,7 @@
 """The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
+    if other := _other_classes(_class_names(run), dataset.classes.names):
+        raise UserError(
+            f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({other}); put them back as "
+            "they were, or name another directory with --out"
+        )
     before, now = run.unlabeled(), _names(dataset)
     if labels(dataset) != run.environment()["labels"] or before != now:
         differing = sorted({*before} ^ {*now})
@@ -153,6 +159,30 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
     state = "is complete, nothing is left to train" if complete else "going on with this run"
     _print(console, f"{run.path}: {state}")
+
+
+def _class_names(run: Run) -> Sequence[str]:
+    """Returns the names of a run's classes. An earlier semiseg wrote them into checkpoints only."""
+    if classes := run.environment().get("classes"):
+        return classes["names"]
+    newest = checkpoint.newest(run.checkpoints)
+    return newest.classes.names if newest else ()
+
+
+def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Says where class names differ, e.g. `1: disc -> square; 2: square -> disc`; empty if they are the same.
+
+    Without names from before (a run of an earlier semiseg that has no checkpoint) nothing can differ.
+    """
+    pairs = enumerate(zip_longest(before, now, fillvalue="none")) if before else ()
+    found = [f"{index}: {old} -> {new}" for index, (old, new) in pairs if old != new]
+    return "; ".join([*found[:4], *([f"{len(found) - 4} more"] if len(found) > 4 else [])])
+
+
+def _class_file(recipe: Recipe) -> str:
+    """Names the file of the classes; a layout without one has its classes in its code."""
+    classes = getattr(recipe.data, "classes", None)
+    return f"{recipe.data.root / classes} (data.classes)" if classes else f"data.layout {recipe.data.layout}"
 
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
