@@ -15,6 +15,7 @@ from semiseg.data.partitions import class_presence, nested_partitions, partition
 from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar, counting
@@ -39,25 +40,28 @@ def train(
 
     Args:
         recipe: a recipe, or its path or name.
-        out: run directory: a new one, or one that was started with the same recipe.
+        out: run directory: a new one, or one that was started with the same recipe. One without any result yet may
+            have been started with another recipe.
         overrides: settings that replace those of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
         console: shows the progress. None: nothing is shown.
 
     Raises:
-        UserError: recipe, data or run directory are wrong. Most mistakes are found before the first step.
+        UserError: recipe, data or run directory are wrong, or another process trains in this directory. Most mistakes
+            are found before the first step.
     """
     recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
-    resumes = run.exists()
+    resumes = run.exists() and not run.is_blank()
     if resumes and recipe.engine.precision == "auto":
         recipe = recipe.computed_in(config.load(run.config).engine.precision)
     recipe, runtime, console = _ready(recipe, console, resumes)
-    with runtime.main_first():
-        dataset = data.load(recipe.data)
-        if runtime.is_main:
-            open_run = _resume if run.exists() else _start
-            open_run(run, recipe, dataset, runtime, console)
-    with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
-        train_recipe(recipe, dataset, run, bar, runtime)
+    with Lock(run) as lock:  # of the first process, for all processes
+        with runtime.main_first():
+            dataset = data.load(recipe.data)
+            if runtime.is_main:
+                open_run = _start if run.is_blank() or not run.exists() else _resume
+                open_run(run, recipe, dataset, runtime, console, lock)
+        with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
+            train_recipe(recipe, dataset, run, bar, runtime)
     return run
 
 
@@ -130,8 +134,9 @@ _FREE = (
 )
 
 
-def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks that the run has this recipe. Settings that do not change the result may differ."""
+    _acquire(lock, console)
     recipe.engine.part_size(runtime.world_size)
     changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
     if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
@@ -185,11 +190,17 @@ def _class_file(recipe: Recipe) -> str:
     return f"{recipe.data.root / classes} (data.classes)" if classes else f"data.layout {recipe.data.layout}"
 
 
-def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks recipe and data, then makes the run directory."""
     warnings = _check(recipe, dataset, runtime, console)
+    _acquire(lock, console)
     run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
     _print_counts(labels(dataset), warnings, console)
+
+
+def _acquire(lock: Lock, console: Console) -> None:
+    if gone := lock.acquire():
+        _print(console, f"{lock.run.path}: {gone} has ended without a word; this command takes over")
 
 
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
