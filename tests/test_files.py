@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from semiseg.errors import UserError
-from semiseg.files import read_text, save_image
+from semiseg.files import read_text, save_image, sync
 
 
 def test_text(tmp_path):
@@ -44,3 +44,24 @@ def test_an_image_takes_its_place_when_it_is_whole(tmp_path, monkeypatch):
         save_image(Image.new("L", (9, 9)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch, number):
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    sync(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):  # a file can be synced everywhere
+        sync(tmp_path / "a")
+
+
+def test_a_folder_on_a_failing_disk_is_an_error(tmp_path, monkeypatch):
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        sync(tmp_path)

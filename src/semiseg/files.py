@@ -1,11 +1,15 @@
 """Safe file access: reads text up to a limit, writes images completely or not at all, waits for the disk."""
 
+import errno
 import os
 from pathlib import Path
 
 from PIL import Image
 
 from semiseg.errors import UserError
+
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
 def read_text(path: Path, what: str, most: int) -> str:
@@ -48,9 +52,15 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of files in a folder, is on the disk."""
+    """Waits until a file, or the list of files in a folder, is on the disk.
+
+    Some file systems cannot do that for a folder (CIFS of older Linux, some FUSE). There nothing can be waited for.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
