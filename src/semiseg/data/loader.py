@@ -177,7 +177,8 @@ class _Loader(DataLoader[T], Generic[T]):
 
 
 def _init_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; only the training process acts on it
+    for signum in (signal.SIGINT, signal.SIGHUP):  # they go to all processes; only the training process acts on them
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _is_death(error: Exception) -> bool:

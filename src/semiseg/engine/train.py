@@ -38,7 +38,7 @@ def train(
     Raises:
         UserError: an image cannot be read, or a file cannot be written. The completed steps are saved if possible.
         NotFiniteError: the loss is not a finite number. Earlier checkpoints are kept.
-        Interrupted: the process received Ctrl-C or SIGTERM. The completed steps are saved.
+        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
     """
     runtime = runtime or Runtime(recipe.engine.device, recipe.engine.precision)
     with StopRequest().listening() as request, runtime.together():
