@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from semiseg.errors import UserError
-from semiseg.files import read_text, save_image, sync
+from semiseg.files import mark_of, read_text, save_image, sync
 
 
 def test_text(tmp_path):
@@ -30,12 +30,23 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
         read_text(tmp_path / "a.txt", "a list", most=9)
 
 
+def test_a_mark_stays_in_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    assert mark_of(path) is None
+    path.write_text("no image")
+    assert mark_of(path) is None
+    save_image(Image.new("P", (2, 3)), path)
+    assert mark_of(path) is None
+    save_image(Image.new("P", (2, 3)), path, "of the test")
+    assert mark_of(path) == "of the test"
+
+
 def test_an_image_takes_its_place_when_it_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save_image(Image.new("L", (2, 3), 7), path)
     before = path.read_bytes()
 
-    def full(image, aside, *_):
+    def full(image, aside, *_, **__):
         Path(aside).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -273,7 +273,10 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
-        _complain(f"not enough memory; lower engine.batch_size, data.crop or data.long_side ({_first_line(error)})")
+        remedy = "lower engine.batch_size, data.crop or data.long_side"
+        if sys.argv[1:2] == ["predict"]:
+            remedy = "cut the image into tiles, or train with a data.long_side"
+        _complain(f"not enough memory; {remedy} ({_first_line(error)})")
     sys.exit(2)
 
 
