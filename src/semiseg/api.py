@@ -25,6 +25,7 @@ from semiseg.engine.rehearse import rehearse as rehearse_recipe
 from semiseg.engine.runtime import Device, Runtime
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
+from semiseg.files import expanded
 from semiseg.metrics import Scores
 from semiseg.runs import Run
 from semiseg.types import IGNORE
@@ -116,7 +117,8 @@ def _note(console: Console, text: str) -> None:
 
 
 def folder(path: Path) -> Path:
-    """Returns `path` after checking that a folder can be there, i.e. that neither it nor a parent is a file."""
+    """Returns `path`, with `~` expanded, after checking that neither it nor a parent is a file."""
+    path = expanded(path)
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place}: is a file; name a folder with --out")
@@ -143,10 +145,10 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
-    if other := _other_classes(_class_names(run), dataset.classes.names):
+    if renamed := _other_classes(_class_names(run), dataset.classes.names):
         raise UserError(
-            f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({other}); put them back as "
-            "they were, or name another directory with --out"
+            f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({renamed}); put them back "
+            "as they were, or name another directory with --out"
         )
     before, now = run.unlabeled(), _names(dataset)
     if labels(dataset) != run.environment()["labels"] or before != now:
@@ -242,9 +244,10 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
         which: `best` or `last` checkpoint of a run.
         device: where to compute.
     """
-    if (Path(run) / "state.json").is_file():
-        return make_predictor(checkpoint.read(Path(run)), device)
-    return make_predictor(_checkpoint(Run(Path(run)).open(), which), device)
+    opened = Run(Path(run))
+    if (opened.path / "state.json").is_file():
+        return make_predictor(checkpoint.read(opened.path), device)
+    return make_predictor(_checkpoint(opened.open(), which), device)
 
 
 def evaluate(
@@ -297,7 +300,7 @@ def predict(
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Writes an index mask and an overlay for each image. Returns the number of images."""
-    return predict_files(load(run, which, device), Path(images), folder(Path(out)), on_image)
+    return predict_files(load(run, which, device), expanded(Path(images)), folder(Path(out)), on_image)
 
 
 def partitions(
@@ -325,7 +328,7 @@ def partitions(
     changes = list(overrides)
     dataset = data.load(config.load(Path(recipe), changes).data)
     _refuse_others(changes, ("data",), "partitions")
-    folder(Path(out))
+    out = folder(Path(out))
     for size in sizes:
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
@@ -334,7 +337,7 @@ def partitions(
     with counting("reading masks", console) as count:
         shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
-    written = write_partitions(Path(out), dataset.labeled, drawn)
+    written = write_partitions(out, dataset.labeled, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
         console.print(

@@ -9,9 +9,20 @@ from PIL.PngImagePlugin import PngInfo
 
 from semiseg.errors import UserError
 
-
 _MARK = "semiseg"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+
+
+def expanded(path: Path) -> Path:
+    """Replaces a leading `~` or `~user` by that home directory. A shell does so only at the start of a word.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user; write the path of the folder out") from error
 
 
 def read_text(path: Path, what: str, most: int) -> str:

@@ -20,14 +20,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semiseg.errors import UserError
-from semiseg.files import sync
+from semiseg.files import expanded, sync
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Creating the object touches nothing on disk."""
+    """One run directory. Creating the object touches nothing on disk.
+
+    Attributes:
+        path: the directory; a leading `~` is replaced by the home directory.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expanded(self.path))
 
     @property
     def config(self) -> Path:
@@ -48,8 +55,8 @@ class Run:
         """Makes a new run directory, or replaces one that holds no results yet.
 
         Raises:
-            UserError: the directory exists and holds something else, or it cannot be written. After a failed write the same
-                start can be tried again.
+            UserError: the directory exists and holds something else, or it cannot be written. After a failed write the
+                same start can be tried again.
         """
         aside = _aside(self.config)
         holds = {*self.path.iterdir()} - {self.lock} if self.path.exists() else set()

@@ -132,8 +132,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_broken_images_are_named_when_the_others_are_written(predictor, photos, tmp_path):
     counted = []
     says = (
-        rf"^2 of 5 images cannot be read; the other 3 were written to {tmp_path}/out; the same command goes on with the "
-        rf"missing ones: {photos}/b.jpg: not a readable image .*; {photos}/c.jpg: not a readable image"
+        rf"^2 of 5 images cannot be read; the other 3 were written to {tmp_path}/out; the same command goes on with "
+        rf"the missing ones: {photos}/b.jpg: not a readable image .*; {photos}/c.jpg: not a readable image"
     )
     with pytest.raises(UserError, match=says):
         predict_files(predictor, photos, tmp_path / "out", lambda *count: counted.append(count))

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and SIGHUP: the run finishes and saves the step, prints one line, and can be resumed without a difference."""
+"""SIGTERM, Ctrl-C, SIGHUP: the run saves the step, prints one line, and is resumed without a difference."""
 
 import os
 import signal
@@ -178,7 +178,8 @@ def test_a_terminal_that_goes_away(here):
     terminal, end = os.openpty()
     command = subprocess.Popen(
         ["/bin/sh", "-c", 'exec "$0" "$@" < "$TTY" > "$TTY" 2>&1', sys.executable, "-m", "semiseg", *TRAIN.split()],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "TTY": os.ttyname(end), "TERM": "xterm"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"),
+             "TTY": os.ttyname(end), "TERM": "xterm"},
         start_new_session=True,  # so the terminal that it opens first becomes its own
     )  # fmt: skip
     harness.until(lambda: os.read(terminal, 4096) and harness.steps_logged(folder / "run") >= 2)

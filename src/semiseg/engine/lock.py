@@ -109,7 +109,7 @@ class Lock:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """Opens the file, makes it if necessary, and tries to lock it. Returns it, and whether nobody else has locked it."""
+    """Opens the file or makes it, and tries to lock it. Returns it, and whether nobody else has locked it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

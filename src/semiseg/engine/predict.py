@@ -63,13 +63,13 @@ class Predictor:
         """Predicts an image file. Writes its index mask, and its overlay if `overlaid` is given. Makes the folder.
 
         Raises:
-            CannotRead: the image cannot be read.
+            CannotReadError: the image cannot be read.
             UserError: a file cannot be written.
         """
         try:
             image = read_image(file)
         except UserError as error:
-            raise CannotRead(str(error)) from error
+            raise CannotReadError(str(error)) from error
         label = self.predict(image)
         index.parent.mkdir(parents=True, exist_ok=True)
         save_image(index_image(label, self.classes), index, mark)
@@ -89,7 +89,7 @@ class Predictor:
         return digest.digest()
 
 
-class CannotRead(UserError):
+class CannotReadError(UserError):
     """An image to predict cannot be read. Others can."""
 
 
@@ -120,7 +120,7 @@ def predict_files(
         try:
             if file not in done:
                 predictor.write(file, _index_path(target), _overlay_path(target), _mark(fingerprint, file))
-        except CannotRead as error:
+        except CannotReadError as error:
             broken.append(str(error))
         except UserError as error:
             written = number - 1 - len(broken)
@@ -168,7 +168,7 @@ def _mark(fingerprint: bytes, file: Path) -> str:
         with file.open("rb") as content:
             return hashlib.file_digest(content, lambda: hashlib.blake2b(fingerprint, digest_size=16)).hexdigest()
     except OSError as error:
-        raise CannotRead(f"{file}: cannot be read ({error.strerror})") from error
+        raise CannotReadError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _broken(errors: list[str], total: int, out: Path) -> str:
