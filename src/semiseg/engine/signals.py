@@ -24,6 +24,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum = 0
         self.ctrl_c = 0
+        self.waits = False
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -41,12 +42,21 @@ class StopRequest:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Makes the first request raise an exception inside this context, where the process only waits."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
         self.ctrl_c += signum == signal.SIGINT
         if signum == signal.SIGHUP:
             _discard_output()
-        if self.ctrl_c > 1:
+        if self.ctrl_c > 1 or self.waits:
             raise KeyboardInterrupt
 
 
