@@ -332,8 +332,8 @@ def test_memory_that_another_process_took_meanwhile_is_one_line_too(dataset, con
 @pytest.mark.parametrize(
     ("megabytes", "says"),
     [
-        (17.0, "17.0 MB free; use data.workers=1 or data.workers=0, .*--shm-size=1g"),
-        (13.0, "13.0 MB free; use data.workers=0, "),
+        (17.0, "17.00 MB free; use data.workers=1 or data.workers=0, .*--shm-size=1g"),
+        (13.0, "13.00 MB free; use data.workers=0, "),
         (24.9, None),
     ],
 )
@@ -343,7 +343,7 @@ def test_batches_that_do_not_fit_into_shared_memory(dataset, config, monkeypatch
     large = config.model_copy(update={"crop": 360, "workers": 2})
     settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 20}
     if says:
-        with pytest.raises(UserError, match=f"^data.workers: .*2 loader processes take 24.9 MB of .*{says}"):
+        with pytest.raises(UserError, match=f"^data.workers: .*2 loader processes take 24.88 MB of .*{says}"):
             train_loader(dataset, large, **settings)
     else:
         train_loader(dataset, large, **settings)

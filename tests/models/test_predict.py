@@ -226,20 +226,19 @@ def test_the_host_never_waits(no_host_sync, tiny):
     assert no_host_sync(sliding, tiny(), noise(2, 3, 8, 8), (4, 4), (3, 3)).is_meta
 
 
-@pytest.mark.parametrize("values", [1, 2 * 40 * 50 * 2, 2 * 40 * 50 * 3, 2**25])  # one class at a time, two, three, all
+@pytest.mark.parametrize("values", [1, 2**25])
 @pytest.mark.parametrize("size", [(40, 50), (20, 30)])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_a_large_image_is_resized_by_a_few_classes_at_a_time(monkeypatch, values, size, memory):
+def test_a_large_image_is_resized_class_by_class(monkeypatch, values, size, memory):
     probability = noise(2, 7, 20, 30).round(decimals=1).contiguous(memory_format=memory)  # several are largest
     expected = most_likely(resize_probability(probability, *size))
     monkeypatch.setattr(predict_module, "_RESIZED", values)
     found = most_likely_at(probability, *size)
-    assert torch.equal(found, expected)
-    assert found.dtype == torch.int64
+    assert torch.equal(found.long(), expected)
     assert found.unique().numel() == 7
 
 
-def test_no_more_than_a_few_classes_are_resized_at_once(monkeypatch):
+def test_one_class_of_a_large_image_is_resized_at_once(monkeypatch):
     sizes = []
     original = predict_module.resize_probability
     monkeypatch.setattr(
@@ -248,5 +247,4 @@ def test_no_more_than_a_few_classes_are_resized_at_once(monkeypatch):
         lambda part, height, width: sizes.append(part.shape[1] * height * width) or original(part, height, width),
     )
     most_likely_at(noise(1, 21, 5, 5), 2000, 3000)
-    assert max(sizes) <= 2**25
-    assert sum(sizes) == 21 * 2000 * 3000
+    assert sizes == [2000 * 3000] * 21

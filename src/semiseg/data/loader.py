@@ -122,7 +122,7 @@ def _free_of_it() -> str:
 
 
 def _mb(size: int | float) -> str:
-    return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e6:.2f} MB"
 
 
 def eval_loader(

@@ -13,7 +13,7 @@ from semiseg.models.build import Network
 from semiseg.types import Prediction
 
 _CACHED = 2**18  # fp32 values that fit into a CPU's cache
-_RESIZED = 2**25  # fp32 values of probabilities that are resized at once: 128 MB
+_RESIZED = 2**25  # fp32 values of probabilities that are resized at once, 128 MB; above, one class at a time
 
 
 @contextmanager
@@ -54,21 +54,19 @@ def most_likely(value: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
 def most_likely_at(probability: Float[Tensor, "b c h w"], height: int, width: int) -> Int[Tensor, "b {height} {width}"]:
     """Returns the class with the largest probability, after resizing, in little memory.
 
-    It equals most_likely(resize_probability(probability, height, width)), which holds all classes at the new size:
-    21 classes of 36 megapixels are 3 GB. Here a large image is resized by a few classes at a time.
+    It equals most_likely(resize_probability(probability, height, width)), as int16. That holds all classes at the new
+    size: 21 classes of 36 megapixels are 3 GB. Here a large image is resized class by class.
     """
     batch, num_classes = probability.shape[:2]
-    together = max(1, _RESIZED // (batch * height * width))
-    best = resize_probability(probability[:, :together], height, width)
-    label = most_likely(best)
-    if together < num_classes:
-        best, label = best.amax(1), label.to(torch.int16)
-    for first in range(together, num_classes, together):
-        part = resize_probability(probability[:, first : first + together], height, width)
-        own, part = most_likely(part).to(torch.int16).add_(first), part.amax(1)
-        label = torch.where(part > best, own, label)  # of equal ones, the first
-        best = torch.maximum(best, part)
-    return label.long()
+    if batch * num_classes * height * width <= _RESIZED:
+        return most_likely(resize_probability(probability, height, width)).to(torch.int16)
+    largest = resize_probability(probability[:, :1], height, width).clone()
+    label = torch.zeros(batch, height, width, dtype=torch.int16, device=probability.device)
+    for index in range(1, num_classes):
+        own = resize_probability(probability[:, index : index + 1], height, width)
+        label.masked_fill_((own > largest)[:, 0], index)  # of equal ones, the first
+        torch.maximum(largest, own, out=largest)
+    return label
 
 
 # On a CPU the functions above work on bands that fit into its caches. They avoid what torch does not vectorize there
