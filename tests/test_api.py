@@ -14,7 +14,7 @@ import semiseg
 from semiseg import api, config
 from semiseg.data.read import read_image, read_mask
 from semiseg.data.scenes import CLASSES
-from semiseg.engine.recipe import build_method
+from semiseg.engine.recipe import Recipe, build_method
 from semiseg.metrics import add_confusion, scores
 from semiseg.runs import Run
 from semiseg.types import ClassTable
@@ -222,6 +222,47 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
     ):
         api.train(config.validate(values, "recipe"), run.path)
     assert run.config.read_bytes() == before
+
+
+CHANGED = {  # what a user does to the names in classes.txt, and what the message says
+    "swapped": (lambda names: [names[0], names[2], names[1], *names[3:]], "1: {1} -> {2}; 2: {2} -> {1}"),
+    "added": (lambda names: [*names, "new"], "6: none -> new"),
+    "removed": (lambda names: names[:-1], "5: {5} -> none"),
+    "renamed": (lambda names: [names[0], "disk", *names[2:]], "1: {1} -> disk"),
+    "all but one new": (lambda names: [names[0], *"abcde"], "1: {1} -> a; .*; 1 more"),
+}
+
+
+@pytest.fixture
+def moved(tmp_path, trained, scenes, recipe) -> tuple[Run, Recipe]:
+    """A copy of the complete run, and its recipe for a copy of its data."""
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    return run, config.validate(recipe(data={"root": str(root)}), "recipe")
+
+
+@pytest.mark.parametrize("named_by", ["environment", "checkpoint"])
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_run_does_not_go_on_with_other_classes(moved, kind, named_by):
+    run, recipe = moved
+    if named_by == "checkpoint":  # a run of an earlier semiseg
+        environment = run.environment()
+        del environment["classes"]
+        (run.path / "environment.json").write_text(json.dumps(environment))
+    before = run.config.read_bytes()
+    change, says = CHANGED[kind]
+    (recipe.data.root / "classes.txt").write_text("".join(f"{name}\n" for name in change(list(CLASSES))))
+    where = r"run: holds a run of other classes than .*scenes/classes.txt \(data.classes\) has now"
+    with pytest.raises(semiseg.UserError, match=rf"{where} \({says.format(*CLASSES)}\); put them back .*--out"):
+        api.train(recipe, run.path)
+    assert run.config.read_bytes() == before
+
+
+def test_a_run_goes_on_with_classes_of_other_colors(moved):
+    run, recipe = moved
+    (recipe.data.root / "classes.txt").write_text("".join(f"{name} #112233\n" for name in CLASSES))
+    api.train(recipe, run.path)
+    assert config.load(run.config).data.root == recipe.data.root
 
 
 def test_predict_counts(trained, scenes, tmp_path):

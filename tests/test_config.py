@@ -305,3 +305,81 @@ def test_differences(recipe):
     assert "method.name: imas -> supervised" in changed
     assert "method.threshold: 0.3 -> None" in changed
     assert "method.ema_decay: 0.5 -> None" in changed
+
+
+# text stays text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-05-01",
+        "123",
+        "1_000",
+        "0x10",
+        "no",
+        "on",
+        "1e3",
+        "12:30",
+        "a: b",
+        "a #1",
+        "@eaDir",
+        "*x",
+        "[x",
+        "100%",
+        "-",
+        "~/x y",
+    ],
+)
+def test_a_path_is_text(write, text, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = Path(text).expanduser()
+    settings = [f"data.{key}={text}" for key in ("root", "labeled", "val", "images", "classes")]
+    loaded = config.load(write(), settings)
+    assert {getattr(loaded.data, key) for key in ("root", "labeled", "val", "images", "classes")} == {expected}
+    weights = config.override(loaded, [f"model.weights={text}"]).model.weights
+    assert weights == str(expected)
+    again = tmp_path / "again.yaml"
+    again.write_text(config.dump(loaded))
+    assert config.load(again) == loaded
+
+
+@pytest.mark.parametrize("text", ["2024-05-01", "123", "1_000", "no", "12:30"])
+def test_a_path_in_a_file_is_text(write, text):
+    path = write()
+    lines = [f"  root: {text}" if line.startswith("  root:") else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    assert config.load(path).data.root == Path(text)
+    assert config.load(path, ["engine.steps=3"]).data.root == Path(text)
+    assert config.load(path, ["data.root=other"]).data.root == Path("other")
+    assert config.load(path, ["data={layout: folder, root: else}"]).data.root == Path("else")
+    assert config.load(path, [f"data={{layout: folder, root: {text}}}"]).data.root == Path(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "background"), [("no", "no"), ("2", 2), ("null", None), ("'2'", "2"), ("2024-05-01", "2024-05-01")]
+)
+def test_a_class_is_named_by_text_or_number(write, text, background):
+    assert config.load(write(), [f"data.background={text}"]).data.background == background
+
+
+def test_what_is_no_text_stays_what_it_is(write):
+    loaded = config.load(write(), ["data.labeled=null", "data.val=", "model.weights=~", "data.root='a #1'"])
+    assert (loaded.data.labeled, loaded.data.val, loaded.model.weights) == (None, None, None)
+    assert loaded.data.root == Path("a #1")
+    for setting, says in {
+        "data.root=": "data.root",
+        "data.crop=2024-05-01": "data.crop",
+        "engine.steps=[x": "--set engine.steps=",
+        "data.values={1: [": "--set data.values=",
+        "data=[x": "--set data=",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            config.load(write(), [setting])
+
+
+@pytest.mark.parametrize("key", ["root", "labeled", "unlabeled", "val", "images", "masks", "classes"])
+def test_a_home_directory_is_meant(write, monkeypatch, tmp_path, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert getattr(config.load(write(), [f"data.{key}=~/x"]).data, key) == tmp_path / "x"
+    assert getattr(config.load(write(data={key: "~/x"})).data, key) == tmp_path / "x"

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from semiseg.errors import UserError
-from semiseg.files import read_text, save_image
+from semiseg.files import mark_of, read_text, save_image, sync
 
 
 def test_text(tmp_path):
@@ -30,12 +30,23 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
         read_text(tmp_path / "a.txt", "a list", most=9)
 
 
+def test_a_mark_stays_in_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    assert mark_of(path) is None
+    path.write_text("no image")
+    assert mark_of(path) is None
+    save_image(Image.new("P", (2, 3)), path)
+    assert mark_of(path) is None
+    save_image(Image.new("P", (2, 3)), path, "of the test")
+    assert mark_of(path) == "of the test"
+
+
 def test_an_image_takes_its_place_when_it_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save_image(Image.new("L", (2, 3), 7), path)
     before = path.read_bytes()
 
-    def full(image, aside, *_):
+    def full(image, aside, *_, **__):
         Path(aside).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -44,3 +55,24 @@ def test_an_image_takes_its_place_when_it_is_whole(tmp_path, monkeypatch):
         save_image(Image.new("L", (9, 9)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch, number):
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    sync(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):  # a file can be synced everywhere
+        sync(tmp_path / "a")
+
+
+def test_a_folder_on_a_failing_disk_is_an_error(tmp_path, monkeypatch):
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        sync(tmp_path)

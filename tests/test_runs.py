@@ -51,6 +51,7 @@ def test_creating_the_object_touches_nothing(tmp_path):
 def test_a_run_starts_in_an_empty_directory_but_overwrites_nothing(tmp_path, run):
     (tmp_path / "empty").mkdir()
     Run(tmp_path / "empty").start("", {}, [])
+    run.log(train(1))
     before = {path: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(UserError, match=r"runs/first.*not empty.*--out"):
         run.start("seed: 1\n", {}, [])

@@ -1,6 +1,7 @@
 """The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from semiseg.data.partitions import class_presence, nested_partitions, partition
 from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar, counting
@@ -23,6 +25,7 @@ from semiseg.engine.rehearse import rehearse as rehearse_recipe
 from semiseg.engine.runtime import Device, Runtime
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
+from semiseg.files import expanded
 from semiseg.metrics import Scores
 from semiseg.runs import Run
 from semiseg.types import IGNORE
@@ -38,25 +41,28 @@ def train(
 
     Args:
         recipe: a recipe, or its path or name.
-        out: run directory: a new one, or one that was started with the same recipe.
+        out: run directory: a new one, or one that was started with the same recipe. One without any result yet may
+            have been started with another recipe.
         overrides: settings that replace those of the recipe, e.g. `["data.root=photos", "engine.steps=100"]`.
         console: shows the progress. None: nothing is shown.
 
     Raises:
-        UserError: recipe, data or run directory are wrong. Most mistakes are found before the first step.
+        UserError: recipe, data or run directory are wrong, or another process trains in this directory. Most mistakes
+            are found before the first step.
     """
     recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
-    resumes = run.exists()
+    resumes = run.exists() and not run.is_blank()
     if resumes and recipe.engine.precision == "auto":
         recipe = recipe.computed_in(config.load(run.config).engine.precision)
     recipe, runtime, console = _ready(recipe, console, resumes)
-    with runtime.main_first():
-        dataset = data.load(recipe.data)
-        if runtime.is_main:
-            open_run = _resume if run.exists() else _start
-            open_run(run, recipe, dataset, runtime, console)
-    with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
-        train_recipe(recipe, dataset, run, bar, runtime)
+    with Lock(run) as lock:  # of the first process, for all processes
+        with runtime.main_first():
+            dataset = data.load(recipe.data)
+            if runtime.is_main:
+                open_run = _start if run.is_blank() or not run.exists() else _resume
+                open_run(run, recipe, dataset, runtime, console, lock)
+        with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
+            train_recipe(recipe, dataset, run, bar, runtime)
     return run
 
 
@@ -111,7 +117,8 @@ def _note(console: Console, text: str) -> None:
 
 
 def folder(path: Path) -> Path:
-    """Returns `path` after checking that a folder can be there, i.e. that neither it nor a parent is a file."""
+    """Returns `path`, with `~` expanded, after checking that neither it nor a parent is a file."""
+    path = expanded(path)
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place}: is a file; name a folder with --out")
@@ -129,13 +136,19 @@ _FREE = (
 )
 
 
-def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks that the run has this recipe. Settings that do not change the result may differ."""
+    _acquire(lock, console)
     recipe.engine.part_size(runtime.world_size)
     changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
     if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
+        )
+    if renamed := _other_classes(_class_names(run), dataset.classes.names):
+        raise UserError(
+            f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({renamed}); put them back "
+            "as they were, or name another directory with --out"
         )
     before, now = run.unlabeled(), _names(dataset)
     if labels(dataset) != run.environment()["labels"] or before != now:
@@ -155,11 +168,41 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     _print(console, f"{run.path}: {state}")
 
 
-def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> None:
+def _class_names(run: Run) -> Sequence[str]:
+    """Returns the names of a run's classes. An earlier semiseg wrote them into checkpoints only."""
+    if classes := run.environment().get("classes"):
+        return classes["names"]
+    newest = checkpoint.newest(run.checkpoints)
+    return newest.classes.names if newest else ()
+
+
+def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Says where class names differ, e.g. `1: disc -> square; 2: square -> disc`; empty if they are the same.
+
+    Without names from before (a run of an earlier semiseg that has no checkpoint) nothing can differ.
+    """
+    pairs = enumerate(zip_longest(before, now, fillvalue="none")) if before else ()
+    found = [f"{index}: {old} -> {new}" for index, (old, new) in pairs if old != new]
+    return "; ".join([*found[:4], *([f"{len(found) - 4} more"] if len(found) > 4 else [])])
+
+
+def _class_file(recipe: Recipe) -> str:
+    """Names the file of the classes; a layout without one has its classes in its code."""
+    classes = getattr(recipe.data, "classes", None)
+    return f"{recipe.data.root / classes} (data.classes)" if classes else f"data.layout {recipe.data.layout}"
+
+
+def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks recipe and data, then makes the run directory."""
     warnings = _check(recipe, dataset, runtime, console)
+    _acquire(lock, console)
     run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
     _print_counts(labels(dataset), warnings, console)
+
+
+def _acquire(lock: Lock, console: Console) -> None:
+    if gone := lock.acquire():
+        _print(console, f"{lock.run.path}: {gone} has ended without a word; this command takes over")
 
 
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
@@ -201,9 +244,10 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
         which: `best` or `last` checkpoint of a run.
         device: where to compute.
     """
-    if (Path(run) / "state.json").is_file():
-        return make_predictor(checkpoint.read(Path(run)), device)
-    return make_predictor(_checkpoint(Run(Path(run)).open(), which), device)
+    opened = Run(Path(run))
+    if (opened.path / "state.json").is_file():
+        return make_predictor(checkpoint.read(opened.path), device)
+    return make_predictor(_checkpoint(opened.open(), which), device)
 
 
 def evaluate(
@@ -256,7 +300,7 @@ def predict(
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Writes an index mask and an overlay for each image. Returns the number of images."""
-    return predict_files(load(run, which, device), Path(images), folder(Path(out)), on_image)
+    return predict_files(load(run, which, device), expanded(Path(images)), folder(Path(out)), on_image)
 
 
 def partitions(
@@ -284,7 +328,7 @@ def partitions(
     changes = list(overrides)
     dataset = data.load(config.load(Path(recipe), changes).data)
     _refuse_others(changes, ("data",), "partitions")
-    folder(Path(out))
+    out = folder(Path(out))
     for size in sizes:
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
@@ -293,7 +337,7 @@ def partitions(
     with counting("reading masks", console) as count:
         shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
-    written = write_partitions(Path(out), dataset.labeled, drawn)
+    written = write_partitions(out, dataset.labeled, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
         console.print(

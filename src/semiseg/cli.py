@@ -200,7 +200,7 @@ def _counting(doing: str) -> AbstractContextManager[Callable[[int, int], None]]:
 
 @contextmanager
 def _stoppable(advice: str = "") -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into one line on stderr and an exit code."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into one line on stderr and an exit code."""
     try:
         yield
     except Interrupted as error:
@@ -238,7 +238,11 @@ def _complain(message: str) -> None:
         message = f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}: {message}"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     cut = line if len(line) < 2000 else f"{line[:1000]} ... {line[-500:]}"
-    sys.stderr.write(f"semiseg: {cut}\n")  # one call of write, because other processes write to stderr, too
+    try:
+        sys.stderr.write(f"semiseg: {cut}\n")  # one call of write, because other processes write to stderr, too
+        sys.stderr.flush()
+    except OSError:  # the terminal is gone; Python would end with another exit code if it failed again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 _NO_MEMORY = ("out of memory", "out of shared memory", "allocate memory")  # in torch's messages, on each device
@@ -269,7 +273,10 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
-        _complain(f"not enough memory; lower engine.batch_size, data.crop or data.long_side ({_first_line(error)})")
+        remedy = "lower engine.batch_size, data.crop or data.long_side"
+        if sys.argv[1:2] == ["predict"]:
+            remedy = "cut the image into tiles, or train with a data.long_side"
+        _complain(f"not enough memory; {remedy} ({_first_line(error)})")
     sys.exit(2)
 
 

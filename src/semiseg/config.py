@@ -4,7 +4,8 @@ import difflib
 import reprlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,7 +25,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value does not fit.
     """
-    return _overridden(recipe_file.read(path), overrides, str(path))
+    return _overridden(recipe_file.read(path), recipe_file.read_as_text(path), overrides, str(path))
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
@@ -33,11 +34,17 @@ def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
     Raises:
         UserError: a key is unknown, or a value does not fit.
     """
-    return _overridden(recipe.to_dict(), overrides, "recipe")
+    return _overridden(recipe.to_dict(), {}, overrides, "recipe")
 
 
-def validate(values: dict[Any, Any], where: str) -> Recipe:
-    """Makes a recipe from plain values. Error messages begin with `where`."""
+def validate(values: dict[Any, Any], where: str, texts: dict[Any, Any] | None = None) -> Recipe:
+    """Makes a recipe from plain values. Error messages begin with `where`.
+
+    Args:
+        values: the values, section by section.
+        where: the file that they come from.
+        texts: the same values as the user wrote them, if they come from YAML.
+    """
     for key in values:
         if key not in SECTIONS:
             raise UserError(f"{where}: {key}: unknown section{_closest(str(key), SECTIONS)}")
@@ -54,14 +61,15 @@ def validate(values: dict[Any, Any], where: str) -> Recipe:
         if not all(part.isidentifier() for part in value.split(".")):  # it may be the dotted name of a module
             raise UserError(f"{where}: {key}.{name}: there is no {_short(value)}; choose one of {', '.join(known)}")
     method_name = method_values.pop("name")
+    written = {key: text if isinstance(text := (texts or {}).get(key), dict) else {} for key in SECTIONS}
     layout = data.layout_module(section["data"]["layout"])
     return Recipe(
-        data=_section(layout.Config, section["data"], f"{where}: data"),
-        model=_section(build.Config, section["model"], f"{where}: model"),
+        data=_section(layout.Config, section["data"], written["data"], f"{where}: data"),
+        model=_section(build.Config, section["model"], written["model"], f"{where}: model"),
         method_name=method_name,
-        method=_section(methods.load(method_name).Config, method_values, f"{where}: method"),
-        optim=_section(schedule.Config, section["optim"], f"{where}: optim"),
-        engine=_section(EngineConfig, section["engine"], f"{where}: engine"),
+        method=_section(methods.load(method_name).Config, method_values, written["method"], f"{where}: method"),
+        optim=_section(schedule.Config, section["optim"], written["optim"], f"{where}: optim"),
+        engine=_section(EngineConfig, section["engine"], written["engine"], f"{where}: engine"),
     )
 
 
@@ -81,13 +89,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _overridden(values: dict[Any, Any], overrides: list[str] | tuple[str, ...], where: str) -> Recipe:
+def _overridden(
+    values: dict[Any, Any], texts: dict[Any, Any], overrides: list[str] | tuple[str, ...], where: str
+) -> Recipe:
     for text in overrides:
-        _override(values, text)
-    return validate(values, where)
+        _override(values, texts, text)
+    return validate(values, where, texts)
 
 
-def _override(values: dict[Any, Any], override: str) -> None:
+def _override(values: dict[Any, Any], texts: dict[Any, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts) or (len(parts) < 2 and parts[0] not in SECTIONS):
@@ -99,14 +109,58 @@ def _override(values: dict[Any, Any], override: str) -> None:
         node = node[part]
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {part} is a value, not a section")
-    node[parts[-1]] = recipe_file.parse(text, f"--set {override}")
+    node[parts[-1]] = _parsed(text, f"--set {override}", perhaps_text=len(parts) == 2)
+    section = texts.setdefault(parts[0], {})
+    if len(parts) == 2 and isinstance(section, dict):
+        value = node[parts[-1]]
+        section[parts[1]] = value if isinstance(value, str) and text.strip()[0] in "'\"" else text.strip()
+    elif len(parts) == 1:
+        texts[parts[0]] = recipe_file.as_text(text)
 
 
-def _section(config: type[Any], values: dict[Any, Any], where: str) -> Any:
+def _parsed(text: str, where: str, perhaps_text: bool) -> Any:
+    """Returns the value of a YAML text. If it may be a path that is no YAML, an error is returned, not raised."""
+    try:
+        return recipe_file.parse(text, where)
+    except UserError as error:
+        if not perhaps_text:
+            raise
+        return error
+
+
+def _section(config: type[Any], values: dict[Any, Any], texts: dict[Any, Any], where: str) -> Any:
+    values = _text_where_wanted(config, values, texts)
+    for value in values.values():
+        if isinstance(value, UserError):
+            raise value
     try:
         return config.model_validate(values)
     except ValidationError as error:
         raise UserError(_first_error(error, config, values, where)) from error
+
+
+def _text_where_wanted(config: type[BaseModel], values: dict[Any, Any], texts: dict[Any, Any]) -> dict[Any, Any]:
+    """Puts back what the user wrote where a path or a name is wanted and YAML sees something else.
+
+    YAML takes 2024-05-01 for a date, 123 for a number, `no` for false, `a: b` for a mapping, and `@x` for an error.
+    Numbers and null stay where the setting may also be one, e.g. data.background: 1, data.labeled: null.
+    """
+    changed = dict(values)
+    for key, value in values.items():
+        field, text = config.model_fields.get(key), texts.get(key)
+        kinds = _kinds(field.annotation) if field else set()
+        if kinds & {str, Path} and isinstance(text, str) and text and type(value) not in kinds - {str}:
+            changed[key] = text
+    return changed
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Returns the types that a setting may have, e.g. {str, int, NoneType} of `str | Annotated[int, ...] | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for member in get_args(annotation) for kind in _kinds(member)}
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    return {annotation}
 
 
 def _first_error(error: ValidationError, config: type[BaseModel], values: dict[Any, Any], where: str) -> str:

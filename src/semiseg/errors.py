@@ -14,7 +14,7 @@ class UnreadableError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its work. The message says how to resume it.
+    """The run was asked to stop (Ctrl-C, SIGTERM, SIGHUP) and has saved its work. The message says how to resume it.
 
     Attributes:
         signum: the signal that asked.

@@ -1,11 +1,28 @@
 """Safe file access: reads text up to a limit, writes images completely or not at all, waits for the disk."""
 
+import errno
 import os
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semiseg.errors import UserError
+
+_MARK = "semiseg"
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+
+
+def expanded(path: Path) -> Path:
+    """Replaces a leading `~` or `~user` by that home directory. A shell does so only at the start of a word.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user; write the path of the folder out") from error
 
 
 def read_text(path: Path, what: str, most: int) -> str:
@@ -31,15 +48,22 @@ def read_text(path: Path, what: str, most: int) -> str:
         raise UserError(f"{path}: cannot be read as {what} (not UTF-8 text); save it as UTF-8") from error
 
 
-def save_image(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path, mark: str | None = None) -> None:
     """Writes a PNG under a temporary name and renames it, so that no incomplete image stays behind.
+
+    Args:
+        image: the image.
+        path: the file.
+        mark: a text that stays in the file, for `mark_of`. Programs that show the image ignore it.
 
     Raises:
         UserError: there is no space or no permission.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    aside, texts = path.with_name(f".{path.name}.tmp"), PngInfo()
+    if mark is not None:
+        texts.add_text(_MARK, mark)
     try:
-        image.save(aside, "PNG")
+        image.save(aside, "PNG", pnginfo=texts)
         aside.replace(path)
     except OSError as error:  # Pillow's errors name no file
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -47,10 +71,25 @@ def save_image(image: Image.Image, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def mark_of(path: Path) -> str | None:
+    """Returns the mark with which `save_image` wrote a file; None if it wrote no such file."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get(_MARK)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # it is no PNG, or a damaged one
+        return None
+
+
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of files in a folder, is on the disk."""
+    """Waits until a file, or the list of files in a folder, is on the disk.
+
+    Some file systems cannot do that for a folder (CIFS of older Linux, some FUSE). There nothing can be waited for.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

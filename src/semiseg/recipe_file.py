@@ -14,7 +14,7 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, ScalarNode
 
 from semiseg.errors import UserError
-from semiseg.files import read_text
+from semiseg.files import expanded, read_text
 
 SECTIONS = ("data", "model", "method", "optim", "engine")
 
@@ -52,7 +52,7 @@ def write(name: str, out: Path) -> None:
     Raises:
         UserError: no recipe has this name, the file exists, or its folder does not.
     """
-    content = text(name)
+    content, out = text(name), expanded(out)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: there is no such folder; make it, or name another file with --out")
     try:
@@ -68,6 +68,7 @@ def find(recipe: Path) -> Path:
     Raises:
         UserError: there is no such recipe.
     """
+    recipe = expanded(recipe)
     if recipe.is_file():
         return recipe
     if found := shipped().get(recipe.as_posix()):
@@ -86,7 +87,7 @@ def run_name(recipe: Path) -> str:
     >>> run_name(Path("official/voc"))
     'official-voc'
     """
-    return recipe.stem if find(recipe) == recipe else recipe.as_posix().replace("/", "-")
+    return recipe.stem if find(recipe) == expanded(recipe) else recipe.as_posix().replace("/", "-")
 
 
 def read(path: Path) -> dict[Any, Any]:
@@ -103,6 +104,16 @@ def read(path: Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe has the sections {', '.join(SECTIONS)}")
     return values
+
+
+def read_as_text(path: Path) -> dict[Any, Any]:
+    """Reads the values of a recipe that `read` accepts, each as the text that stands in the file, e.g. `no`."""
+    return as_text(read_text(find(path), "a recipe", _MOST_BYTES))
+
+
+def as_text(text: str) -> Any:
+    """Returns the value of a YAML text that `parse` accepts. All scalars in it are texts, e.g. `2024-05-01`."""
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def parse(text: str, where: str) -> Any:

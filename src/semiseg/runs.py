@@ -6,6 +6,7 @@ metrics.jsonl      one line for each record: {"kind": "train" | "val", "step": .
 events.jsonl       one line for each event: {"event": "started" | "resumed" | "stopped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness: one line for each unlabeled image of each step (iMAS, Fig. 3c)
 unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
+train.lock         who trains here at the moment; only while somebody does
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
 
@@ -19,14 +20,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semiseg.errors import UserError
-from semiseg.files import sync
+from semiseg.files import expanded, sync
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Creating the object touches nothing on disk."""
+    """One run directory. Creating the object touches nothing on disk.
+
+    Attributes:
+        path: the directory; a leading `~` is replaced by the home directory.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expanded(self.path))
 
     @property
     def config(self) -> Path:
@@ -38,15 +46,21 @@ class Run:
         """Returns the folder of checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def lock(self) -> Path:
+        """Returns the path of the file that the process which trains here has locked."""
+        return self.path / "train.lock"
+
     def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
-        """Makes a new run directory, or completes one whose start was interrupted.
+        """Makes a new run directory, or replaces one that holds no results yet.
 
         Raises:
-            UserError: the directory exists and is not empty, or it cannot be written. After a failed write the same
-                start can be tried again.
+            UserError: the directory exists and holds something else, or it cannot be written. After a failed write the
+                same start can be tried again.
         """
         aside = _aside(self.config)
-        if self.path.exists() and any(self.path.iterdir()) and (self.exists() or not aside.exists()):
+        holds = {*self.path.iterdir()} - {self.lock} if self.path.exists() else set()
+        if holds and not (self.is_blank() if self.exists() else aside.exists()):
             raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         _write(aside, self.config, config)  # written first: alone, it marks an interrupted start
@@ -63,6 +77,12 @@ class Run:
     def exists(self) -> bool:
         """Returns whether a run was started here."""
         return self.config.is_file()
+
+    def is_blank(self) -> bool:
+        """Returns whether a run was started here that has neither a record nor a checkpoint: nothing would be lost."""
+        metrics = self.path / "metrics.jsonl"
+        empty = metrics.is_file() and metrics.stat().st_size == 0
+        return self.exists() and empty and not any(self.checkpoints.glob("*-*"))
 
     def open(self) -> "Run":
         """Returns this run after checking that it exists.

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from semiseg.data import folder as layout
+from semiseg.data import loader as loader_module
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.errors import UserError
@@ -326,3 +327,25 @@ def test_memory_that_another_process_took_meanwhile_is_one_line_too(dataset, con
     monkeypatch.setattr(torch.Tensor, "share_memory_", taken)
     with pytest.raises(UserError, match=r"data\.cache: decoded images take"):
         batches(dataset, config.model_copy(update={"cache": True}))
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "says"),
+    [
+        (17.0, "17.00 MB free; use data.workers=1 or data.workers=0, .*--shm-size=1g"),
+        (13.0, "13.00 MB free; use data.workers=0, "),
+        (24.9, None),
+    ],
+)
+def test_batches_that_do_not_fit_into_shared_memory(dataset, config, monkeypatch, megabytes, says):
+    """Two processes keep two batches ready each, and two more are in use: 6 of 4 x 2 x 4 x 360 x 360 bytes."""
+    monkeypatch.setattr(loader_module, "free", lambda: megabytes * 1e6)
+    large = config.model_copy(update={"crop": 360, "workers": 2})
+    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 20}
+    if says:
+        with pytest.raises(UserError, match=f"^data.workers: .*2 loader processes take 24.88 MB of .*{says}"):
+            train_loader(dataset, large, **settings)
+    else:
+        train_loader(dataset, large, **settings)
+    train_loader(dataset, large.model_copy(update={"workers": 0}), **settings)
+    train_loader(dataset, large, **settings | {"num_steps": 3})

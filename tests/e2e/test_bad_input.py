@@ -391,7 +391,7 @@ BAD = {
         TRAIN, ("photos/images/train/0012.png", "not a readable image"), text("photos/images/train/0012.png", "hello")
     ),
     **{
-        f"{name} as {what}": Bad(command, (path, *says), broken(path))
+        f"{name} as {what}": Bad(command, (path, *says), broken(path), leaves=("masks",) if command == PREDICT else ())
         for what, command, path in (
             ("image", TRAIN, "photos/images/train/0012.png"),
             ("mask", TRAIN, "photos/masks/train/0002.png"),
@@ -483,7 +483,8 @@ BAD = {
     "predict a folder without images": Bad("predict run photos/splits --out masks", ("photos/splits", "no images")),
     "predict a text": Bad("predict run recipe.yaml --out masks", ("recipe.yaml", "not a readable image")),
     "predict a folder with a text as image": Bad(
-        PREDICT, ("photos/images/val/0003.png", "not a readable image"), text("photos/images/val/0003.png", "hello")
+        PREDICT, ("photos/images/val/0003.png", "not a readable image", "the other 3 were written to masks"),
+        text("photos/images/val/0003.png", "hello"), leaves=("masks",),
     ),
     "predict over existing masks": Bad(
         PREDICT, ("masks/0002_overlay.png", "exists already", "--out"),
@@ -495,7 +496,7 @@ BAD = {
     "predict a pipe": Bad("predict run pipe --out masks", ("pipe", "no such image"), pipe("pipe")),
     "predict a device": Bad("predict run /dev/zero --out masks", ("/dev/zero", "no such image")),
     "predict a truncated image": Bad(
-        PREDICT, ("photos/images/val/0002.png", "not a readable image", "2 of 4 images were written to masks"),
+        PREDICT, ("photos/images/val/0002.png", "not a readable image", "1 of 4 images", "3 were written to masks"),
         cut("photos/images/val/0002.png"), leaves=("masks",),
     ),
     "predict into a file": Bad("predict run photos/images --out recipe.yaml", ("recipe.yaml", "is a file", "--out")),
@@ -668,6 +669,17 @@ def test_nothing_but_the_line(semiseg, trained, here):
     assert [str(warning.message) for warning in caught] == []
 
 
+def test_advice_on_memory_that_predict_can_follow(semiseg, trained, scenes, here, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("semiseg.engine.predict.Predictor.predict", fail)
+    done = semiseg(f"predict {trained} {scenes}/images/val --out masks")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "cut the image into tiles" in done.err
+    assert "batch_size" not in done.err
+
+
 @pytest.mark.parametrize("command", ["train nothing.yaml", "partitions nothing.yaml --out lists --size 2"])
 def test_a_recipe_that_is_not_there_is_told_at_once(here, command):
     code = f"""
@@ -693,7 +705,8 @@ def test_a_full_disk_leaves_no_half_image(semiseg, trained, scenes, here, monkey
     done = semiseg(f"predict {trained} {scenes}/images/val --out masks")
     assert done.code == 2
     assert done.err == (
-        "semiseg: masks/0000.png: cannot be written (No space left on device); 0 of 4 images were written to masks\n"
+        "semiseg: masks/0000.png: cannot be written (No space left on device); 0 of 4 images were written to masks; "
+        "the same command goes on\n"
     )
     assert list(Path("masks").iterdir()) == []
 

@@ -511,8 +511,12 @@ def test_predict_never_overwrites(semiseg, trained, scenes, here, contents):
     done = semiseg(f"predict {trained} {scenes}/images --out out/val/..")
     assert done.code == 0  # other names
     again = semiseg(f"predict {trained} {scenes}/images/val --out out")
+    assert again.code == 0  # it is done already
+    Image.new("P", (32, 32)).save(here / "out" / "0001.png")  # corrected by hand
+    before |= {"out/0001.png": contents(here)["out/0001.png"]}
+    again = semiseg(f"predict {trained} {scenes}/images/val --out out")
     assert again.code == 2
-    assert "out/0000.png: exists already" in again.err
+    assert "out/0001.png: exists already; name another folder with --out" in again.err
     assert before.items() <= contents(here).items()
 
 

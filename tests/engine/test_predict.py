@@ -81,6 +81,11 @@ def test_overlay_is_half_photo_half_class():
     image = torch.tensor([[[100, 100]], [[50, 50]], [[0, 200]]], dtype=torch.uint8)
     label = torch.tensor([[0, 1]], dtype=torch.uint8)
     assert np.asarray(overlay(image, label, CLASSES)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+    for name in ("background", "Background", "BACKGROUND"):  # not declared, but called so
+        called = ClassTable(("red", name), ((250, 0, 0), (10, 20, 30)))
+        assert np.asarray(overlay(image, 1 - label, called)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+    declared = ClassTable(("background", "red", "nothing"), CLASSES.colors, background=2)
+    assert np.asarray(overlay(image, label, declared)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
     without = replace(CLASSES, background=None)
     assert np.asarray(overlay(image, label, without)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
 
@@ -97,6 +102,89 @@ def test_files(predictor, photo, tmp_path):
     with Image.open(out / "flag.png") as mask, Image.open(out / "below/b.v2.png") as small:
         assert np.array_equal(np.asarray(mask), EXPECTED)
         assert small.size == (7, 5)
+
+
+def test_overlay_of_many_rows():
+    generator = np.random.default_rng(0)
+    image = torch.from_numpy(generator.integers(0, 256, (3, 200, 5), dtype=np.uint8))
+    label = torch.from_numpy(generator.integers(0, 3, (200, 5), dtype=np.uint8))
+    photo, color = image.permute(1, 2, 0).numpy(), np.array(CLASSES.colors)[label.numpy()]
+    expected = np.where((label == 0)[..., None], photo, ((photo + color) / 2).round())
+    assert np.array_equal(overlay(image, label, CLASSES), expected)
+
+
+@pytest.fixture
+def photos(photo) -> Path:
+    """A folder: a.jpg is good, b.jpg is cut off, c.jpg is no image, below/d.png and flag.png are good."""
+    folder = photo.parent
+    (folder / "below").mkdir()
+    Image.open(photo).save(folder / "below" / "d.png")
+    Image.open(photo).save(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:400])
+    (folder / "c.jpg").write_text("hello")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_broken_images_are_named_when_the_others_are_written(predictor, photos, tmp_path):
+    counted = []
+    says = (
+        rf"^2 of 5 images cannot be read; the other 3 were written to {tmp_path}/out; the same command goes on with "
+        rf"the missing ones: {photos}/b.jpg: not a readable image .*; {photos}/c.jpg: not a readable image"
+    )
+    with pytest.raises(UserError, match=says):
+        predict_files(predictor, photos, tmp_path / "out", lambda *count: counted.append(count))
+    assert counted == [(n, 5) for n in range(1, 6)]
+    stems = ("a", "below/d", "flag")
+    assert {*contents(tmp_path / "out")} == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+
+
+def test_the_same_command_goes_on(predictor, photos, tmp_path, monkeypatch):
+    predicted = []
+    original = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, image: predicted.append(1) or original(self, image))
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(UserError, match="2 of 5 images"):
+            predict_files(predictor, photos, out)
+        assert len(predicted) == 3
+    (photos / "c.jpg").unlink()
+    (photos / "b.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    (out / "a_overlay.png").unlink()  # interrupted between its two files
+    before = contents(out)
+    assert predict_files(predictor, photos, out) == 4
+    assert len(predicted) == 5
+    after = contents(out)
+    assert before.items() <= after.items()
+    assert {*after} - {*before} == {"a_overlay.png", "b.png", "b_overlay.png"}
+    predict_files(predictor, photos, tmp_path / "again")
+    assert contents(tmp_path / "again") == after  # no file says when and where it was made
+
+
+OTHERS = {
+    "weights": lambda predictor, photos: predictor.network.net.last.data.fill_(1),
+    "size": lambda predictor, photos: object.__setattr__(predictor, "long_side", 15),
+    "classes": lambda predictor, photos: object.__setattr__(predictor, "classes", replace(CLASSES, background=None)),
+    "image": lambda predictor, photos: Image.new("RGB", (30, 20)).save(photos / "flag.png"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_files_of_another_network_or_image_are_not_overwritten(predictor, photo, tmp_path, other):
+    predictor.network.net.last = nn.Parameter(torch.zeros(()))
+    out = tmp_path / "out"
+    predict_files(predictor, photo, out)
+    assert predict_files(predictor, photo, out) == 1
+    before = contents(out)
+    other(predictor, photo.parent)
+    with pytest.raises(
+        UserError, match=r"out/flag.png: exists already, from another checkpoint or another flag.png; .*--out"
+    ):
+        predict_files(predictor, photo, out)
+    assert contents(out) == before
 
 
 def test_sideways_photographs_come_out_upright(predictor, photo, tmp_path):

@@ -192,3 +192,48 @@ def test_errors_of_the_loader_itself_are_not_taken_for_deaths(dataset, monkeypat
     with pytest.raises(RuntimeError, match="a bug") as caught:
         batches(scenes, settings, [])
     assert not isinstance(caught.value, UserError)
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(here, semiseg):
+    """A full /dev/shm. torch would print a traceback for each batch, and wait without end."""
+    folder = here(data={"workers": 2})
+
+    def prepare() -> None:
+        found_soon()
+
+        def around(reduce: Callable[..., Any]) -> Callable[..., Any]:
+            def full(batch: Any) -> Any:
+                if batch.labeled_index.sum() >= 0 and (folder / "run" / "checkpoints").exists():
+                    raise RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)")
+                return reduce(batch)
+
+            return full
+
+        harness.wrap("semiseg.types.LoadedBatch.__reduce__", around)
+
+    ended = semiseg(TRAIN, prepare)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "data.workers: loader processes died 3 times in a row" in ended.err
+    assert "/dev/shm has" in ended.err
+    assert "is saved; the same command goes on" in ended.err
+    assert harness.newest_step(folder / "run") >= 4
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_a_batch(here, semiseg, signum):
+    folder = here(data={"workers": 1}, engine={"log_every": 1})
+
+    def prepare() -> None:
+        harness.at("semiseg.data.loader._TrainBatches.__getitem__", 8, lambda: time.sleep(600))
+
+    command = harness.Command(TRAIN, prepare)
+    harness.until(lambda: harness.steps_logged(folder / "run") == 7)
+    time.sleep(0.2)
+    command.send(signum)
+    ended = command.wait(20)
+    assert ended.code == 128 + signum
+    assert (
+        ended.err == f"semiseg: run: stopped by {signum.name} after step 7, which is saved; the same command goes on\n"
+    )
+    assert harness.newest_step(folder / "run") == 7
+    assert semiseg(TRAIN).code == 0

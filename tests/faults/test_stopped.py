@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run finishes and saves the step, prints one line, and can be resumed without a difference."""
+"""SIGTERM, Ctrl-C, SIGHUP: the run saves the step, prints one line, and is resumed without a difference."""
 
 import os
 import signal
@@ -56,8 +56,9 @@ SOME = [
         (signal.SIGINT, group(signal.SIGINT), 2, SOME),
         (signal.SIGINT, alone(signal.SIGINT), 0, IN_A_STEP),
         (signal.SIGTERM, group(signal.SIGTERM), 1, IN_A_STEP),  # loader processes die of it
+        (signal.SIGHUP, group(signal.SIGHUP), 1, [MOMENTS[0], *IN_A_STEP]),
     ],
-    ids=["SIGTERM", "Ctrl-C with loader processes", "SIGINT", "SIGTERM to all"],
+    ids=["SIGTERM", "Ctrl-C with loader processes", "SIGINT", "SIGTERM to all", "SIGHUP"],
 )
 def test_stopped_anywhere_and_gone_on_with(here, semiseg, whole, signum, send, workers, moments):
     folder, name = here(data={"workers": workers}), signum.name
@@ -101,6 +102,19 @@ def test_sigterm_and_then_one_ctrl_c_lose_nothing(here, semiseg):
     ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 2, alone(signal.SIGTERM), alone(signal.SIGINT)))
     assert (ended.code, ended.err) == (143, SAVED.format("SIGTERM", 2))
     assert harness.newest_step(folder / "run") == 2
+
+
+def test_under_nohup_a_run_goes_on(here, semiseg, whole):
+    folder = here(data={"workers": 1})
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        sending("semiseg.engine.step.make_batch", 7, group(signal.SIGHUP))()
+
+    ended = semiseg(TRAIN, prepare)
+    assert (ended.code, ended.err) == (0, "")
+    assert "mIoU, last" in ended.out
+    assert harness.differences(harness.left_behind(folder / "run"), whole) == []
 
 
 def test_what_cannot_be_saved_is_not_said_to_be(here, semiseg):
@@ -156,3 +170,21 @@ def test_a_process_from_a_terminal(here, semiseg, whole):
     assert (command.returncode, err) == (130, SAVED.format("SIGINT", step))
     with pytest.raises(ProcessLookupError):  # no loader process is left
         os.killpg(command.pid, 0)
+
+
+def test_a_terminal_that_goes_away(here):
+    """The bar is drawn on it, so that printing is an error from then on."""
+    folder = here(data={"workers": 1}, engine={"steps": 400, "log_every": 1, "eval_every": 400, "save_every": 400})
+    terminal, end = os.openpty()
+    command = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$0" "$@" < "$TTY" > "$TTY" 2>&1', sys.executable, "-m", "semiseg", *TRAIN.split()],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"),
+             "TTY": os.ttyname(end), "TERM": "xterm"},
+        start_new_session=True,  # so the terminal that it opens first becomes its own
+    )  # fmt: skip
+    harness.until(lambda: os.read(terminal, 4096) and harness.steps_logged(folder / "run") >= 2)
+    os.close(end)
+    os.close(terminal)
+    assert command.wait(60) == 128 + signal.SIGHUP
+    assert 2 <= harness.newest_step(folder / "run") < 400
+    assert "SIGHUP" in harness.Run(folder / "run").events()[-1]["reason"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from semiseg.models import predict as predict_module
 from semiseg.models.build import Network
-from semiseg.models.predict import evaluating, most_likely, predict, resize_probability, sliding, whole
+from semiseg.models.predict import evaluating, most_likely, most_likely_at, predict, resize_probability, sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import Normalization
 
@@ -224,3 +224,27 @@ def test_the_host_never_waits(no_host_sync, tiny):
     assert no_host_sync(predict, tiny(), noise(2, 3, 8, 8)).label.is_meta
     assert no_host_sync(most_likely, noise(2, 3, 8, 8)).is_meta
     assert no_host_sync(sliding, tiny(), noise(2, 3, 8, 8), (4, 4), (3, 3)).is_meta
+
+
+@pytest.mark.parametrize("values", [1, 2**25])
+@pytest.mark.parametrize("size", [(40, 50), (20, 30)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_large_image_is_resized_class_by_class(monkeypatch, values, size, memory):
+    probability = noise(2, 7, 20, 30).round(decimals=1).contiguous(memory_format=memory)  # several are largest
+    expected = most_likely(resize_probability(probability, *size))
+    monkeypatch.setattr(predict_module, "_RESIZED", values)
+    found = most_likely_at(probability, *size)
+    assert torch.equal(found.long(), expected)
+    assert found.unique().numel() == 7
+
+
+def test_one_class_of_a_large_image_is_resized_at_once(monkeypatch):
+    sizes = []
+    original = predict_module.resize_probability
+    monkeypatch.setattr(
+        predict_module,
+        "resize_probability",
+        lambda part, height, width: sizes.append(part.shape[1] * height * width) or original(part, height, width),
+    )
+    most_likely_at(noise(1, 21, 5, 5), 2000, 3000)
+    assert sizes == [2000 * 3000] * 21

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from semiseg.errors import UserError
 
-_SHARED = Path("/dev/shm")  # where Linux keeps shared memory; often small in a container
+SHARED = Path("/dev/shm")  # where Linux keeps shared memory; often small in a container
 
 
 class Cache:
@@ -34,7 +34,7 @@ class Cache:
         lengths = (size[0] * size[1] * planes if size else 0 for size in sizes)
         self.starts = [0, *accumulate(lengths)]
         needed = self.starts[-1]
-        if needed + spare > _free():
+        if needed + spare > free():
             raise _too_much(needed, spare)
         try:
             self.content = torch.empty(needed, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
@@ -60,13 +60,14 @@ class Cache:
         return found
 
 
-def _free() -> int | float:
-    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
+def free() -> int | float:
+    """Returns the free bytes of shared memory; infinite where a system has no such limit."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else math.inf
 
 
 def _too_much(needed: int, spare: int) -> UserError:
     return UserError(
         f"data.cache: decoded images take {needed / 1e9:.2f} GB and batches {spare / 1e9:.2f} GB in each process of "
-        f"this run, and {_SHARED} has {_free() / 1e9:.2f} GB free; use cache: false, a smaller long_side (it only "
+        f"this run, and {SHARED} has {free() / 1e9:.2f} GB free; use cache: false, a smaller long_side (it only "
         "makes large JPEGs smaller), or give the machine or container more shared memory"
     )

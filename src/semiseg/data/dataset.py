@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from semiseg.files import expanded
 from semiseg.types import ClassTable
 
 Side = Annotated[int, Field(gt=0, le=16384)]  # px
@@ -79,13 +80,10 @@ class DataConfig(BaseModel):
         """Returns the longer side of an image in evaluation and prediction, px; None: the image is not resized."""
         return self.long_side if self.val_long_side == "same" else self.val_long_side
 
-    @field_validator("root", "labeled", "unlabeled", "val")
+    @field_validator("*")  # paths of layouts, too
     @classmethod
-    def _expand_home(cls, path: Path | None) -> Path | None:
-        try:
-            return path.expanduser() if path else path
-        except RuntimeError as error:
-            raise ValueError("there is no such user; write the path of the folder out") from error
+    def _expand_home(cls, value: Any) -> Any:
+        return expanded(value) if isinstance(value, Path) else value
 
     @field_validator("scale")
     @classmethod

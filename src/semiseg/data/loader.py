@@ -6,12 +6,14 @@ of one process with batch size 2b. Two differences from the authors' code: every
 long the other list is (D35), and the two lists have separate orders (D36).
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, Generic, TypeVar
+from multiprocessing.queues import Queue
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semiseg.data import weak
-from semiseg.data.cache import Cache
+from semiseg.data.cache import SHARED, Cache, free
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.read import fit, read_image, read_pair, read_size, resize_image, resize_mask
 from semiseg.errors import UnreadableError, UserError
@@ -75,13 +77,14 @@ def train_loader(
         on_restart: called with the step and the reason when worker processes died and new ones replace them.
 
     Raises:
-        UserError: there are no unlabeled images, or the decoded images do not fit into memory. While iterating: an
-            image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
+        UserError: there are no unlabeled images, or batches or decoded images do not fit into memory. While iterating:
+            an image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
         )
+    _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps - start)
     caches = None
     if config.cache:
         pool = dataset.unlabeled if unlabeled else ()
@@ -91,6 +94,35 @@ def train_loader(
         caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
     batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches)
     return _loader(batches, range(start, num_steps), config.workers, False, on_restart)
+
+
+def _check_shared_memory(config: DataConfig, images: int, steps: int) -> None:
+    """Checks that the batches which loader processes keep ready fit into shared memory: two for each, and two in use.
+
+    Raises:
+        UserError: they do not. Without this check the run would fail later, as soon as shared memory is full.
+    """
+    height, width = config.crop_size
+    batch = 4 * images * height * width  # three colors, and a label or the mask of valid pixels
+    available, needed = free(), min(2 * config.workers + 2, steps) * batch
+    if not config.workers or needed <= available:
+        return
+    fitting = max(0, int(available // batch) - 2) // 2
+    fewer = f"data.workers={fitting} or " if fitting else ""
+    raise UserError(
+        f"data.workers: the batches of {config.workers} loader processes take {_mb(needed)} of shared memory, and "
+        f"{SHARED} has {_mb(available)} free; use {fewer}data.workers=0, a smaller batch or crop, or more shared "
+        f"memory (docker run --shm-size={-(-needed // 2**30)}g)"
+    )
+
+
+def _free_of_it() -> str:
+    short = f" ({SHARED} has {_mb(free())} free; in a container docker run --shm-size gives it more)"
+    return short if SHARED.is_dir() else ""
+
+
+def _mb(size: int | float) -> str:
+    return f"{size / 1e6:.2f} MB"
 
 
 def eval_loader(
@@ -144,7 +176,7 @@ class _Loader(DataLoader[T], Generic[T]):
                 if deaths == _MAX_DEATHS:
                     raise UserError(
                         f"data.workers: loader processes died {deaths} times in a row ({_first_line(error)}); "
-                        f"if memory is short, use fewer than {self.num_workers}, or 0"
+                        f"if memory is short{_free_of_it()}, use fewer than {self.num_workers}, or 0"
                     ) from error
                 self.on_restart(self.keys[done], _first_line(error))
                 rest = DataLoader(
@@ -177,7 +209,15 @@ class _Loader(DataLoader[T], Generic[T]):
 
 
 def _init_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; only the training process acts on it
+    # A batch that cannot be sent, e.g. because shared memory is full, would be lost, and the training process would
+    # wait for it without end. So the worker ends; that is noticed.
+    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    for signum in (signal.SIGINT, signal.SIGHUP):  # they go to all processes; only the training process acts on them
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _end(error: Exception, item: object) -> NoReturn:
+    os._exit(1)
 
 
 def _is_death(error: Exception) -> bool:

@@ -38,7 +38,7 @@ def train(
     Raises:
         UserError: an image cannot be read, or a file cannot be written. The completed steps are saved if possible.
         NotFiniteError: the loss is not a finite number. Earlier checkpoints are kept.
-        Interrupted: the process received Ctrl-C or SIGTERM. The completed steps are saved.
+        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
     """
     runtime = runtime or Runtime(recipe.engine.device, recipe.engine.precision)
     with StopRequest().listening() as request, runtime.together():
@@ -103,8 +103,9 @@ class _Training:
             if self.done:
                 self._finish_step()  # the interruption may have come before the last step was finished
             for step in range(self.done, cfg.steps):
-                with self.log.waiting():
-                    loaded = next(batches).to(runtime.device)
+                with self.log.waiting(), self._stopping_at_once():
+                    loaded = next(batches)
+                loaded = loaded.to(runtime.device)
                 self.between_steps = False
                 self.lr = recipe.optim.lr_at(step, cfg.steps)
                 losses = self.stepper.take(step, loaded)
@@ -141,6 +142,20 @@ class _Training:
     def _stop_if_asked(self) -> None:
         if self.log.stop:
             raise self._interrupted()
+
+    @contextmanager
+    def _stopping_at_once(self) -> Iterator[None]:
+        """Lets a signal end the wait for a batch, which may last. Several processes stop together, after a step."""
+        if self.runtime.world_size > 1:
+            yield
+            return
+        try:
+            with self.request.at_once():
+                yield
+        except KeyboardInterrupt:
+            if self.request.ctrl_c > 1:
+                raise
+            raise self._interrupted() from None
 
     def _interrupted(self) -> Interrupted:
         signum = self.request.signum or signal.SIGTERM  # 0: another process was asked to stop

@@ -13,11 +13,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from semiseg.errors import UserError
+from semiseg.files import expanded
 from semiseg.types import Normalization
 
 _LITE = {  # encoder -> the package that carries its ImageNet weights, and the class in it (extra `lite`)
@@ -49,6 +50,11 @@ class Config(BaseModel):
     options: dict[str, Any] = {}  # of the architecture, and of timm's encoders, e.g. {decoder_channels: 128}
     mean: tuple[float, float, float] | None = None  # of the input in [0, 1]; None: as in the training of the encoder
     std: tuple[float, float, float] | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _expand_home(cls, weights: str | None) -> str | None:
+        return str(expanded(Path(weights))) if weights and weights.startswith("~") else weights
 
     @model_validator(mode="after")
     def _output_stride_is_used(self) -> "Config":

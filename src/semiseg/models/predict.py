@@ -13,6 +13,7 @@ from semiseg.models.build import Network
 from semiseg.types import Prediction
 
 _CACHED = 2**18  # fp32 values that fit into a CPU's cache
+_RESIZED = 2**25  # fp32 values of probabilities that are resized at once, 128 MB; above, one class at a time
 
 
 @contextmanager
@@ -47,6 +48,24 @@ def most_likely(value: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h w"]:
     label = torch.empty(value.shape[0], *value.shape[2:], dtype=torch.int64, device=value.device)
     for band in _bands(value):
         label[band] = _first_zero_(_below_largest(value, band))
+    return label
+
+
+def most_likely_at(probability: Float[Tensor, "b c h w"], height: int, width: int) -> Int[Tensor, "b {height} {width}"]:
+    """Returns the class with the largest probability, after resizing, in little memory.
+
+    It equals most_likely(resize_probability(probability, height, width)), as int16. That holds all classes at the new
+    size: 21 classes of 36 megapixels are 3 GB. Here a large image is resized class by class.
+    """
+    batch, num_classes = probability.shape[:2]
+    if batch * num_classes * height * width <= _RESIZED:
+        return most_likely(resize_probability(probability, height, width)).to(torch.int16)
+    largest = resize_probability(probability[:, :1], height, width).clone()
+    label = torch.zeros(batch, height, width, dtype=torch.int16, device=probability.device)
+    for index in range(1, num_classes):
+        own = resize_probability(probability[:, index : index + 1], height, width)
+        label.masked_fill_((own > largest)[:, 0], index)  # of equal ones, the first
+        torch.maximum(largest, own, out=largest)
     return label
 
 
