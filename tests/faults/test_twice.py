@@ -15,6 +15,7 @@ def test_the_second_is_refused_and_the_first_undisturbed(here, semiseg, whole):
 
     first = harness.Command(TRAIN, waits_for_the_second)
     harness.until(lambda: harness.newest_step(folder / "run") == 5)
+    harness.until(lambda: '"step": 6' in (folder / "run" / "metrics.jsonl").read_text())  # the last before it waits
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     second = semiseg(TRAIN)
     assert second.code == 2
@@ -57,8 +58,9 @@ def test_the_lock_of_a_killed_run_is_taken_over_in_a_line(here, semiseg):
     assert line.startswith(f"run: process {pid} on ")
 
 
-def test_a_command_that_was_refused_at_its_first_step_can_be_corrected(here, semiseg):
+def test_a_command_that_was_refused_at_its_first_step_can_be_corrected(here, semiseg, monkeypatch):
     """Nothing is lost if a directory without results is used for another recipe."""
+    monkeypatch.setattr(harness.Command, "network", None)  # the recipe's own
     folder = here("supervised", model={"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}})
     wrong = f"{TRAIN} --set engine.micro_batch_size=1"
     for _ in range(2):
