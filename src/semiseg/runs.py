@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semiseg.errors import UserError
-from semiseg.files import expanded, sync
+from semiseg.files import expanded, sync, writing
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Run:
     def sync(self) -> None:
         """Waits until the logs are on the disk. A checkpoint relies on them."""
         for name in ("metrics.jsonl", "hardness.csv"):
-            with _naming(self.path / name):
+            with writing(self.path / name):
                 sync(self.path / name)
 
     def rewind(self, step: int) -> None:
@@ -179,7 +179,7 @@ def _aside(path: Path) -> Path:
 
 def _write(aside: Path, path: Path, text: str) -> None:
     """Writes `text` to `aside`, the temporary name of `path`, and waits until it is on the disk."""
-    with _naming(path), aside.open("w", encoding="utf-8") as file:
+    with writing(path), aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -188,7 +188,7 @@ def _write(aside: Path, path: Path, text: str) -> None:
 def _append(path: Path, text: str) -> None:
     """Appends whole lines. First it removes an incomplete last line, left by a dead process or a full disk."""
     _cut(path, lambda line: True)
-    with _naming(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -198,7 +198,7 @@ def _cut(path: Path, keeps: Callable[[bytes], bool]) -> None:
     Lines are in the order of their steps, so the lines before it are kept, too. The file is read from its end, so the
     time does not depend on how much is kept. Nothing is written, so it works on a full disk.
     """
-    with _naming(path), path.open("rb+") as file:
+    with writing(path), path.open("rb+") as file:
         end = next((end for end, line in _backwards(file) if keeps(line)), 0)
         if end < file.seek(0, os.SEEK_END):
             file.truncate(end)
@@ -217,15 +217,6 @@ def _backwards(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, byte
             yield end, line
             end -= len(line) + 1
         held = lines[0] + b"\n" if lines else half
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Adds the file's name to the error of a failed write: errors of an open file (disk full) do not have it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager

@@ -13,14 +13,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from semiseg.errors import UserError
+from semiseg.files import writing
 from semiseg.runs import Run
 
 _BEAT_S = 3.0  # between two touches
@@ -88,7 +88,7 @@ class Lock:
             UserError: another process trains in this directory, or the lock cannot be written.
         """
         path = self.run.lock
-        with _naming(self.run.path):
+        with writing(self.run.path):
             self.run.path.mkdir(parents=True, exist_ok=True)
             file, free = _open(path)
         before = _read(file)
@@ -101,7 +101,7 @@ class Lock:
         self.file = file
         now = datetime.now(UTC).astimezone().isoformat(sep=" ", timespec="seconds")
         holder = Holder(socket.gethostname(), os.getpid(), _born(os.getpid()), now)
-        with _naming(path):
+        with writing(path):
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(asdict(holder)).encode() + b"\n", 0)
         threading.Thread(target=_touch, args=(file, self.released), daemon=True).start()
@@ -136,14 +136,6 @@ def _touch(file: int, released: threading.Event) -> None:
     while not released.wait(_BEAT_S):
         with suppress(OSError):
             os.utime(file)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _born(process: int) -> str:
