@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from semiseg.data.catalog import Catalog, scan
-from semiseg.data.dataset import Sample
-from semiseg.data.lists import assemble, read_lines, read_list, rest
+from semiseg.data.dataset import DataConfig, Sample
+from semiseg.data.lists import assemble, read_lines, read_list, read_lists, rest
 from semiseg.errors import UserError
 from semiseg.types import ClassTable
 
@@ -39,6 +39,8 @@ def names_in(text: str, catalog: Catalog, listed_masks: bool = True) -> list[str
         ("  2007_000032\t", "2007_000032"),
         ("JPEGImages/2007_000032.jpg SegmentationClassAug/2007_000032.png", "2007_000032"),
         ("/JPEGImages/2007_000032.jpg\t/SegmentationClassAug/2007_000032.png", "2007_000032"),
+        ("JPEGImages/2007_000032.jpg,SegmentationClassAug/2007_000032.png", "2007_000032"),
+        ("2007_000032.jpg, SegmentationClassAug/2007_000032.png", "2007_000032"),
         ("train/0001TP_006810", "train/0001TP_006810"),
         ("train/0001TP_006810.jpg", "train/0001TP_006810"),
         ("my photo", "my photo"),
@@ -53,9 +55,66 @@ def test_every_way_to_write_an_id(catalog, line, name):
     assert names_in(line, catalog) == [name]
 
 
-def test_absolute_paths_below_the_root(catalog):
-    line = f"{catalog.root}/JPEGImages/2007_000032.jpg {catalog.root}/SegmentationClassAug/2007_000032.png"
-    assert names_in(line, catalog) == ["2007_000032"]
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch) -> Path:
+    """A folder of two images and a mask in the current folder; `images` leads to another disk, `link` to the folder."""
+    for name in ("disk/a.jpg", "disk/sub/b.jpg", "photos/masks/a.png", "secret.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos/images").symlink_to("../disk")
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("root", ["photos", "{}/photos", "link", "{}/link", "photos/../photos", "{}/link/../photos"])
+@pytest.mark.parametrize("line", ["photos", "{}/photos", "./photos", "{}/link", "link", "{}/disk/../photos"])
+def test_paths_on_this_machine_whatever_leads_to_the_root(photos, root, line):
+    root, line = Path(root.format(photos)), line.format(photos)
+    catalog = Catalog(root, [Sample(name, root / f"images/{name}.jpg") for name in ("a", "sub/b")])
+    (photos / "list.txt").write_text(f"{line}/images/sub/b.jpg\n{line}/images/a.jpg\t{line}/masks/a.png\n")
+    first, second = read_list(photos / "list.txt", catalog, True, "data.labeled")
+    assert [first.name, second.name] == ["sub/b", "a"]
+    assert second.mask.samefile("photos/masks/a.png")
+    for mask in (f"{line}/../secret.png", "secret.png", f"{photos}/secret.png", "../secret.png"):
+        (photos / "list.txt").write_text(f"{line}/images/a.jpg {mask}\n")
+        with pytest.raises(UserError, match=r"no mask|leaves data\.root"):
+            read_list(photos / "list.txt", catalog, True, "data.labeled")
+
+
+def test_paths_behind_a_link_below_the_root_and_images_outside_of_it(photos):
+    for folder in (Path("photos/images"), photos / "disk"):
+        catalog = Catalog(Path("photos"), [Sample("a", folder / "a.jpg")])
+        for line in (f"{photos}/disk/a.jpg", f"{photos}/photos/images/a.png", "disk/a", "a"):
+            assert catalog.find(line) == list(catalog.samples)
+
+
+def test_an_absolute_path_is_no_path_below_the_root(tmp_path):
+    """Where the root contains a folder of its own name."""
+    same = f"{tmp_path}/images/a".lstrip("/")
+    outer, inner = (Sample(name, tmp_path / f"{name}.jpg") for name in ("images/a", same))
+    assert Catalog(tmp_path, [outer, inner]).find(f"{tmp_path}/images/a.jpg") == [outer]
+
+
+def test_a_backslash_can_be_part_of_a_name(tmp_path):
+    sample = Sample("a\\b", tmp_path / "a\\b.jpg")
+    assert Catalog(tmp_path, [sample]).find("a\\b") == [sample]
+
+
+def test_no_mask_of_an_unlabeled_image_is_looked_for(catalog, tmp_path):
+    lines = {"labeled": "2007_000032 SegmentationClassAug/2007_000032.png", "unlabeled": "2007_000033.jpg none.png"}
+    for key, line in lines.items():
+        (tmp_path / f"{key}.txt").write_text(line)
+    config = DataConfig(layout="", root=tmp_path, labeled="labeled.txt", unlabeled="unlabeled.txt")
+    given = read_lists(config, catalog, listed_masks=True)
+    assert given.labeled[0].mask == tmp_path / "SegmentationClassAug/2007_000032.png"
+    assert [sample.name for sample in given.unlabeled] == ["2007_000033"]
+    (tmp_path / "unlabeled.txt").write_text("my photo 3.jpg\n")  # is not `my photo` with the mask `3.jpg`
+    with pytest.raises(UserError, match=r"no image 'my photo 3\.jpg'"):
+        read_lists(config, catalog, listed_masks=True)
+    (tmp_path / "unlabeled.txt").write_text(lines["unlabeled"])
+    with pytest.raises(UserError, match=r"no mask 'none\.png'"):
+        read_lists(config.model_copy(update={"val": config.unlabeled, "unlabeled": None}), catalog, listed_masks=True)
 
 
 def test_crlf_blank_lines_and_byte_order_mark(catalog):
@@ -87,6 +146,11 @@ def test_a_listed_mask_counts_only_where_it_should(catalog, tmp_path, listed, fo
         ("2007_000032\n" + "a " * 5000, ("list.txt:2", "has 10000 characters", "one entry a line")),
         ("a\0b", ("list.txt:1", r"'a\x00b'")),
         ("2007_000032 a\0b", ("list.txt:1", r"'a\x00b'")),
+        ("2007_000032 a\0/b", ("list.txt:1", r"'a\x00/b'")),
+        ("2007_000032 " + "x" * 300, ("list.txt:1", "no mask 'xxx")),
+        ("image,mask\n2007_000032", ("list.txt:1", "no image 'image,mask'", "no header")),
+        ("/home/anna/photos/2007_000032.jpg", ("list.txt:1", "did you mean '2007_000032'?")),
+        ("C:\\photos\\2007_000032.jpg", ("list.txt:1", "did you mean '2007_000032'?")),
     ],
 )
 def test_what_is_wrong_with_a_list(catalog, text, says):

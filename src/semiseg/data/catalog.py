@@ -1,6 +1,7 @@
 """Finds the images below a root folder, and the image that a line of a split list means."""
 
 import difflib
+import functools
 import os
 import re
 from collections import defaultdict
@@ -55,17 +56,21 @@ class Catalog:
     """All images of a layout, found by their ids in published split lists.
 
     A text means the image with that name. If there is none, it means the image with that path below the root, and then
-    the images whose path ends with the text. Extensions and the layout's own suffix may be left out.
+    the images whose path ends with the text. At last it is a path on this machine, absolute or below the current
+    folder. Extensions and the layout's own suffix may be left out.
     """
 
     def __init__(self, root: Path, samples: Iterable[Sample], suffix: str = "") -> None:
         self.root = root
         self.samples = tuple(samples)
         self._suffix = suffix
+        self._real = functools.cache(os.path.realpath)  # few folders hold many files
         self._exact: dict[str, Sample] = {}
         self._tails: dict[str, list[Sample]] = defaultdict(list)
+        self._places = {self._place(str(sample.image)): sample for sample in self.samples}
         for sample in self.samples:
-            parts = self._key(sample.image.relative_to(root).as_posix()).split("/")
+            image = sample.image.relative_to(root) if sample.image.is_relative_to(root) else sample.image
+            parts = self._key(image.as_posix().lstrip("/")).split("/")
             self._exact["/".join(parts)] = sample
             for start in range(len(parts)):
                 self._tails["/".join(parts[start:])].append(sample)
@@ -73,14 +78,24 @@ class Catalog:
 
     def find(self, text: str) -> list[Sample]:
         """Returns the images that `text` can mean: none, one, or several if it is ambiguous."""
+        if CONTROL.search(text):
+            return []
         path = text.replace("\\", "/").removeprefix("./")
-        below_root = path.removeprefix(f"{self.root.as_posix()}/")
-        for key in (path.lstrip("/"), self._key(path.lstrip("/")), self._key(below_root)):
+        place = self._place(path)
+        if path.startswith("/") and place in self._places:  # before a path below the root that ends in the same way
+            return [self._places[place]]
+        for key in (text, path.lstrip("/"), self._key(path.lstrip("/"))):
             if key in self._exact:
                 return [self._exact[key]]
             if key in self._tails:
                 return self._tails[key]
-        return []
+        return [self._places[place]] if place in self._places else []
+
+    def is_below_root(self, path: Path) -> bool:
+        """Whether `path` leads through the root, by whatever links, and not out of it again."""
+        root = self._real(str(self.root))
+        through = next((parent for parent in path.parents if self._real(str(parent)) == root), None)
+        return through is not None and ".." not in path.relative_to(through).parts
 
     def closest(self, text: str) -> str | None:
         """Returns the name that is most similar to `text`, for a hint about a typing error; None if none is similar."""
@@ -90,6 +105,11 @@ class Catalog:
             if close := difflib.get_close_matches(key, names, n=1):
                 return close[0]
         return None
+
+    def _place(self, path: str) -> str:
+        """Returns the one path of a file to which several paths can lead; the file itself may be a link."""
+        folder, name = os.path.split(path)
+        return f"{self._real(folder or '.')}/{self._key(name)}"
 
     def _key(self, path: str) -> str:
         stem, dot, extension = path.rpartition(".")

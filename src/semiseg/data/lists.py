@@ -1,17 +1,19 @@
 """Reads split lists in the forms that published repositories use, and makes a dataset of three lists.
 
 A line is an id (`2007_000032`), with or without extension, a path below the root or below the image folder
-(`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png`, `train/0001TP_006810`), or an image and its mask
-(`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). Blank lines are ignored.
+(`leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png`, `train/0001TP_006810`), or an image and its mask with
+a space, a tab or a comma between them (`JPEGImages/x.jpg SegmentationClassAug/x.png`; a leading slash is allowed). A
+path on this machine is understood too if it leads below the root. Blank lines are ignored.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semiseg.data.catalog import Catalog
+from semiseg.data.catalog import CONTROL, SUFFIXES, Catalog
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.errors import UserError
 from semiseg.files import read_text
@@ -35,14 +37,16 @@ def read_lists(config: DataConfig, catalog: Catalog, listed_masks: bool) -> List
     Args:
         config: paths of lists are relative to its root unless they are absolute.
         catalog: finds the images of ids.
-        listed_masks: whether a mask that a list names beside an image replaces the layout's own mask.
+        listed_masks: whether a mask that a list names beside an image replaces the layout's own mask. Those of the
+            unlabeled list never do, and need not exist.
 
     Raises:
         UserError: as `read_list`.
     """
     paths = {key: getattr(config, key) for key in ("labeled", "unlabeled", "val")}
+    masks = {"labeled": listed_masks, "unlabeled": False, "val": listed_masks}  # unlabeled: no mask is ever read
     return Lists(**{
-        key: None if path is None else read_list(config.root / path, catalog, listed_masks, setting=f"data.{key}")
+        key: None if path is None else read_list(config.root / path, catalog, masks[key], setting=f"data.{key}")
         for key, path in paths.items()
     })  # fmt: skip
 
@@ -135,24 +139,33 @@ def assemble(
 
 def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:
     """Finds the sample that a line names: the whole line is an id, or an id stands before a gap and a mask after it."""
-    if ".." in re.split(r"[\s/\\]", line):
-        raise UserError(f"{line!r} leaves data.root; remove the '..'")
-    gaps = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
+    gaps = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s*,\s*|\s+", line)]
+    if not listed_masks:  # nobody looks for the mask, so at least the image must look like a file
+        gaps = [(image, mask) for image, mask in gaps if Path(image).suffix.lower() in SUFFIXES]
     for text, mask in [(line, None), *gaps]:
         found = catalog.find(text)
         if len(found) > 1:
             raise UserError(f"{text!r} can be {found[0].name!r} or {found[1].name!r}; write the longer path")
         if found and mask and listed_masks:
-            return replace(found[0], mask=_listed_mask(mask, catalog.root))
+            return replace(found[0], mask=_listed_mask(mask, catalog))
         if found:
             return found[0]
-    close = catalog.closest(line.split()[0])
-    hint = f"did you mean {close!r}?" if close else "ids are paths below the image folder, extension or not"
+    _refuse_leaving(line)
+    close = catalog.closest(re.split(r"[\s,]", line)[0])
+    hint = f"did you mean {close!r}?" if close else "ids are paths below the image folder, extension or not; no header"
     raise UserError(f"no image {line!r} below {catalog.root}; {hint}")
 
 
-def _listed_mask(text: str, root: Path) -> Path:
-    for mask in (root / text.replace("\\", "/").lstrip("/"), Path(text)):
-        if mask.is_relative_to(root) and mask.is_file():
+def _listed_mask(text: str, catalog: Catalog) -> Path:
+    path = text.replace("\\", "/")
+    places = () if CONTROL.search(text) else (catalog.root / path.lstrip("/"), Path(path))
+    for mask in places:
+        if catalog.is_below_root(mask) and os.path.isfile(mask):  # noqa: PTH113 - False for a name that is too long
             return mask
-    raise UserError(f"no mask {text!r} below {root}; remove the second column to use the layout's own masks")
+    _refuse_leaving(text)
+    raise UserError(f"no mask {text!r} below {catalog.root}; remove the second column to use the layout's own masks")
+
+
+def _refuse_leaving(text: str) -> None:
+    if ".." in re.split(r"[\s,/\\]", text):
+        raise UserError(f"{text!r} leaves data.root; remove the '..'")
