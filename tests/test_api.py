@@ -260,7 +260,7 @@ def test_a_run_does_not_go_on_with_other_classes(moved, kind, named_by):
 
 def test_a_run_goes_on_with_classes_of_other_colors(moved):
     run, recipe = moved
-    (recipe.data.root / "classes.txt").write_text("".join(f"{name} #112233\n" for name in CLASSES))
+    (recipe.data.root / "classes.txt").write_text("".join(f"{name} #11223{index}\n" for index, name in enumerate(CLASSES)))
     api.train(recipe, run.path)
     assert config.load(run.config).data.root == recipe.data.root
 

@@ -294,7 +294,7 @@ def test_folder_settings(write, tmp_path):
         ({}, {"images": "photos"}, ("data.images", "photos")),
         ({}, {"masks": "truth"}, ("data.masks", "truth")),
         ({}, {"classes": "names.txt"}, ("data.classes", "names.txt", "no such file")),
-        ({"classes.txt": "one\n"}, {}, ("classes.txt", "1 classes", "between 2 and 254")),
+        ({"classes.txt": "one\n"}, {}, ("classes.txt", "1 class, 'one'", "between 2 and 254")),
         ({"classes.txt": "one\ntwo\none\n"}, {}, ("classes.txt", "'one' occurs twice")),
         ({"classes.txt": "".join(f"{n}\n" for n in range(255))}, {}, ("classes.txt", "255 classes")),
         ({}, {"background": "sea"}, ("data.background", "'sea'", "c0, c1")),

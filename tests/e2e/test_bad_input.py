@@ -297,7 +297,7 @@ BAD = {
     ),
     "missing list": Bad(f"{TRAIN} --set data.labeled=no.txt", ("photos/no.txt", "data.labeled", "data.root")),
     "missing classes": Bad(TRAIN, ("photos/classes.txt", "data.classes"), removed("photos/classes.txt")),
-    "one class": Bad(TRAIN, ("photos/classes.txt", "1 classes", "between 2"), text("photos/classes.txt", "sky")),
+    "one class": Bad(TRAIN, ("photos/classes.txt", "1 class, 'sky'", "between 2"), text("photos/classes.txt", "sky")),
     "a class twice": Bad(TRAIN, ("photos/classes.txt", "'sky'", "twice"), text("photos/classes.txt", "sky\nsky\n")),
     "unknown background": Bad(f"{TRAIN} --set data.background=sky", ("data.background", "sky", "ground")),
     "value of no class": Bad(f"{TRAIN} --set 'data.values={{9: 77}}'", ("data.values", "77", "0 to 5")),

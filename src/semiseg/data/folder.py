@@ -9,18 +9,18 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from semiseg.data.catalog import CONTROL, Catalog, scan
+from semiseg.data.catalog import Catalog, scan
+from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.lists import assemble, read_lines, read_lists, rest
+from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.errors import UserError
 from semiseg.rng import folded_seed
-from semiseg.types import IGNORE, ClassTable, voc_color
+from semiseg.types import IGNORE
 
 
 class Config(DataConfig):
@@ -52,7 +52,7 @@ def load(config: Config) -> Dataset:
     for key, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"data.{key}: no folder {folder}; set data.{key} to the folder of {key} below data.root")
-    classes = read_classes(config.root / config.classes, config.background)
+    classes, _ = read_classes(config.root / config.classes, config.background)
     bad = {
         value: index for value, index in (config.values or {}).items() if index not in (*range(len(classes)), IGNORE)
     }
@@ -80,36 +80,3 @@ def held_out(samples: tuple[Sample, ...], fraction: float) -> tuple[Sample, ...]
     ranked = sorted(samples, key=lambda sample: folded_seed(0, "held out", sample.name))
     chosen = ranked[: max(1, round(fraction * len(ranked)))]
     return tuple(sorted(chosen, key=lambda sample: sample.name))
-
-
-def read_classes(path: Path, background: str | int | None) -> ClassTable:
-    """Reads a class table from a text file.
-
-    Each line is a class: its name, and maybe its color (#RRGGBB). Without a color it gets that of VOC's palette. A line
-    that starts with `#` is a comment.
-
-    Raises:
-        UserError: the file is missing, it has fewer than 2 or more than 254 classes, a name occurs twice, or
-            `background` is none of the classes.
-    """
-    lines = [line for _, line in read_lines(path, "data.classes", most=100_000) if not line.startswith("#")]
-    entries = [re.fullmatch(r"(.+?)(?:\s+#([0-9a-fA-F]{6}))?", line) for line in lines]
-    names = tuple(entry[1] for entry in entries if entry)
-    if not 2 <= len(names) <= 254:
-        raise UserError(f"{path}: has {len(names)} classes; between 2 and 254 are needed, one name a line")
-    if garbled := [name for name in names if CONTROL.search(name)]:
-        raise UserError(f"{path}: class {garbled[0]!r} has a tab or another control character in its name; remove it")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"{path}: class {twice[0]!r} occurs twice; names must differ")
-    colors = tuple(
-        (int(entry[2][:2], 16), int(entry[2][2:4], 16), int(entry[2][4:], 16)) if entry[2] else voc_color(index)
-        for index, entry in enumerate(entry for entry in entries if entry)
-    )
-    if isinstance(background, str):
-        if background not in names:
-            raise UserError(f"data.background: no class {background!r} in {path}; known are {', '.join(names)}")
-        background = names.index(background)
-    if background is not None and not 0 <= background < len(names):
-        raise UserError(f"data.background: no class {background} in {path}; it has 0 to {len(names) - 1}")
-    return ClassTable(names, colors, background)
