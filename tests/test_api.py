@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 import semiseg
-from semiseg import api, config
+from semiseg import api, config, data
 from semiseg.data.read import read_image, read_mask
 from semiseg.data.scenes import CLASSES
 from semiseg.engine.recipe import Recipe, build_method
@@ -260,7 +260,9 @@ def test_a_run_does_not_go_on_with_other_classes(moved, kind, named_by):
 
 def test_a_run_goes_on_with_classes_of_other_colors(moved):
     run, recipe = moved
-    (recipe.data.root / "classes.txt").write_text("".join(f"{name} #11223{index}\n" for index, name in enumerate(CLASSES)))
+    (recipe.data.root / "classes.txt").write_text(
+        "".join(f"{name} #11223{index}\n" for index, name in enumerate(CLASSES))
+    )
     api.train(recipe, run.path)
     assert config.load(run.config).data.root == recipe.data.root
 
@@ -278,6 +280,10 @@ def test_partitions(recipe, tmp_path, scenes):
     assert [path.name for path in written] == [
         "labeled_3.txt", "unlabeled_3.txt", "labeled_5.txt", "unlabeled_5.txt"
     ]  # fmt: skip
+    dataset = data.load(config.load(tmp_path / "recipe.yaml").data)
+    train = sorted(sample.name for sample in dataset.labeled + dataset.unlabeled)
+    for labeled, unlabeled in (written[:2], written[2:]):  # no training image is lost, with a mask or without
+        assert sorted(labeled.read_text().split() + unlabeled.read_text().split()) == train
     everything = api.partitions(tmp_path / "recipe.yaml", tmp_path / "all", [6], overrides=["data.labeled=null"])
     assert everything[0].read_text() == (scenes / "splits" / "labeled.txt").read_text()
 

@@ -313,6 +313,9 @@ def partitions(
 ) -> list[Path]:
     """Draws nested, class-covering label partitions of a recipe's labeled images and writes them as lists.
 
+    Every other training image, with a mask or without, is in the list of unlabeled images. Validation images are in no
+    list, so a training with these lists has the same ones.
+
     Args:
         recipe: path or name of a recipe; only its data section counts. With `data.labeled=null` the images are drawn
             from all that have a mask.
@@ -328,7 +331,7 @@ def partitions(
     changes = list(overrides)
     dataset = data.load(config.load(Path(recipe), changes).data)
     _refuse_others(changes, ("data",), "partitions")
-    out = folder(Path(out))
+    out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
             raise UserError(f"--size {size:g}: is neither a number of images nor a fraction below 1")
@@ -337,7 +340,7 @@ def partitions(
     with counting("reading masks", console) as count:
         shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
-    written = write_partitions(out, dataset.labeled, drawn)
+    written = write_partitions(out, dataset.labeled + dataset.unlabeled, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
         console.print(

@@ -1,3 +1,4 @@
+import itertools
 import sys
 from pathlib import Path
 
@@ -255,9 +256,10 @@ def test_validation_is_not_taken_from_listed_images(folder, write):
     config = layout_module("folder").Config(root=folder, labeled="labeled.txt", val_fraction=0.9)
     dataset = load(config)
     assert names(dataset)[0] == ["00", "01", "02"]
-    assert len(dataset.val) == 4  # 0.9 of the 5 that no list names, rounded to even
-    assert len(dataset.unlabeled) == 5  # the fifth is left to the pool
-    dataset = load(config.model_copy(update={"unlabeled": Path("unlabeled.txt"), "labeled": None}))
+    assert len(dataset.val) == 5  # 0.9 of all 8 would be 7; no list names these 5
+    assert len(dataset.unlabeled) == 4
+    lists = {"unlabeled": Path("unlabeled.txt"), "labeled": None}
+    dataset = load(config.model_copy(update={**lists, "val_fraction": 0.7}))
     assert names(dataset)[1] == ["03", "10"]
     assert not {"03"} & {sample.name for sample in dataset.labeled + dataset.val}
 
@@ -268,6 +270,25 @@ def test_held_out_images_stay_when_others_are_added():
         before, after = (set(folder.held_out(tuple(samples[:n]), 0.3)) for n in (more - 1 or 1, more))
         assert len(before - after) <= 1
     assert set(folder.held_out(tuple(reversed(samples)), 0.3)) == after
+
+
+@pytest.mark.parametrize("fraction", [None, 0.4])
+def test_lists_of_training_images_change_nothing_in_validation(folder, write, fraction):
+    config = layout_module("folder").Config(root=folder, val_fraction=fraction)
+    whole = load(config)
+    labeled, *others = (f"{sample.name}\n" for sample in whole.labeled + whole.unlabeled)
+    lists = {"labeled": write("labeled.txt", labeled), "unlabeled": write("unlabeled.txt", "".join(others))}
+    for given in (["labeled"], ["unlabeled"], ["labeled", "unlabeled"]):
+        dataset = load(config.model_copy(update={key: lists[key] for key in given}))
+        assert dataset.val == whole.val
+        assert {*dataset.labeled, *dataset.unlabeled} == {*whole.labeled, *whole.unlabeled}
+
+
+def test_a_larger_share_contains_the_smaller(folder):
+    config = layout_module("folder").Config
+    shares = [{*load(config(root=folder, val_fraction=n / 10)).val} for n in range(1, 9)]
+    assert [len(share) for share in shares] == [1, 2, 2, 3, 4, 5, 6, 6]
+    assert all(one <= other for one, other in itertools.pairwise(shares))
 
 
 def test_folder_settings(write, tmp_path):

@@ -110,20 +110,21 @@ def test_sizes_that_cannot_be(count):
         nested_partitions(samples, present, [3, count], seed=0)
 
 
-def test_written_partitions_are_read_back(folder):
-    config = layout.Config(root=folder)
-    dataset = layout.load(config)
+@pytest.mark.parametrize("given", [["labeled"], ["labeled", "unlabeled"]])
+def test_written_partitions_are_read_back(folder, given):
+    """The validation images stay the same without a list of them."""
+    dataset = layout.load(layout.Config(root=folder))
     train = dataset.labeled + dataset.unlabeled
     present = class_presence(dataset.labeled, 24, None)
     partitions = nested_partitions(dataset.labeled, present, [2, 4], seed=0)
     paths = write_partitions(folder / "splits/new", train, partitions)
     assert [path.name for path in paths] == ["labeled_2.txt", "unlabeled_2.txt", "labeled_4.txt", "unlabeled_4.txt"]
-    (folder / "val.txt").write_text("".join(f"{sample.name}\n" for sample in dataset.val))
-    lists = {"labeled": "splits/new/labeled_2.txt", "unlabeled": "splits/new/unlabeled_2.txt", "val": "val.txt"}
-    again = layout.load(layout.Config(root=folder, **lists))
-    assert again.labeled == partitions[2]
-    assert len(again.unlabeled) == 8
-    assert again.val == dataset.val
+    for size in (2, 4):
+        lists = {key: f"splits/new/{key}_{size}.txt" for key in given}
+        again = layout.load(layout.Config(root=folder, **lists))
+        assert again.labeled == partitions[size]
+        assert again.val == dataset.val
+        assert set(again.labeled + again.unlabeled) == set(train)
 
 
 def test_existing_files_are_never_overwritten(folder):

@@ -9,6 +9,7 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,16 +68,24 @@ def load(config: Config) -> Dataset:
     given = read_lists(config, catalog, listed_masks=True)
     if not (masks.keys() & images.keys() or given.labeled):
         raise UserError(f"data.masks: no file in {folders['masks']} has the name of an image in {folders['images']}")
-    masked = rest([sample for sample in catalog.samples if sample.mask], given.labeled, given.unlabeled)
-    val = given.val or held_out(masked, 0.2 if config.val_fraction is None else config.val_fraction)
-    labeled = given.labeled or rest(masked, val)
+    masked, fraction = [sample for sample in catalog.samples if sample.mask], config.val_fraction or 0.2
+    val = given.val or held_out(masked, fraction, given.labeled, given.unlabeled)
+    labeled = given.labeled or rest(masked, val, given.unlabeled)
     unlabeled = given.unlabeled or rest(catalog.samples, val, labeled)
     remedy = f"put one of the same name into {folders['masks']}"
     return assemble(labeled, unlabeled, val, classes, config.values, remedy)
 
 
-def held_out(samples: tuple[Sample, ...], fraction: float) -> tuple[Sample, ...]:
-    """Chooses a share of `samples`, at least one, by their names alone. So a new image changes the choice little."""
+def held_out(samples: Sequence[Sample], fraction: float, *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:
+    """Chooses a share of `samples`, at least one, by their names alone: the first ones in an order that names give.
+
+    So a new image changes the choice little, and lists of other images change nothing.
+
+    Args:
+        samples: all images with masks.
+        fraction: the share of `samples`.
+        taken: lists of images that cannot be chosen. The next ones in the order take their places.
+    """
     ranked = sorted(samples, key=lambda sample: folded_seed(0, "held out", sample.name))
-    chosen = ranked[: max(1, round(fraction * len(ranked)))]
+    chosen = rest(ranked, *taken)[: max(1, round(fraction * len(ranked)))]
     return tuple(sorted(chosen, key=lambda sample: sample.name))

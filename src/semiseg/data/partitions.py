@@ -139,11 +139,11 @@ def nested_partitions(
 
 
 def write_partitions(folder: Path, samples: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]) -> list[Path]:
-    """Writes the lists of each partition: labeled_N.txt, and unlabeled_N.txt if images of the pool are left.
+    """Writes the lists of each partition: labeled_N.txt, and unlabeled_N.txt if other training images are left.
 
     Args:
         folder: the folder to write to; it is made if it does not exist.
-        samples: the pool.
+        samples: all training images, i.e. the pool that the partitions were drawn from and all unlabeled images.
         partitions: the result of `nested_partitions`.
 
     Returns:
