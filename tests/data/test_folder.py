@@ -124,7 +124,6 @@ def test_masks_of_no_image(folder, name, says):
 
 def test_colors_of_the_class_file_and_of_the_settings(folder, write):
     write("classes.txt", "ground #000000\nroad\nwater #0000ff\n")
-    Config = Config
     assert load(Config(root=folder)).coding.colors == {(0, 0, 0): 0, (0, 0, 255): 2}
     colors = load(Config(root=folder, colors={"#FF00aa": 1, "#ffffff": 255})).coding.colors
     assert colors == {(0, 0, 0): 0, (0, 0, 255): 2, (255, 0, 170): 1, (255, 255, 255): 255}
