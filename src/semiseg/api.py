@@ -23,6 +23,7 @@ from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
 from semiseg.engine.runtime import Device, Runtime
+from semiseg.engine.step import check_shapes
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
 from semiseg.files import expanded
@@ -242,6 +243,7 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console)
         start=0,
         num_steps=recipe.engine.steps,
     )
+    check_shapes(recipe, method, runtime)
     with counting("checking the data", console) as count:
         return check_files(dataset, recipe.data, on_image=count)
 
