@@ -24,7 +24,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from semiseg.augment.intensity import _TABLE
 from semiseg.data import weak
-from semiseg.data.read import read_image, read_mask, resize_image
+from semiseg.data.dataset import MaskCoding
+from semiseg.data.masks import read_mask
+from semiseg.data.read import read_image, resize_image
 from semiseg.types import voc_color
 
 OPTIONAL = {"opencv": "cv2", "simplejpeg": "simplejpeg", "torchcodec": "torchcodec.decoders"}
@@ -99,7 +101,7 @@ def decode_images(results: common.Results, paths: list[Path], libraries: Librari
 def decode_masks(results: common.Results, paths: list[Path], narrow: list[Path], libraries: Libraries) -> None:
     """Times decoding a palette PNG to class indices, not to colors. `narrow` are masks of four bits a pixel."""
     ways: dict[str, Decode] = {
-        "semiseg": lambda path: read_mask(path, 21, None),  # Pillow, and a check of every value
+        "semiseg": lambda path: read_mask(path, MaskCoding(21)),  # Pillow, and a check of every value
         "Pillow alone": lambda path: torch.from_numpy(pillow(path, "P")),
         "torchvision": lambda path: io.decode_image(str(path), "UNCHANGED")[0],
     }

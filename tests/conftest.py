@@ -80,6 +80,14 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the check of the data remembers is not written into the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def interrupted() -> Callable[[str, int], AbstractContextManager[None]]:
     """`with interrupted("module.function", 4):` is left by a KeyboardInterrupt in place of the fourth call."""

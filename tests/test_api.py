@@ -12,7 +12,9 @@ from rich.console import Console
 
 import semiseg
 from semiseg import api, config, data
-from semiseg.data.read import read_image, read_mask
+from semiseg.data.dataset import MaskCoding
+from semiseg.data.masks import read_mask
+from semiseg.data.read import read_image
 from semiseg.data.scenes import CLASSES
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.metrics import add_confusion, scores
@@ -153,7 +155,7 @@ def test_a_prediction_is_resized_as_an_evaluation(tmp_path, recipe, scenes, val_
     assert predictor.long_side == (16 if val_long_side == "same" else val_long_side)
     matrix = torch.zeros(6, 6, dtype=torch.int64)
     for name in (f"{number:04}.png" for number in range(4)):
-        mask = read_mask(scenes / "masks/val" / name, 6, None).long()
+        mask = read_mask(scenes / "masks/val" / name, MaskCoding(6)).long()
         matrix = add_confusion(matrix, predictor.predict(read_image(scenes / "images/val" / name)).long(), mask)
     assert scores(matrix).miou == run.last()["miou"] == api.evaluate(run.path).miou
 

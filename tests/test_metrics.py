@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.metrics import add_confusion, scores
+from semiseg.metrics import add_confusion, miou_percent, percent, scores
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE
 
@@ -98,3 +98,24 @@ def test_counts_larger_than_fp32_can_hold():
 def test_the_host_never_waits(no_host_sync):
     prediction, label = random_maps(3, 3)
     assert no_host_sync(add_confusion, empty(3), prediction, label).is_meta
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "12.35"), (0.0, "0.00"), (1.0, "100.00"), (None, "-"), (math.nan, "-")]
+)
+def test_percent(value, text):
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "text"),
+    [
+        ([0, 0], [0, 0], "100.00 (1 class of 3)"),
+        ([2, IGNORE], [2, 1], "100.00 (1 class of 3)"),  # what is predicted for ignored pixels is not counted
+        ([0, 0], [0, 1], "25.00"),  # a class that is only predicted is one more
+        ([0, 1], [0, 0], "25.00"),
+    ],
+)
+def test_an_miou_of_one_class_says_so(label, prediction, text):
+    result = scores(add_confusion(empty(3), torch.tensor(prediction), torch.tensor(label)))
+    assert miou_percent(result.miou, result.iou) == text

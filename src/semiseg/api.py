@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from semiseg import config, data
-from semiseg.data.check import check
+from semiseg.data.check import Report, shares_of_classes
+from semiseg.data.check import check as check_files
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
@@ -23,6 +23,7 @@ from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
 from semiseg.engine.runtime import Device, Runtime
+from semiseg.engine.step import check_shapes
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
 from semiseg.files import expanded
@@ -87,9 +88,34 @@ def rehearse(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _print_counts(labels(dataset), _check(recipe, dataset, runtime, console), console)
+            _print_report(dataset, _check(recipe, dataset, runtime, console), console)
     with counting("trying", console, "steps") as count:
         return rehearse_recipe(recipe, dataset, runtime, steps, count)
+
+
+def check(
+    recipe: Recipe | Path | str, overrides: Iterable[str] = (), full: bool = False, console: Console | None = None
+) -> tuple[Dataset, Report]:
+    """Checks the data of a recipe, as `train` does before the first step, and says what was found.
+
+    Args:
+        recipe: a recipe, or its path or name; only its data section counts.
+        overrides: settings that replace those of the recipe, e.g. `["data.root=photos"]`.
+        full: whether to decode every photograph, as `train` does. Otherwise only their headers are read.
+        console: shows the progress. None: nothing is shown.
+
+    Returns:
+        The dataset, and what was found.
+
+    Raises:
+        UserError: as `train`, for mistakes in the data.
+    """
+    changes = list(overrides)
+    settings = _recipe(recipe, changes).data
+    _refuse_others(changes, ("data",), "a check of the data")
+    dataset = data.load(settings)
+    with counting("checking the data", console or Console(quiet=True)) as count:
+        return dataset, check_files(dataset, settings, full, count)
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
@@ -194,10 +220,10 @@ def _class_file(recipe: Recipe) -> str:
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks recipe and data, then makes the run directory."""
-    warnings = _check(recipe, dataset, runtime, console)
+    report = _check(recipe, dataset, runtime, console)
     _acquire(lock, console)
     run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
-    _print_counts(labels(dataset), warnings, console)
+    _print_report(dataset, report, console)
 
 
 def _acquire(lock: Lock, console: Console) -> None:
@@ -205,7 +231,7 @@ def _acquire(lock: Lock, console: Console) -> None:
         _print(console, f"{lock.run.path}: {gone} has ended without a word; this command takes over")
 
 
-def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> list[str]:
+def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
     train_loader(  # an error if the method needs unlabeled images and there are none
@@ -217,19 +243,22 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console)
         start=0,
         num_steps=recipe.engine.steps,
     )
+    check_shapes(recipe, method, runtime)
     with counting("checking the data", console) as count:
-        return check(dataset, recipe.data, on_image=count)
+        return check_files(dataset, recipe.data, on_image=count)
 
 
-def _print_counts(images: dict[str, Any], warnings: list[str], console: Console) -> None:
+def _print_report(dataset: Dataset, report: Report, console: Console) -> None:
+    images = labels(dataset)
     protocol = f", the published partition {images['published']}" if images["published"] else ""
     _print(
         console,
         f"{images['labeled']} labeled, {images['unlabeled']} unlabeled, {images['val']} validation images; "
         f"partition {images['partition']}{protocol}",
     )
-    for warning in warnings:
-        _note(console, warning)
+    _print(console, f"labeled pixels: {shares_of_classes(report, dataset.classes.names)}")
+    for note in [*(f"{unused}." for unused in report.unused if unused.matters), *report.notes]:
+        _note(console, note)
 
 
 def _names(dataset: Dataset) -> list[str]:
@@ -338,7 +367,7 @@ def partitions(
     counts = [size if size < 1 else int(size) for size in sizes]
     console = console or Console(quiet=True)
     with counting("reading masks", console) as count:
-        shown = class_presence(dataset.labeled, len(dataset.classes), dataset.values, count)
+        shown = class_presence(dataset.labeled, dataset.coding, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
     written = write_partitions(out, dataset.labeled + dataset.unlabeled, drawn)
     for size, samples in drawn.items():

@@ -89,6 +89,36 @@ def train(
 
 
 @app.command()
+def check(
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)
+    ],
+    overrides: SetData = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Decode every photograph, as train does, in place of their headers.")
+    ] = False,
+) -> None:
+    """Look at the data before training: files, masks, classes, and what may be wrong. Writes nothing beside them."""
+    from semiseg import recipe_file
+
+    recipe_file.read(recipe)
+    from semiseg import api
+    from semiseg.report.data import tables
+
+    console = Console()
+    with _stoppable():
+        dataset, report = api.check(recipe, overrides or [], full, console)
+    for table in tables(report, dataset.classes.names):
+        console.print(table)
+    for unused in report.unused:
+        console.print(f"{unused}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
+    if not report.notes:
+        console.print("no problem was found", highlight=False)
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     checkpoint: Which = "last",

@@ -1,6 +1,8 @@
 """Intersection over union (IoU) and accuracy, from a confusion matrix over a whole data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +33,7 @@ class Scores:
 
     Attributes:
         miou: mean IoU over the classes that occur in labels or predictions. A class that occurs in neither has no IoU;
-            it is left out of the mean and does not count as 0 (D52).
+            it is left out of the mean and does not count as 0 (D52). If a single class occurs, this is its IoU.
         iou: IoU of each class, NaN for a class that occurs in neither.
         accuracy: share of the labeled pixels whose prediction is right.
     """
@@ -52,3 +54,25 @@ def scores(matrix: Int[Tensor, "c c"]) -> Scores:
         iou=tuple(iou.tolist()),
         accuracy=float(intersection.sum() / counts.sum()),
     )
+
+
+def percent(value: Any) -> str:
+    """Writes a share in percent with two decimals, or a dash if there is no value (the class does not occur)."""
+    return "-" if value is None or value != value else f"{100 * value:.2f}"
+
+
+def miou_percent(miou: float, iou: Sequence[float | None]) -> str:
+    """Writes an mIoU in percent. If it is the IoU of a single class, it says so.
+
+    Args:
+        miou: the mIoU over the classes that occur.
+        iou: IoU of each class, NaN or None for a class that does not occur.
+
+    Example:
+        >>> miou_percent(0.5, [0.25, 0.75, None])
+        '50.00'
+        >>> miou_percent(1.0, [1.0, None, None])
+        '100.00 (1 class of 3)'
+    """
+    counted = [value for value in iou if value is not None and value == value]
+    return percent(miou) + (f" (1 class of {len(iou)})" if len(counted) == 1 else "")

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from semiseg.data import cityscapes, folder, layout_module, layouts, load, voc
-from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.read import read_mask
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample
+from semiseg.data.masks import read_mask
 from semiseg.errors import UserError
 from semiseg.types import IGNORE
 
@@ -70,7 +70,7 @@ def test_a_layout_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch)
         {"layout": "voc"},
         {"val": "val.txt", "val_fraction": 0.5},
         {"val_fraction": 1.0},
-        {"values": {-1: 0}},
+        {"values": {-40000: 0}},
     ],
 )
 def test_settings_that_make_no_sense(settings):
@@ -116,7 +116,7 @@ def test_voc_is_found_wherever_the_root_points(voc_root, below):
     assert len(dataset.classes) == 21
     assert dataset.classes.background == 0
     assert dataset.classes.colors[15] == (192, 128, 128)  # person
-    assert dataset.values is None
+    assert dataset.coding.values is None
 
 
 def test_blended_voc_takes_its_pool_from_the_augmented_masks(voc_root, write):
@@ -176,12 +176,12 @@ def test_cityscapes_maps_label_ids(cityscapes_root):
     assert names(dataset) == [[f"aachen_0_{n}" for n in range(3)], [], ["bonn_0_0", "bonn_0_1"]]
     assert dataset.classes.background is None
     assert len(dataset.classes) == 19
-    assert (read_mask(dataset.labeled[0].mask, 19, dataset.values) == 0).all()  # 7 is road
+    assert (read_mask(dataset.labeled[0].mask, dataset.coding) == 0).all()  # 7 is road
 
 
 def test_the_table_of_cityscapes_ids(write):
     stored = np.arange(34, dtype=np.uint8)[None]
-    mask = read_mask(write("a.png", stored), 19, cityscapes.LABEL_IDS)[0].tolist()
+    mask = read_mask(write("a.png", stored), MaskCoding(19, cityscapes.LABEL_IDS))[0].tolist()
     by_name = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
                "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26,
                "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}  # fmt: skip
@@ -195,13 +195,13 @@ def test_cityscapes_prefers_train_ids_where_it_has_them_all(cityscapes_root, wri
 
     write_train_ids("train", "aachen", 3)
     some = load(cityscapes.Config(root=cityscapes_root))
-    assert some.values == cityscapes.LABEL_IDS
+    assert some.coding.values == cityscapes.LABEL_IDS
     assert all(sample.mask.name.endswith("_labelIds.png") for sample in some.labeled + some.val)
     write_train_ids("val", "bonn", 2)
     write_train_ids("test", "berlin", 1)
     every = load(cityscapes.Config(root=cityscapes_root))
-    assert every.values is None
-    assert (read_mask(every.val[0].mask, 19, every.values) == 3).all()
+    assert every.coding.values is None
+    assert (read_mask(every.val[0].mask, every.coding) == 3).all()
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_folder_settings(write, tmp_path):
     assert dataset.classes.names == ("sky blue", "road")
     assert dataset.classes.colors == ((0, 0, 255), (128, 0, 0))
     assert dataset.classes.background == 1
-    assert dataset.values == {128: 1}
+    assert dataset.coding.values == {128: 1}
     assert load(layout_module("folder").Config(root=tmp_path, background=0, **settings)).classes.background == 0
 
 

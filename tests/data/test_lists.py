@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.data.catalog import Catalog, scan
+from semiseg.data.catalog import Catalog
 from semiseg.data.dataset import DataConfig, Sample
 from semiseg.data.lists import assemble, read_lines, read_list, read_lists, rest
+from semiseg.data.scan import scan
 from semiseg.errors import UserError
 from semiseg.types import ClassTable
 
@@ -219,7 +220,7 @@ def test_scan_finds_images_at_every_depth_and_nothing_else(tmp_path):
     for name in ["b.JPG", "a/c.tiff", "a/.hidden.png", "notes.txt", "a/d.e.png"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(scan(tmp_path)) == ["a/c", "a/d.e", "b"]
+    assert list(scan(tmp_path).images) == ["a/c", "a/d.e", "b"]
 
 
 def test_scan_follows_links(tmp_path):
@@ -227,7 +228,7 @@ def test_scan_follows_links(tmp_path):
     (tmp_path / "elsewhere/a.jpg").touch()
     (tmp_path / "images").mkdir()
     (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
-    assert list(scan(tmp_path / "images")) == ["linked/a"]
+    assert list(scan(tmp_path / "images").images) == ["linked/a"]
 
 
 def test_scan_enters_a_folder_once(tmp_path):
@@ -238,9 +239,9 @@ def test_scan_enters_a_folder_once(tmp_path):
     for number in range(12):  # followed without care, 12 ** 40 paths
         (tmp_path / f"images/{number}").symlink_to(tmp_path / "images")
         (tmp_path / f"images/z/{number}").symlink_to("../z/deep")
-    assert list(scan(tmp_path / "images")) == ["b", "z/deep/a"]
+    assert list(scan(tmp_path / "images").images) == ["b", "z/deep/a"]
     (tmp_path / "linked").symlink_to("images")
-    assert list(scan(tmp_path / "linked")) == ["b", "z/deep/a"]
+    assert list(scan(tmp_path / "linked").images) == ["b", "z/deep/a"]
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31m", "\x7f", "\x85", "\u2028", "\udcff", "folder\n/a"])
@@ -254,7 +255,7 @@ def test_scan_refuses_names_that_no_list_can_hold(tmp_path, name):
 @pytest.mark.parametrize("name", ["a\u202fb", "写真\u3000一", "[bold]x", ":smile:", "a b", "e\u0301", "\N{DUCK}"])
 def test_scan_takes_every_other_name(tmp_path, name):
     (tmp_path / f"{name}.png").touch()
-    assert list(scan(tmp_path)) == [name]
+    assert list(scan(tmp_path).images) == [name]
 
 
 def test_a_name_comes_before_an_ending(tmp_path):

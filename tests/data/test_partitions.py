@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semiseg.data import folder as layout
-from semiseg.data.dataset import Sample
+from semiseg.data.dataset import MaskCoding, Sample
 from semiseg.data.partitions import (
     class_presence,
     nested_partitions,
@@ -49,10 +49,10 @@ def test_published_names(digest, name):
 def test_class_presence_reads_masks(folder, write):
     write("masks/03.png", np.where(np.arange(24) < 12, 7, 255).astype(np.uint8)[None].repeat(20, 0))
     samples = [Sample(n, folder / f"images/{n}.png", folder / f"masks/{n}.png") for n in ("02", "03")]
-    assert class_presence(samples, 24, None) == {"02": frozenset(range(24)), "03": frozenset({7})}
-    assert class_presence(samples[1:], 24, {7: 2}) == {"03": frozenset({2})}
+    assert class_presence(samples, MaskCoding(24)) == {"02": frozenset(range(24)), "03": frozenset({7})}
+    assert class_presence(samples[1:], MaskCoding(24, {7: 2})) == {"03": frozenset({2})}
     told: list[tuple[int, int]] = []
-    class_presence(samples, 24, None, lambda *count: told.append(count))
+    class_presence(samples, MaskCoding(24), lambda *count: told.append(count))
     assert told == [(1, 2), (2, 2)]
 
 
@@ -115,7 +115,7 @@ def test_written_partitions_are_read_back(folder, given):
     """The validation images stay the same without a list of them."""
     dataset = layout.load(layout.Config(root=folder))
     train = dataset.labeled + dataset.unlabeled
-    present = class_presence(dataset.labeled, 24, None)
+    present = class_presence(dataset.labeled, MaskCoding(24))
     partitions = nested_partitions(dataset.labeled, present, [2, 4], seed=0)
     paths = write_partitions(folder / "splits/new", train, partitions)
     assert [path.name for path in paths] == ["labeled_2.txt", "unlabeled_2.txt", "labeled_4.txt", "unlabeled_4.txt"]

@@ -1,6 +1,4 @@
 import io
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from semiseg.data.dataset import Sample
-from semiseg.data.read import fit, read_image, read_mask, read_pair, read_size, resize_image, resize_mask
+from semiseg.data.dataset import MaskCoding
+from semiseg.data.masks import read_mask
+from semiseg.data.read import fit, read_image, read_size, resize_image, resize_mask
 from semiseg.errors import UserError
-from semiseg.types import IGNORE
 
 GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -82,28 +80,6 @@ def test_kinds_of_images_that_are_not_for_photographs_are_refused(tmp_path, kind
             read(tmp_path / "a.png")
 
 
-def test_mask_keeps_indices_not_colors(tmp_path):
-    picture = Image.fromarray(np.array([[0, 1, 2, IGNORE]], dtype=np.uint8)).convert("P")
-    picture.putpalette([9, 9, 9] * 256)
-    picture.save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png", 3, None).tolist() == [[0, 1, 2, IGNORE]]
-
-
-def test_mask_values_are_mapped_and_others_keep_their_meaning(write):
-    stored = np.array([[0, 1, 2, 128, 255]], dtype=np.uint8)
-    assert read_mask(write("a.png", stored), 3, {128: 2, 2: IGNORE, 255: 1}).tolist() == [[0, 1, IGNORE, 2, 1]]
-
-
-def test_16_bit_mask_is_mapped(write):
-    stored = np.array([[0, 1000, 255, 65535]], dtype=np.uint16)
-    assert read_mask(write("a.png", stored), 2, {1000: 1, 65535: IGNORE}).tolist() == [[0, 1, IGNORE, IGNORE]]
-
-
-def test_one_bit_mask(tmp_path):
-    Image.fromarray(np.array([[False, True]])).save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png", 2, None).tolist() == [[0, 1]]
-
-
 def broken_png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "PNG")
@@ -116,7 +92,7 @@ def broken_jpeg() -> bytes:
     return buffer.getvalue()[:-900]
 
 
-@pytest.mark.parametrize("read", [read_image, lambda path: read_mask(path, 2, None)])
+@pytest.mark.parametrize("read", [read_image, lambda path: read_mask(path, MaskCoding(2))])
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -138,7 +114,7 @@ def test_broken_files_are_named(tmp_path, write, read, name, content, says):
 @pytest.mark.parametrize(
     "limit", [GRAY.size - 1, GRAY.size // 2 - 1]
 )  # Pillow warns at the first, raises at the second
-@pytest.mark.parametrize("read", [read_image, read_size, lambda path: read_mask(path, 12, None)])
+@pytest.mark.parametrize("read", [read_image, read_size, lambda path: read_mask(path, MaskCoding(12))])
 def test_decompression_bombs_are_refused(write, monkeypatch, limit, read):
     path = write("a.png", GRAY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -154,49 +130,10 @@ def test_a_bomb_is_refused_where_warnings_are_not_errors(write, monkeypatch):
         read_image(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "pixels", "says"),
-    [
-        ("rgb.png", np.zeros((2, 2, 3), np.uint8), "color image (mode RGB)"),
-        ("rgba.png", np.zeros((2, 2, 4), np.uint8), "color image (mode RGBA)"),
-        ("gray.png", np.array([[0, 1, 7, 9]], np.uint8), "holds 7, 9, neither a class (0 to 1) nor 255"),
-        ("wide.png", np.array([[0, 65535]], np.uint16), "holds 65535, neither"),
-        ("many.png", np.arange(64, dtype=np.uint8)[None], "holds 2, 3, 4, 5, 6, 7, 8, 9 and 54 more"),
-        ("negative.tif", np.array([[0, -1]], np.int32), "holds -1, neither"),
-        ("wider.tif", np.array([[0, 65536]], np.int32), "holds 65536, neither"),
-    ],
-)
-def test_masks_without_meaning_are_refused(write, name, pixels, says):
-    path = write(name, pixels)
-    with pytest.raises(UserError) as caught:
-        read_mask(path, 2, None)
-    assert_one_line(caught.value, str(path), says)
-
-
-def test_the_remedy_for_foreign_values_works(write):
-    path = write("a.png", np.array([[0, 7]], np.uint8))
-    with pytest.raises(UserError, match=re.escape("data.values of layout 'folder', e.g. {7: 1}")):
-        read_mask(path, 2, None)
-    assert read_mask(path, 2, {7: 1}).tolist() == [[0, 1]]
-
-
-def test_a_jpeg_mask_is_told_to_be_lossy(write):
-    path = write("a.jpg", np.array([[0, 200], [0, 0]], np.uint8))
-    with pytest.raises(UserError, match="JPEG blurs masks"):
-        read_mask(path, 2, None)
-
-
 def test_float_images_are_refused(write):
     path = write("a.tif", np.zeros((2, 2), np.float32))
     with pytest.raises(UserError, match="floating-point"):
         read_image(path)
-
-
-def test_image_and_mask_of_different_size_are_refused(write):
-    sample = Sample("a", write("a.png", np.zeros((4, 6), np.uint8)), write("m.png", np.zeros((6, 4), np.uint8)))
-    with pytest.raises(UserError) as caught:
-        read_pair(sample, 2, None)
-    assert_one_line(caught.value, str(sample.mask), str(sample.image), "4x6 px", "6x4")
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 3000))
@@ -252,31 +189,8 @@ def test_what_does_not_divide_is_decoded_small_too(write, size, enough, sides, t
     assert tuple(read_image(path, enough).shape[1:]) == (sides[::-1] if turned else sides) == read_size(path, enough)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-@pytest.mark.parametrize("enough", [None, 50, 1000])
-def test_turned_files_are_compared_with_their_masks_the_right_way_up(write, ramp, suffix, enough):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    path = write(f"a.{suffix}", np.zeros((60, 100, 3), np.uint8), exif=exif)
-    sample = Sample("a", path, write("mask.png", np.zeros((100, 60), np.uint8)))
-    image, mask = read_pair(sample, 24, None, enough)
-    assert image.shape[1:] == read_size(path, enough)
-    assert mask.shape == (100, 60) == read_size(path)
-    with pytest.raises(UserError, match="they must be of one size"):
-        read_pair(replace(sample, mask=write("b.png", np.zeros((60, 100), np.uint8))), 24, None, enough)
-
-
 def test_other_files_are_decoded_whole(write, ramp):
     assert read_image(write("a.png", ramp(20, 24)[0]), 5).shape == (3, 20, 24)
-
-
-def test_a_pair_is_compared_at_the_sizes_on_disk(write, ramp):
-    pixels = np.array(Image.fromarray(ramp(20, 24)[0]).resize((240, 200), Image.Resampling.BILINEAR))
-    sample = Sample("a", write("a.jpg", pixels), write("a.png", np.zeros((200, 240), np.uint8)))
-    image, mask = read_pair(sample, 24, None, 60)
-    assert (image.shape[1:], mask.shape) == ((50, 60), (200, 240))
-    with pytest.raises(UserError, match=r"60x50 px, but .*a.jpg has 240x200"):
-        read_pair(replace(sample, mask=write("b.png", np.zeros((50, 60), np.uint8))), 24, None, 60)
 
 
 def assert_one_line(error: Exception, *parts: str) -> None:

@@ -526,6 +526,11 @@ BAD = {
         f"{PARTITIONS} --size 2", ("photos/masks/train/0002.png", "not a readable image"),
         cut("photos/masks/train/0002.png", 60),
     ),
+    # what the first step would refuse
+    "micro-batches too small for batch norm": Bad(
+        f"{TRAIN} --set 'method={{name: supervised}}' --set engine.micro_batch_size=1",
+        ("engine.micro_batch_size", "batch norm", "1 labeled image", "a larger micro_batch_size"),
+    ),
     # demo
     "demo into a folder that is in use": Bad("demo --out photos", ("photos", "not empty", "--out")),
     "demo into a file": Bad("demo --out recipe.yaml", ("recipe.yaml", "is a file", "--out")),

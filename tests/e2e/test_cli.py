@@ -20,7 +20,7 @@ from semiseg.data.partitions import partition_hash
 from semiseg.data.scenes import CLASSES
 from semiseg.engine import progress
 from semiseg.engine.recipe import build_method
-from semiseg.report.table import percent
+from semiseg.metrics import percent
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from semiseg import config, demo
 from semiseg.engine import progress
 from semiseg.engine.recipe import build_method
-from semiseg.report.table import percent
+from semiseg.metrics import percent
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from semiseg import data
 from semiseg.data import folder as layout
+from semiseg.data.dataset import MaskCoding
 from semiseg.data.loader import EvalItem, eval_loader
+from semiseg.data.masks import read_pair
 from semiseg.engine.evaluate import Config, evaluate
 from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores
@@ -130,7 +132,7 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
     scores = evaluate(Network(Counts(), Normalization(), 1), loader, 6, WHOLE, cpu, done.append)
     assert seen == [(1, 3, long_side or 32, long_side or 32)] * 4  # one by one
     assert done == [1, 2, 3, 4]
-    masks = [np.asarray(data.loader.read_pair(sample, 6, None)[1]) for sample in dataset.val]
+    masks = [np.asarray(read_pair(sample, MaskCoding(6))[1]) for sample in dataset.val]
     assert scores.accuracy == np.mean(np.stack(masks) == 0)  # every pixel of every mask, at its own size
 
 

@@ -64,7 +64,7 @@ def shown(terminal: bool, title: str = "first") -> str:
         for done in range(1, 5):
             clock.now += 5
             bar.on_evaluation(done, 4)
-        bar.on_scores({"step": 5, "miou": 0.4567})
+        bar.on_scores({"step": 5, "miou": 0.4567, "iou": [0.2, 0.8]})
     return file.getvalue()
 
 
@@ -131,7 +131,7 @@ def test_losses_are_means_of_the_last_steps(clock, log):
         for step in range(2, 31):
             clock.now += 0.1
             bar.on_step({"step": step, "images_per_step": 16, "loss": float(step)})
-        bar.on_scores({"step": 30, "miou": 0.5})
+        bar.on_scores({"step": 30, "miou": 0.5, "iou": [0.2, 0.8]})
     assert "loss 20.500" in log.getvalue()  # of steps 11 to 30
 
 
@@ -139,7 +139,7 @@ def test_a_quick_run_prints_no_line_but_that_of_its_evaluation(clock, log):
     with ProgressBar("first", 40, 40, console(log), clock) as bar:
         steps(bar, clock, *[0.1] * 40)
         bar.on_evaluation(1, 2)
-        bar.on_scores({"step": 40, "miou": 0.5})
+        bar.on_scores({"step": 40, "miou": 0.5, "iou": [0.2, 0.8]})
     (line,) = log.getvalue().splitlines()
     assert line.startswith("first: step 40 of 40  mIoU 50.00  loss 1.250 ")
     assert line.endswith("160.0 img/s")  # nothing is left
@@ -150,7 +150,7 @@ def test_time_between_steps_that_an_evaluation_takes_is_no_step(clock, log):
         for start in range(0, 90, 10):
             steps(bar, clock, *[1] * 10, start=start)
             clock.now += 50
-            bar.on_scores({"step": start + 10, "miou": 0.5})
+            bar.on_scores({"step": start + 10, "miou": 0.5, "iou": [0.2, 0.8]})
         steps(bar, clock, *[1] * 9, start=90)
     assert all("16.0 img/s" in line for line in log.getvalue().splitlines())
     assert log.getvalue().splitlines()[-2].endswith("0:01:00 left")  # ten steps and the last evaluation, after 90
@@ -161,12 +161,20 @@ def test_a_resumed_run(clock, log):
         clock.now += 6
         bar.on_evaluation(1, 4)  # due after the step at which it was interrupted
         clock.now += 1
-        bar.on_scores({"step": 90, "miou": 0.5})
+        bar.on_scores({"step": 90, "miou": 0.5, "iou": [0.2, 0.8]})
         steps(bar, clock, *[2] * 8, start=90)
     lines = log.getvalue().splitlines()
     assert lines[:2] == ["first: evaluating: 1 of 4 images", "first: step 90 of 100  mIoU 50.00"]
     assert lines[2].startswith("first: step 96 of 100  loss")
     assert lines[2].endswith("8.0 img/s  0:00:15 left")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_miou_of_a_single_class_is_called_that(terminal):
+    file = io.StringIO()
+    with ProgressBar("first", 10, 5, console(file, terminal)) as bar:
+        bar.on_scores({"step": 5, "miou": 1.0, "iou": [1.0, None, None]})
+    assert "mIoU 100.00 (1 class of 3)" in file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,21 +1,25 @@
 """One step, and the micro-batches that may share it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from semiseg import config, methods
 from semiseg.augment.cutmix import hard_easy_partners
+from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
-from semiseg.engine.step import Stepper
+from semiseg.engine.step import Stepper, check_shapes
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.methods import imas
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Progress, Whole
+from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Progress, SemiBatch, Whole
 
 CLOSE = 1e-5  # sums in another order
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
@@ -215,3 +219,80 @@ def test_a_batch_that_cannot_be_dealt_out(recipe, batch_size, micro, processes, 
     engine = config.validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
     with pytest.raises(UserError, match=says):
         engine.part_size(processes)
+
+
+# what a step would refuse is found before a run
+
+CHECKED = {"architecture": "deeplabv3plus", "options": {"decoder_channels": 16}}  # batch norm on pooled images
+
+
+@pytest.fixture
+def check(recipe) -> Callable[..., Recipe]:
+    """check("imas", engine={...}, processes=2, device="cuda") -> the recipe, whose shapes were checked."""
+
+    def check(name: str, processes: int = 1, device: str = "cpu", **sections: Any) -> Recipe:
+        validated = config.validate(recipe(name, model=CHECKED, **sections), "recipe")
+        runtime = Runtime("cpu")
+        runtime.device, runtime.world_size = torch.device(device), processes
+        check_shapes(validated, build_method(validated, CLASSES), runtime)
+        return validated
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "micro", "processes", "device", "too_few"),
+    [
+        ("supervised", 4, 1, 1, "cpu", True),
+        ("supervised", 4, 2, 1, "cpu", False),
+        ("supervised", 2, None, 2, "cpu", True),
+        ("supervised", 2, None, 2, "cuda", False),  # SyncBN sees the images of both
+        ("imas", 4, 1, 1, "cpu", False),  # one labeled image and two views of an unlabeled one
+    ],
+)
+def test_too_few_images_for_batch_norm_are_found(check, name, batch_size, micro, processes, device, too_few):
+    def asked() -> Recipe:
+        return check(name, processes, device, engine={"batch_size": batch_size, "micro_batch_size": micro})
+
+    if too_few:
+        with pytest.raises(UserError, match=r"engine.micro_batch_size: batch norm cannot learn from 1 labeled image "):
+            asked()
+    else:
+        asked()
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_check_gives_a_method_what_a_step_gives_it(check, take, monkeypatch, name):
+    """It is passed completely: an error that the check leaves to the first step would hide that it checks nothing."""
+    kind, seen = methods.load(name), []
+    forward = kind.forward
+
+    def watched(self: SemiMethod, batch: SemiBatch, *where: Any) -> Losses:
+        losses = forward(self, batch, *where)
+        seen.append((batch, losses))
+        return losses
+
+    monkeypatch.setattr(kind, "forward", watched)
+    before = torch.get_rng_state()
+    check(name, data={"crop": (16, 32)}, engine={"batch_size": 16, "micro_batch_size": 4})
+    assert torch.equal(torch.get_rng_state(), before)
+    batch = loaded()
+    if not take.make(name, 4).method.views.unlabeled:
+        batch = replace(batch, weak=batch.weak[:0], valid=batch.valid[:0], index=batch.index[:0])
+    take(name, 4, batch=batch)
+    (checked, losses), (stepped, _), *_ = seen
+    assert losses.total.is_meta
+    assert checked.image.shape == (4, 3, 16, 32)
+    for key, value in vars(stepped).items():
+        for one, other in zip(tree_leaves(getattr(checked, key)), tree_leaves(value), strict=True):
+            assert (one.dtype, one.ndim, len(one)) == (other.dtype, other.ndim, len(other))
+
+
+@pytest.mark.parametrize(("error", "found"), [(UserError("no"), True), (NotImplementedError("no such kernel"), False)])
+def test_only_what_a_user_can_mend_is_told_before_the_first_step(check, monkeypatch, error, found):
+    def fails(*_: Any) -> Losses:
+        raise error
+
+    monkeypatch.setattr(methods.load("supervised"), "forward", fails)
+    with pytest.raises(UserError, match="no") if found else nullcontext():
+        check("supervised")

@@ -506,5 +506,16 @@ def test_an_encoder_for_images_of_one_size_is_refused(monkeypatch):
 def test_what_needs_large_images_keeps_its_stride():
     """PAN pools the encoder's output down to an eighth."""
     network = make("pan", options={"encoder_depth": 5}).eval()
-    assert network.stride == 16
+    assert (network.stride, network.smallest) == (16, 128)
     assert network(torch.zeros(1, 3, 129, 141)).shape == (1, 5, 129, 141)
+
+
+def test_a_network_that_needs_large_images_takes_small_ones():
+    """They are padded as others are: below and on the right, with the mean color."""
+    network = make("pan", options={"encoder_depth": 5}).eval()
+    for height, width in ((1, 1), (33, 47), (20, 200)):
+        image = torch.randn(1, 3, height, width, generator=fold_in(0, "small"))
+        padded = torch.zeros(1, 3, 128, max(128, 16 * ((width + 15) // 16)))
+        padded[..., :height, :width] = image
+        assert torch.equal(network(image), network.net(padded)[..., :height, :width])
+    assert make().smallest == 32  # others take a single cell

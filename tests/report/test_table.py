@@ -35,7 +35,7 @@ def test_compare(tmp_path):
     second = run(tmp_path / "b", (10, 0.5, [0.5, 0.5]), (20, 0.6, [1.0, 0.2]), train=((5, 16, 8.0), (20, 16, 10.0)))
     assert printed(table.compare({"one": first, "two": second}, ["sky", "tree"])) == [
         ["", "one", "two"],
-        ["mIoU, last", "40.00", "60.00"],
+        ["mIoU, last", "40.00 (1 class of 2)", "60.00"],
         ["mIoU, best (step)", "50.00 (10)", "60.00 (20)"],
         ["sky", "12.35", "100.00"],
         ["tree", "-", "20.00"],
@@ -73,11 +73,15 @@ def test_scores_table():
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.12345, "12.35"), (0, "0.00"), (1.0, "100.00"), (None, "-"), (math.nan, "-")]
-)
-def test_percent(value, text):
-    assert table.percent(value) == text
+def test_the_miou_of_a_single_class_is_called_that(tmp_path):
+    alone = [1.0, None, None]
+    shown = printed(table.compare({"one": run(tmp_path / "a", (10, 1.0, alone))}, ["sky", "tree", "car"]))
+    assert shown[1:3] == [
+        ["mIoU, last", "100.00 (1 class of 3)"],
+        ["mIoU, best (step)", "100.00 (1 class of 3) (10)"],
+    ]
+    shown = printed(table.scores_table(1.0, 1.0, [1.0, math.nan, math.nan], ["sky", "tree", "car"]))
+    assert shown[4] == ["mIoU", "100.00 (1 class of 3)"]
 
 
 def test_class_names(tmp_path, trained):

@@ -1,55 +1,17 @@
-"""Finds the images below a root folder, and the image that a line of a split list means."""
+"""Finds the image that a line of a split list means."""
 
 import difflib
 import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from semiseg.data.dataset import Sample
-from semiseg.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line ends, terminal control, no UTF-8
-
-
-def scan(folder: Path) -> dict[str, Path]:
-    """Finds every image file below `folder` that is not hidden: path below it without extension -> file, sorted.
-
-    Raises:
-        UserError: two files differ only in their extension, or a name cannot be written into a list.
-    """
-    found: dict[str, Path] = {}
-    for path in _files(folder):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if CONTROL.search(stem):
-            raise UserError(f"{path}: has a control character or a broken byte in its name; rename it")
-        if stem in found:
-            raise UserError(f"{path}: has the same name as {found[stem].name}; rename or remove one of the two")
-        found[stem] = path
-    return dict(sorted(found.items()))
-
-
-def _files(top: Path) -> Iterator[Path]:
-    """Yields every file below `top`, also through links. It enters each folder once, so that circular links end.
-
-    It follows links last, so a folder below `top` that a link also leads to is entered under its own name.
-    """
-    entered: set[str] = set()
-    waiting = [top]
-    while waiting:
-        for parent, folders, names in os.walk(waiting.pop(0)):  # does not enter links to folders
-            real = os.path.realpath(parent)
-            if real in entered:
-                folders.clear()
-                continue
-            entered.add(real)
-            waiting += [path for name in sorted(folders) if (path := Path(parent, name)).is_symlink()]
-            yield from (Path(parent, name) for name in names)
 
 
 class Catalog:

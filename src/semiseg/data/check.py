@@ -1,21 +1,73 @@
-"""Checks every file before the first step, so that a run does not fail after hours."""
+"""Checks every file before the first step, so that a run does not fail after hours or learn what is wrong."""
 
+import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.read import fit, read_image, read_pair, read_size
+from semiseg.data.dataset import DataConfig, Dataset, Sample, Unused
+from semiseg.data.explain import Meaning, explain
+from semiseg.data.masks import Content, check_sizes, percent, read_as, read_stored
+from semiseg.data.memory import Memory
+from semiseg.data.read import Header, fit, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
 T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
+_DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of the lists holds.
+
+    Attributes:
+        images: number of images that can be read.
+        sizes: (height, width) of the smallest and of the largest image, by the number of pixels.
+        pixels: number of pixels of each class, or IGNORE, in its masks.
+        masks: number of its masks that show each class, or IGNORE.
+    """
+
+    images: int
+    sizes: tuple[Size, Size] | None
+    pixels: dict[int, int]
+    masks: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the check has found.
+
+    Attributes:
+        parts: "labeled", "unlabeled" and "validation".
+        meaning: what the values and colors of all masks mean.
+        kinds: number of masks of each kind, e.g. "8-bit gray PNG".
+        unused: files that are not used.
+        notes: what may be wrong or is worth knowing, one sentence each.
+    """
+
+    parts: dict[str, Part]
+    meaning: Meaning
+    kinds: dict[str, int]
+    unused: tuple[Unused, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What was found in the files of a sample."""
+
+    header: Header
+    content: Content | None = None
+
+    @property
+    def size(self) -> Size:
+        return self.header.size
 
 
 def check(
@@ -23,71 +75,84 @@ def check(
     config: DataConfig,
     full: bool = True,
     on_image: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
+) -> Report:
     """Reads and checks every file that a run will read.
 
     Args:
         dataset: the data of the run.
-        config: its long_side, crop, scale and on_unreadable.
-        full: True decodes every unlabeled image, False reads only their headers. Labeled images are always decoded.
+        config: its root, long_side, crop, scale, white and on_unreadable.
+        full: True decodes every photograph, False reads only their headers. Masks are always decoded. What was decoded
+            once is not decoded again while the file stays as it is.
         on_image: called with the number of images that are done and the number of all images.
 
     Returns:
-        Warnings, one sentence each. With `on_unreadable: skip` images that cannot be read are among them.
+        What was found. With `on_unreadable: skip` images that cannot be read are in its notes.
 
     Raises:
-        UserError: a file cannot be read, an image and its mask differ in size, a mask holds a value that is no class,
-            the masks of two classes hold only 0 and 255, or no image can fill a crop. The message names the first such
-            file and says how many more there are.
+        UserError: a file cannot be read, an image and its mask differ in size, masks hold values or colors that mean
+            nothing or contradict each other, they show a single class, or no image can fill a crop. The message names
+            the first such file and says how many more there are.
     """
-    labeled_pair = partial(_size_and_values, num_classes=len(dataset.classes), values=dataset.values)
+    memory = Memory(config.root)
     total, numbers = len(dataset.labeled) + len(dataset.val) + len(dataset.unlabeled), itertools.count(1)
+
+    def look(sample: Sample) -> _Facts:
+        header = read_header(sample.image)
+        if full:
+            memory.recall(sample.image, "decoded", lambda: list(read_image(sample.image).shape))
+        return _Facts(header)
+
+    def look_at_both(sample: Sample) -> _Facts:
+        facts = look(sample)
+        assert sample.mask is not None
+        mask = sample.mask
+        content = Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
+        swapped = dataset.coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
+        check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size)
+        return _Facts(facts.header, content)
 
     def count() -> None:
         on_image(next(numbers), total)
 
-    labeled, broken = _inspect(labeled_pair, dataset.labeled, count)
-    val, broken_val = _inspect(labeled_pair, dataset.val, count)
-    unlabeled, broken_unlabeled = _inspect(_decoded_size if full else _size, dataset.unlabeled, count)
+    labeled, broken = _inspect(look_at_both, dataset.labeled, count)
+    val, broken_val = _inspect(look_at_both, dataset.val, count)
+    unlabeled, broken_unlabeled = _inspect(look, dataset.unlabeled, count)
+    memory.keep()
     skipped = [error for error in broken + broken_unlabeled if _is_skipped(error, config)]
     if errors := [error for error in broken + broken_val + broken_unlabeled if error not in skipped]:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
     if not labeled or (dataset.unlabeled and not unlabeled):
         raise UserError(f"{skipped[0]}; no other image of its list can be read either")
-    if all(values == {IGNORE} for _, values in val.values()):
-        raise UserError(
-            f"data.val: every validation mask, e.g. {dataset.val[0].mask}, is {IGNORE} (ignored) everywhere: "
-            "there is nothing to measure; name images whose masks show classes"
-        )
-    _check_crop([size for size, _ in labeled.values()] + list(unlabeled.values()), config)
-    present = frozenset[int]().union(*(values for _, values in labeled.values()))
-    if len(dataset.classes) == 2 and present == {0, IGNORE}:
-        raise UserError(
-            f"data.values: the labeled masks, e.g. {dataset.labeled[0].mask}, hold only 0 and {IGNORE}, which means "
-            f"'ignored'; if {IGNORE} is class 1 ({dataset.classes.names[1]}), set data.values: {{{IGNORE}: 1}}"
-        )
-    masks = [sample.mask for sample, (_, values) in labeled.items() if values == {IGNORE}]
-    return _warnings(dataset, present, masks, skipped)
+    _check_crop([facts.size for facts in [*labeled.values(), *unlabeled.values()]], config)
+    contents = {
+        sample.mask: facts.content
+        for sample, facts in (labeled | val).items()
+        if sample.mask is not None and facts.content is not None
+    }
+    meaning = explain(contents, dataset.coding, dataset.classes.names, settable=hasattr(config, "values"))
+    parts = {
+        "labeled": _part(labeled, dataset),
+        "unlabeled": _part(unlabeled, dataset),
+        "validation": _part(val, dataset),
+    }
+    _check_classes(parts, dataset, config)
+    notes = [
+        *meaning.notes,
+        *_class_notes(parts, dataset, labeled),
+        *_orientation_notes(labeled | val, dataset),
+        *_depth_notes(labeled | val | unlabeled, config),
+        *_twins(dataset),
+    ]
+    if skipped:
+        notes.append(f"{len(skipped)} images cannot be read and are skipped, e.g. {skipped[0]}.")
+    if not dataset.unlabeled:
+        notes.append("There are no unlabeled images: only supervised training is possible.")
+    kinds = Counter(content.kind for content in contents.values())
+    return Report(parts, meaning, dict(kinds), dataset.unused, tuple(notes))
 
 
 def _is_skipped(error: UserError, config: DataConfig) -> bool:
     return config.on_unreadable == "skip" and isinstance(error, UnreadableError)
-
-
-def _warnings(
-    dataset: Dataset, present: frozenset[int], ignored_masks: list[Path | None], skipped: list[UserError]
-) -> list[str]:
-    absent = [name for index, name in enumerate(dataset.classes.names) if index not in present]
-    found = []
-    if absent:
-        found.append(f"No labeled mask shows {', '.join(absent)}: training cannot learn what no mask shows.")
-    if ignored_masks:
-        found.append(f"{len(ignored_masks)} labeled masks are ignored ({IGNORE}) everywhere, e.g. {ignored_masks[0]}.")
-    if skipped:
-        found.append(f"{len(skipped)} images cannot be read and are skipped, e.g. {skipped[0]}.")
-    if not dataset.unlabeled:
-        found.append("There are no unlabeled images: only supervised training is possible.")
-    return found
 
 
 def _inspect(
@@ -116,19 +181,152 @@ def _inspect(
     return found, errors
 
 
-def _size_and_values(sample: Sample, num_classes: int, values: dict[int, int] | None) -> tuple[Size, frozenset[int]]:
-    _, mask = read_pair(sample, num_classes, values)
-    counts = torch.bincount(mask.flatten(), minlength=256)
-    return (mask.shape[0], mask.shape[1]), frozenset(counts.nonzero().flatten().tolist())
+def _part(found: Mapping[Sample, _Facts], dataset: Dataset) -> Part:
+    pixels: Counter[int] = Counter()
+    masks: Counter[int] = Counter()
+    for facts in found.values():
+        if facts.content is not None:
+            counts = _class_counts(facts.content, dataset)
+            pixels.update(counts)
+            masks.update(counts.keys())
+    sizes = sorted((facts.size for facts in found.values()), key=lambda size: (size[0] * size[1], size))
+    return Part(len(found), (sizes[0], sizes[-1]) if sizes else None, dict(pixels), dict(masks))
 
 
-def _decoded_size(sample: Sample) -> Size:
-    _, height, width = read_image(sample.image).shape
-    return height, width
+def _class_counts(content: Content, dataset: Dataset) -> dict[int, int]:
+    """Returns the number of pixels of each class, or IGNORE, in a mask."""
+    found: Counter[int] = Counter()
+    for key, index in read_as(content, dataset.coding).classes.items():
+        assert index is not None, "explain() has found a meaning for each"
+        found[index] += content.counts[key]
+    return dict(found)
 
 
-def _size(sample: Sample) -> Size:
-    return read_size(sample.image)
+def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConfig) -> None:
+    """Raises a UserError if there is nothing to learn or nothing to measure: masks show one class only, or none."""
+    present = sorted(parts["labeled"].masks.keys() - {IGNORE})
+    first, names = dataset.labeled[0].mask, dataset.classes.names
+    settable = hasattr(config, "values") and IGNORE not in (dataset.coding.values or {})
+    if len(present) < 2 and IGNORE in parts["labeled"].masks and settable:
+        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE}" if present else f"hold only {IGNORE}"
+        index = next(i for i in range(len(names)) if i not in present)
+        raise UserError(
+            f"data.values: the labeled masks, e.g. {first}, {what}, which means 'ignored'; if {IGNORE} is a class, "
+            "e.g. "
+            f"{names[index]}, set data.values='{{{IGNORE}: {index}}}'"
+        )
+    if not present:
+        raise UserError(f"data.labeled: every labeled mask, e.g. {first}, is {IGNORE} (ignored) everywhere")
+    if len(present) == 1:
+        raise UserError(
+            f"data.labeled: every labeled mask, e.g. {first}, shows only {names[present[0]]} (class {present[0]}): "
+            "there is "
+            "nothing to tell apart; label images that show other classes, too"
+        )
+    if not parts["validation"].masks.keys() - {IGNORE}:
+        raise UserError(
+            f"data.val: every validation mask, e.g. {dataset.val[0].mask}, is {IGNORE} (ignored) everywhere: "
+            "there is nothing to measure; name images whose masks show classes"
+        )
+
+
+def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[Sample, _Facts]) -> list[str]:
+    names, found = dataset.classes.names, []
+    absent = [name for index, name in enumerate(names) if index not in parts["labeled"].masks]
+    if absent:
+        found.append(f"No labeled mask shows {', '.join(absent)}: training cannot learn what no mask shows.")
+    ignored = [
+        sample.mask
+        for sample, facts in labeled.items()
+        if facts.content is not None and _class_counts(facts.content, dataset).keys() == {IGNORE}
+    ]
+    if ignored:
+        found.append(f"{len(ignored)} labeled masks are ignored ({IGNORE}) everywhere, e.g. {ignored[0]}.")
+    measured = sorted(parts["validation"].masks.keys() - {IGNORE})
+    if len(measured) == 1:
+        found.append(
+            f"The validation masks show only {names[measured[0]]}: their mIoU says little; validate on images that "
+            "show "
+            "the other classes, too (data.val)."
+        )
+    return found
+
+
+def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
+    """Notes photographs that EXIF turns, if the sizes of the masks do not say whether these fit only one."""
+    if dataset.coding.orientation is not None:
+        return []
+    turned = {sample: facts for sample, facts in masked.items() if facts.header.orientation != 1}
+    if any(facts.header.orientation > 4 and facts.size[0] != facts.size[1] for facts in turned.values()):
+        return []  # these masks fit turned photographs only
+    if not turned:
+        return []
+    orientations = ", ".join(map(str, sorted({facts.header.orientation for facts in turned.values()})))
+    return [
+        f"{len(turned)} labeled photographs are turned as EXIF says (orientation {orientations}), e.g. "
+        f"{next(iter(turned)).image}, and their masks are not; set data.mask_orientation=upright if the masks were "
+        "drawn on "
+        "turned photographs, =stored if they were drawn on the stored pixels."
+    ]
+
+
+def _depth_notes(found: Mapping[Sample, _Facts], config: DataConfig) -> list[str]:
+    """Notes photographs that use a small part of the values that their files can hold."""
+    deep = [sample for sample, facts in found.items() if facts.header.largest > 255]
+    if not deep or config.white is not None:
+        return []
+    looked_at = deep[:: -(-len(deep) // _DEEP)]
+    try:
+        largest = max(largest_value(sample.image) for sample in looked_at)
+    except UserError:
+        return []  # it is reported as unreadable, or skipped
+    if largest > 65535 // 2:
+        return []
+    white = next((level for level in (1023, 4095, 16383) if level >= largest), largest)
+    return [
+        f"{len(deep)} photographs have more than 8 bits and hold values up to {largest} of 65535 (of "
+        f"{len(looked_at)} looked "
+        f"at), e.g. {deep[0].image}: they are read as nearly black; set data.white={white} to make that value white."
+    ]
+
+
+def _twins(dataset: Dataset) -> list[str]:
+    """Notes files with the same bytes in validation and training. Only files of one size are compared."""
+    by_length: dict[int, list[tuple[Path, bool]]] = defaultdict(list)
+    for samples, is_val in ((dataset.val, True), (dataset.labeled, False), (dataset.unlabeled, False)):
+        for sample in samples:
+            if sample.image.is_file():
+                by_length[sample.image.stat().st_size].append((sample.image, is_val))
+    pairs: list[tuple[Path, Path]] = []
+    for files in by_length.values():
+        if {is_val for _, is_val in files} == {True, False}:
+            first: dict[str, Path] = {}
+            for path, is_val in files:  # validation comes first
+                digest = _digest(path)
+                if is_val:
+                    first.setdefault(digest, path)
+                elif digest in first:
+                    pairs.append((path, first[digest]))
+    if not pairs:
+        return []
+    return [
+        f"{len(pairs)} training photographs are validation photographs, too, byte for byte, e.g. {pairs[0][0]} and "
+        f"{pairs[0][1]}: the score will be too good; remove one of each pair."
+    ]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def shares_of_classes(report: Report, names: Sequence[str]) -> str:
+    """Writes the share of each class in the labeled pixels, the largest first, e.g. `ground 81.2 %, disc 18.8 %`."""
+    pixels = report.parts["labeled"].pixels
+    total = sum(pixels.values())
+    ranked = sorted(pixels, key=lambda index: (index == IGNORE, -pixels[index]))
+    parts = [f"{'ignored' if index == IGNORE else names[index]} {percent(pixels[index], total)}" for index in ranked]
+    return ", ".join(parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
 
 
 def _check_crop(sizes: list[Size], config: DataConfig) -> None:

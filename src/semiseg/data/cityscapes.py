@@ -8,9 +8,10 @@ every image of train that no other list names, unlabeled every other image of tr
 from pathlib import Path
 from typing import Literal
 
-from semiseg.data.catalog import Catalog, scan
-from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.catalog import Catalog
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample
 from semiseg.data.lists import assemble, read_lists, rest
+from semiseg.data.scan import scan
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, ClassTable
 
@@ -72,10 +73,11 @@ def load(config: Config) -> Dataset:
     labeled = given.labeled or rest(train, val, given.unlabeled)
     unlabeled = given.unlabeled or rest(train, val, labeled)
     remedy = f"{config.root / 'gtFine'} must hold its *_gtFine_labelIds.png or *_gtFine_labelTrainIds.png"
-    return assemble(labeled, unlabeled, val, CLASSES, values, remedy)
+    coding = MaskCoding(len(CLASSES), values, None, config.mask_orientation)
+    return assemble(labeled, unlabeled, val, CLASSES, coding, remedy)
 
 
 def _scan(config: Config, folder: str, suffix: str) -> dict[str, Path]:
     """Finds the files of one kind: `split/city/id` -> file."""
-    files = scan(config.root / folder)
+    files = scan(config.root / folder).images
     return {key.removesuffix(suffix): path for key, path in files.items() if key.endswith(suffix)}

@@ -26,6 +26,44 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class MaskCoding:
+    """What the values and colors in mask files mean.
+
+    Attributes:
+        num_classes: size of the class table, at most 254.
+        values: stored value -> class index, or IGNORE (e.g. Cityscapes' label ids, or gray 255 for class 1). Values
+            that it does not contain are class indices already. None: all values are.
+        colors: RGB color -> class index, or IGNORE. None: no color is known.
+        orientation: whether masks are drawn on upright photographs, or on the pixels as they are stored, which viewers
+            turn as EXIF says. None is like upright, but nobody has said so.
+    """
+
+    num_classes: int
+    values: dict[int, int] | None = None
+    colors: dict[tuple[int, int, int], int] | None = None
+    orientation: Literal["upright", "stored"] | None = None
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Files below the folders of a dataset that are not used, for one reason.
+
+    Attributes:
+        reason: why, and what to do; a sentence part that follows the number of files, e.g. "hidden files".
+        files: the files.
+        matters: False for files that nobody means to use, e.g. those that an operating system writes.
+    """
+
+    reason: str
+    files: tuple[Path, ...]
+    matters: bool = True
+
+    def __str__(self) -> str:
+        """Returns one line: the number of files, the reason, an example."""
+        return f"{len(self.files)} {self.reason}, e.g. {self.files[0]}"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Three lists of samples that share no image, and the meaning of their masks.
 
@@ -34,15 +72,16 @@ class Dataset:
         unlabeled: the pool; training never reads a mask of these, even where one exists.
         val: samples with masks for evaluation.
         classes: the class table.
-        values: maps mask values to class indices (e.g. Cityscapes' label ids, or gray 255 for class 1). Values that it
-            does not contain are class indices already. None: all values are.
+        coding: the meaning of the values and colors in masks.
+        unused: files below the folders that are not used.
     """
 
     labeled: tuple[Sample, ...]
     unlabeled: tuple[Sample, ...]
     val: tuple[Sample, ...]
     classes: ClassTable
-    values: dict[int, int] | None = None
+    coding: MaskCoding
+    unused: tuple[Unused, ...] = ()
 
 
 class DataConfig(BaseModel):
@@ -63,6 +102,8 @@ class DataConfig(BaseModel):
     padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, around small images; ImageNet's mean
     cache: bool = False  # keep decoded training images in memory that loader processes share
     workers: int = Field(2, ge=0, le=256)  # number of loader processes; the result does not depend on it
+    # Whether masks are drawn on photographs that are turned as EXIF says, or on the stored pixels; None: upright
+    mask_orientation: Literal["upright", "stored"] | None = None
     on_unreadable: Literal["error", "skip"] = "error"  # skip: in training another image replaces it
 
     @property

@@ -9,19 +9,28 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from semiseg.data.catalog import Catalog, scan
+from semiseg.data.catalog import Catalog
 from semiseg.data.classes import read_classes
-from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
+from semiseg.data.masks import parse_color
+from semiseg.data.match import match, remedy
+from semiseg.data.scan import scan
 from semiseg.errors import UserError
 from semiseg.rng import folded_seed
 from semiseg.types import IGNORE
+
+# Names of folders that people use for the parts of a dataset
+_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}  # fmt: skip
 
 
 class Config(DataConfig):
@@ -31,8 +40,11 @@ class Config(DataConfig):
     images: Path = Path("images")
     masks: Path = Path("masks")
     classes: Path = Path("classes.txt")
+    mask_suffix: str | None = None  # what names of masks have more than those of images at their end, e.g. _mask
     # maps mask values (up to 16 bits) to class indices, or to 255; other values are class indices already
-    values: dict[Annotated[int, Field(ge=0, le=65535)], int] | None = None
+    values: dict[Annotated[int, Field(ge=-32768, le=65535)], int] | None = None
+    # maps colors of masks (#RRGGBB) to class indices, or to 255; the class file may state colors, too
+    colors: dict[Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")], int] | None = None
     background: str | int | None = None  # name or index of the class that means "nothing of interest"
     val_fraction: float | None = Field(None, gt=0, lt=1)  # share of the images with masks; 0.2 where `val` is not given
 
@@ -49,31 +61,133 @@ def load(config: Config) -> Dataset:
     Raises:
         UserError: a folder, a list or a mask is missing, the lists overlap, or the class table is wrong.
     """
-    folders = {key: config.root / getattr(config, key) for key in ("images", "masks")}
-    for key, folder in folders.items():
+    classes, stated = read_classes(config.root / config.classes, config.background)
+    coding = _coding(config, len(classes), stated)
+    images, masks, unused = _files(config)
+    found, unmatched = match(images, masks, config.mask_suffix)
+    catalog = Catalog(config.root, [Sample(name, path, found.get(name)) for name, path in images.items()])
+    given = read_lists(config, catalog, listed_masks=True)
+    if not (found or given.labeled):
+        raise UserError(_no_match(images, masks, unused, config))
+    train, official_val, kept_apart = _parts(catalog.samples, config)
+    masked = tuple(sample for sample in train if sample.mask)
+    val = given.val or official_val or held_out(masked, config.val_fraction or 0.2, given.labeled, given.unlabeled)
+    labeled = given.labeled or rest(masked, val, given.unlabeled)
+    unlabeled = given.unlabeled or rest(train, val, labeled)
+    where = f"put one of the same name into {config.root / config.masks}"
+    return assemble(labeled, unlabeled, val, classes, coding, where, (*unused, *unmatched, *kept_apart))
+
+
+def _coding(config: Config, num_classes: int, stated: dict[tuple[int, int, int], int]) -> MaskCoding:
+    """Puts the meaning of values and colors together, from the settings and from the class file."""
+    for key in ("values", "colors"):
+        given = getattr(config, key) or {}
+        if bad := {value: index for value, index in given.items() if index not in (*range(num_classes), IGNORE)}:
+            raise UserError(
+                f"data.{key}: {bad} maps to no class; classes are 0 to {num_classes - 1}, {IGNORE} means ignored"
+            )
+    named = {parse_color(text): index for text, index in (config.colors or {}).items()}
+    return MaskCoding(num_classes, config.values, stated | named or None, config.mask_orientation)
+
+
+def _files(config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unused, ...]]:
+    """Finds all images and masks by their names, and the files that are neither.
+
+    The folders of a part may stand above those of images and masks: train/images, train/masks, val/images ...
+    """
+    images, masks = config.root / config.images, config.root / config.masks
+    if not images.is_dir():
+        parts = [folder for folder in _folders(config.root) if (folder / config.images).is_dir()]
+        if {_PARTS.get(folder.name.lower()) for folder in parts} >= {"train"}:
+            return _files_of_parts(parts, config)
+    for key, folder in (("images", images), ("masks", masks)):
         if not folder.is_dir():
             raise UserError(f"data.{key}: no folder {folder}; set data.{key} to the folder of {key} below data.root")
-    classes, _ = read_classes(config.root / config.classes, config.background)
-    bad = {
-        value: index for value, index in (config.values or {}).items() if index not in (*range(len(classes)), IGNORE)
-    }
-    if bad:
+    if images.samefile(masks):
+        return _files_of_one_folder(images, config)
+    found, found_masks = scan(images, without=masks), scan(masks, without=images)
+    if not found.images:
+        others = f" ({found.unused[0]})" if found.unused else ""
+        raise UserError(f"data.images: {images} holds no image{others}")
+    return found.images, found_masks.images, _not_ours(found.unused + found_masks.unused, config)
+
+
+def _files_of_parts(folders: list[Path], config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unused, ...]]:
+    images: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    unused: tuple[Unused, ...] = ()
+    for folder in folders:
+        for names, below in ((images, config.images), (masks, config.masks)):
+            if (folder / below).is_dir():
+                found = scan(folder / below)
+                names |= {f"{folder.name}/{name}": path for name, path in found.images.items()}
+                unused += found.unused
+    return images, masks, _not_ours(unused, config)
+
+
+def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unused, ...]]:
+    """Tells images and masks in the same folder apart by the suffix of the masks' names."""
+    if not config.mask_suffix:
         raise UserError(
-            f"data.values: {bad} maps to no class; classes are 0 to {len(classes) - 1}, {IGNORE} means ignored"
+            f"data.masks: {folder} is the folder of the images, too; move the masks into a folder of their own, or set "
+            "data.mask_suffix to what their names have more at the end, e.g. _mask"
         )
-    images, masks = (scan(folder) for folder in folders.values())
-    if not images:
-        raise UserError(f"data.images: {folders['images']} holds no image")
-    catalog = Catalog(config.root, [Sample(name, path, masks.get(name)) for name, path in images.items()])
-    given = read_lists(config, catalog, listed_masks=True)
-    if not (masks.keys() & images.keys() or given.labeled):
-        raise UserError(f"data.masks: no file in {folders['masks']} has the name of an image in {folders['images']}")
-    masked, fraction = [sample for sample in catalog.samples if sample.mask], config.val_fraction or 0.2
-    val = given.val or held_out(masked, fraction, given.labeled, given.unlabeled)
-    labeled = given.labeled or rest(masked, val, given.unlabeled)
-    unlabeled = given.unlabeled or rest(catalog.samples, val, labeled)
-    remedy = f"put one of the same name into {folders['masks']}"
-    return assemble(labeled, unlabeled, val, classes, config.values, remedy)
+    found = scan(folder)
+    masks = {name: path for name, path in found.images.items() if name.endswith(config.mask_suffix)}
+    images = {name: path for name, path in found.images.items() if name not in masks}
+    return images, masks, _not_ours(found.unused, config)
+
+
+def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
+    """Removes files from `unused` that have a purpose: the class file and the lists."""
+    used = [config.root / path for path in (config.classes, config.labeled, config.unlabeled, config.val) if path]
+    ours = {path.resolve() for path in used}
+    kept = [replace(one, files=tuple(path for path in one.files if path.resolve() not in ours)) for one in unused]
+    return tuple(one for one in kept if one.files)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in _PARTS)
+
+
+def _parts(
+    samples: tuple[Sample, ...], config: Config
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Unused, ...]]:
+    """Sorts images by their first folder, if people made folders for training and for validation or test.
+
+    Returns:
+        Images for training, images with masks for validation, and those that are used for neither. Without such
+        folders, or if the config says how validation images are chosen, all are for training.
+    """
+    parts: dict[str | None, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        parts[_part(sample)].append(sample)
+    if not parts["train"] or not (parts["val"] or parts["test"]) or config.val or config.val_fraction:
+        return samples, (), ()
+    val = tuple(sample for sample in parts["val"] if sample.mask)
+    why = {
+        "in a folder for validation have no mask and are not used": rest(parts["val"], val),
+        "in a folder for tests are kept apart; set data.val or data.val_fraction to use them": tuple(parts["test"]),
+    }
+    unused = tuple(Unused(f"images {reason}", tuple(one.image for one in left)) for reason, left in why.items() if left)
+    return tuple(sample for sample in samples if _part(sample) in ("train", None)), val, unused
+
+
+def _part(sample: Sample) -> str | None:
+    folder, slash, _ = sample.name.partition("/")
+    return _PARTS.get(folder.lower()) if slash else None
+
+
+def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unused, ...], config: Config) -> str:
+    """Says why no image has a mask."""
+    if masks:
+        pair = f"{next(iter(masks.values()))} beside {next(iter(images.values()))}"
+        return f"data.masks: no mask has the name of an image ({pair}): {remedy(images, masks)}"
+    message = f"data.masks: {config.root / config.masks} holds no image file"
+    found = [str(one) for one in others if one.matters and (config.root / config.masks) in one.files[0].parents]
+    if any(".npy" in one for one in found):
+        found.append("save arrays as PNG: PIL.Image.fromarray(array.astype('uint8')).save(...)")
+    return message + (f": {'; '.join(found)}" if found else "")
 
 
 def held_out(samples: Sequence[Sample], fraction: float, *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.data.catalog import CONTROL, SUFFIXES, Catalog
-from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.errors import UserError
 from semiseg.files import read_text
 from semiseg.types import ClassTable
@@ -101,8 +101,9 @@ def assemble(
     unlabeled: tuple[Sample, ...],
     val: tuple[Sample, ...],
     classes: ClassTable,
-    values: dict[int, int] | None,
+    coding: MaskCoding,
     mask_remedy: str,
+    unused: tuple[Unused, ...] = (),
 ) -> Dataset:
     """Makes a dataset of three lists, after checking that they share no image and have the masks that they need.
 
@@ -111,8 +112,9 @@ def assemble(
         unlabeled: the unlabeled pool; it may be empty.
         val: validation samples with masks.
         classes: the class table.
-        values: as in `Dataset`.
+        coding: the meaning of the masks.
         mask_remedy: what a user can do about a missing mask, for the message.
+        unused: files that are not used.
 
     Raises:
         UserError: two lists share an image, a labeled or validation image has no mask, or one of these lists is empty.
@@ -134,7 +136,7 @@ def assemble(
         missing = [sample.name for sample in lists[key] if sample.mask is None]
         if missing:
             raise UserError(f"{key}: {missing[0]!r} has no mask ({len(missing)} images in all); {mask_remedy}")
-    return Dataset(labeled, unlabeled, val, classes, values)
+    return Dataset(labeled, unlabeled, val, classes, coding, unused)
 
 
 def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:

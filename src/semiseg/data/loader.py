@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from semiseg.data import weak
 from semiseg.data.cache import SHARED, Cache, free
 from semiseg.data.dataset import DataConfig, Dataset, Sample
-from semiseg.data.read import fit, read_image, read_pair, read_size, resize_image, resize_mask
+from semiseg.data.masks import read_pair
+from semiseg.data.read import fit, read_image, read_size, resize_image, resize_mask
 from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
@@ -293,8 +294,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
     def _labeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
         def read(sample: Sample) -> tuple[Tensor, ...]:
-            values, enough = self.dataset.values, self.config.largest_side
-            image, mask = read_pair(sample, len(self.dataset.classes), values, enough)
+            image, mask = read_pair(sample, self.dataset.coding, self.config.largest_side)
             size = (image.shape[1], image.shape[2])
             return image, mask if mask.shape == size else resize_mask(mask, size)
 
@@ -347,7 +347,7 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
 
     def _load(self, index: int) -> EvalItem:
         # Decoded at full size, as `semiseg predict` does: the scores are those of the masks that it would write.
-        image, mask = read_pair(self.samples[index], len(self.dataset.classes), self.dataset.values)
+        image, mask = read_pair(self.samples[index], self.dataset.coding)
         size = fit(mask.shape[0], mask.shape[1], self.config.eval_long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from semiseg.data.dataset import Sample
-from semiseg.data.read import read_mask
+from semiseg.data.dataset import MaskCoding, Sample
+from semiseg.data.masks import read_mask
 from semiseg.errors import UserError
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE
@@ -73,16 +73,14 @@ def published_name(digest: str) -> str | None:
 
 def class_presence(
     samples: Sequence[Sample],
-    num_classes: int,
-    values: dict[int, int] | None,
+    coding: MaskCoding,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, frozenset[int]]:
     """Finds the classes that the mask of each sample shows, by the sample's name. Masks are read in threads.
 
     Args:
         samples: images with masks.
-        num_classes: number of classes.
-        values: the classes of mask values that are no class index.
+        coding: the meaning of the masks.
         on_image: called with the number of masks that are done and the number of all masks.
 
     Raises:
@@ -91,7 +89,7 @@ def class_presence(
 
     def classes(sample: Sample) -> frozenset[int]:
         assert sample.mask is not None, f"{sample.name} is not labeled"
-        return frozenset(torch.unique(read_mask(sample.mask, num_classes, values)).tolist()) - {IGNORE}
+        return frozenset(torch.unique(read_mask(sample.mask, coding)).tolist()) - {IGNORE}
 
     found = {}
     with ThreadPoolExecutor() as threads:

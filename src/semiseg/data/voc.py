@@ -8,17 +8,19 @@ beside it (if it is missing, every other image with a mask), and unlabeled is ev
 from pathlib import Path
 from typing import Literal
 
-from semiseg.data.catalog import Catalog, scan
-from semiseg.data.dataset import DataConfig, Dataset, Sample
+from semiseg.data.catalog import Catalog
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample
 from semiseg.data.lists import assemble, read_list, read_lists, rest
+from semiseg.data.scan import scan
 from semiseg.errors import UserError
-from semiseg.types import ClassTable
+from semiseg.types import IGNORE, ClassTable, voc_color
 
 CLASSES = ClassTable.of(
     ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
      "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
     background=0,
 )  # fmt: skip
+_COLORS = {color: index for index, color in enumerate(CLASSES.colors)} | {voc_color(IGNORE): IGNORE}
 
 
 class Config(DataConfig):
@@ -38,8 +40,9 @@ def load(config: Config) -> Dataset:
     """
     root = _find_root(config.root)
     mask_folder = _find_masks(root, config.masks or "SegmentationClass")
-    masks = scan(mask_folder)
-    catalog = Catalog(root, [Sample(name, path, masks.get(name)) for name, path in scan(root / "JPEGImages").items()])
+    found, found_masks = scan(root / "JPEGImages"), scan(mask_folder)
+    masks = found_masks.images
+    catalog = Catalog(root, [Sample(name, path, masks.get(name)) for name, path in found.images.items()])
     given = read_lists(config, catalog, listed_masks=config.masks is None)
     official = root / "ImageSets" / "Segmentation"
     val = given.val or _official(official / "val.txt", catalog)
@@ -51,7 +54,8 @@ def load(config: Config) -> Dataset:
     remedy = f"{mask_folder} must hold it"
     if config.masks is None:
         remedy += "; images outside VOC's own 2,913 need data.masks: SegmentationClassAug"
-    return assemble(labeled, unlabeled, val, CLASSES, None, remedy)
+    coding = MaskCoding(len(CLASSES), None, _COLORS, config.mask_orientation)
+    return assemble(labeled, unlabeled, val, CLASSES, coding, remedy, found.unused + found_masks.unused)
 
 
 def _official(path: Path, catalog: Catalog) -> tuple[Sample, ...] | None:

@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semiseg.data.catalog import scan
 from semiseg.data.dataset import LongSide
 from semiseg.data.read import fit, read_image, resize_image
+from semiseg.data.scan import scan
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import Config as EvaluateConfig
 from semiseg.engine.precision import Setting
@@ -187,7 +187,7 @@ def _find(images: Path) -> tuple[Path, list[Path]]:
         return images.parent, [images]
     if not images.is_dir():
         raise UserError(f"{images}: there is no such image or folder")
-    files = list(scan(images).values())
+    files = list(scan(images).images.values())
     if not files:
         raise UserError(f"{images}: holds no images")
     return images, files

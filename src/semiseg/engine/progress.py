@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from semiseg.metrics import miou_percent
+
 FIRST_S = 5.0  # until the first line
 EVERY_S = 12.0  # between two lines; they stay within 15 s if a step takes up to 3 s longer than the one before
 _RECENT = 20  # steps; losses and speed are means over the last ones
@@ -120,7 +122,7 @@ class ProgressBar:
         """Shows the new mIoU."""
         now = self.clock()
         self.evaluation_s, self.since = now - self.since, now
-        self.done, self.miou = record["step"], f"mIoU {100 * record['miou']:.2f}"
+        self.done, self.miou = record["step"], f"mIoU {miou_percent(record['miou'], record['iou'])}"
         self._update(self._status(), self.miou, self._left())
         if not self.console.is_terminal:
             self._line(self.miou, self._status(), self._left())

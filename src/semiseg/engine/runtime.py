@@ -93,9 +93,14 @@ class Runtime:
         On several GPUs it also replaces batch norm by SyncBN, in place. timm's converter keeps the activations that
         timm's encoders fuse into their norm layers; torch's converter drops them.
         """
-        if self.world_size > 1 and self.device.type == "cuda":
+        if self.synchronizes_batch_norm:
             timm.layers.convert_sync_batchnorm(method)  # type: ignore[attr-defined, no-untyped-call]
         return self.accelerator.prepare(method, optimizer)
+
+    @property
+    def synchronizes_batch_norm(self) -> bool:
+        """Returns whether batch norm uses the images of all processes together (SyncBN), as on several GPUs."""
+        return self.world_size > 1 and self.device.type == "cuda"
 
     def autocast(self) -> Any:
         """Returns a context in which networks compute in this run's precision, even if a later run has another one."""

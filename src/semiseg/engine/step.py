@@ -1,4 +1,7 @@
-"""Takes one optimizer step, with any number of processes and micro-batches."""
+"""Takes one optimizer step, with any number of processes and micro-batches.
+
+`check_shapes` finds before a run what the first step would refuse.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +18,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.schedule import build_optimizer, set_lr
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
-from semiseg.rng import seed_global
+from semiseg.rng import seed_global, seeded
 from semiseg.types import IGNORE, LoadedBatch, Losses, Progress, SemiBatch, Whole
 
 
@@ -94,6 +97,46 @@ class Stepper:
             wholes.append(Whole(num_labeled, labeled_px, everyone, slice(first, first + len(batch.weak))))
             first += len(batch.weak)
         return wholes
+
+
+def check_shapes(recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
+    """Raises what a training step would refuse because of the numbers and sizes of its images.
+
+    It passes a micro-batch through the method on the meta device, whose tensors have shapes and no values. This takes a
+    fraction of a second and no memory, whatever the networks and the crop. Errors of other kinds are left to the first
+    step: the meta device does not compute all that a real one does.
+
+    Args:
+        recipe: the recipe of the run.
+        method: a method that is not used afterwards: its weights are lost.
+        runtime: the processes of the run.
+
+    Raises:
+        UserError: batch norm would get a single value per channel, or the method refuses its batch.
+    """
+    engine, crop = recipe.engine, recipe.data.crop_size
+    part_size = engine.part_size(runtime.world_size)
+    images = part_size * (runtime.world_size if runtime.synchronizes_batch_norm else 1)
+    unlabeled = images if method.views.unlabeled else 0
+    with torch.device("meta"):
+        weak = torch.empty(unlabeled, 3, *crop)
+        batch = SemiBatch(
+            image=torch.empty(images, 3, *crop),
+            label=torch.empty(images, *crop, dtype=torch.long),
+            weak=weak,
+            strong=(weak,) * len(method.views.strong),
+            valid=torch.empty(unlabeled, *crop, dtype=torch.bool),
+            index=torch.empty(unlabeled, dtype=torch.long),
+        )
+    method.to("meta").train()
+    with seeded(engine.seed, "shapes"), torch.no_grad():
+        try:
+            with _enough_for_batch_norm(part_size):
+                method(batch, Progress(0, engine.steps, engine.seed))
+        except UserError:
+            raise
+        except Exception:
+            return
 
 
 @contextmanager

@@ -72,18 +72,21 @@ class Network(nn.Module):
         net: network that needs input sides that are multiples of `stride`.
         normalization: the normalization of the input.
         stride: px. Input is padded to a multiple of it, at the bottom and on the right, with 0, i.e. the mean color.
+        smallest: px, a multiple of `stride`. Smaller input is padded to it.
     """
 
-    def __init__(self, net: nn.Module, normalization: Normalization, stride: int) -> None:
+    def __init__(self, net: nn.Module, normalization: Normalization, stride: int, smallest: int = 1) -> None:
         super().__init__()
         self.net = net
         self.normalization = normalization
         self.stride = stride
+        self.smallest = smallest
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
         """Computes logits at the size of the image."""
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride))
+        right, bottom = (max(self.smallest - side, -side % self.stride) for side in (width, height))
+        padded = F.pad(image, (0, right, 0, bottom))
         logits = self.net(padded)
         if logits.shape[-2:] != padded.shape[-2:]:  # some logits have another scale, e.g. those of a shallow FPN
             logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
@@ -139,7 +142,8 @@ def build(config: Config, num_classes: int) -> Network:
     net.eval()  # so no random numbers are drawn and batch norm does not change
     stride, logits = _find_stride(net, config)
     _freeze_unused(net, logits)
-    return Network(net.train(), normalization, stride)
+    smallest = _find_smallest(net, stride)
+    return Network(net.train(), normalization, stride, smallest)
 
 
 def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, Tensor]:
@@ -170,6 +174,18 @@ def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, 
         f"model: {config.architecture} with encoder {config.encoder} does not take images of any size "
         f"({_first_line(errors[0]).rstrip('.')}); {advice}use another encoder"
     ) from errors[0]
+
+
+@torch.no_grad()
+def _find_smallest(net: nn.Module, stride: int) -> int:
+    """Finds the smallest multiple of `stride` that the network takes: PAN needs 8 cells, most networks a single one."""
+    side = stride
+    while True:
+        try:
+            net(torch.zeros(1, 3, side, side))
+            return side
+        except Exception:  # ends at the latest with the side that fitted when the stride was sought
+            side += stride
 
 
 def _freeze_unused(net: nn.Module, logits: Tensor) -> None:

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from semiseg.errors import UserError
+from semiseg.metrics import miou_percent, percent
 from semiseg.runs import Run
 
 
@@ -40,10 +41,10 @@ def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
     table = Table("", *(Column(Text(name)) for name in runs), title="mIoU and IoU in %, on the validation images")
     last = {name: run.last() for name, run in runs.items()}
     best = {name: run.best() for name, run in runs.items()}
-    table.add_row("mIoU, last", *(_bold(percent(record and record["miou"])) for record in last.values()))
+    table.add_row("mIoU, last", *(_bold(_miou(record)) for record in last.values()))
     table.add_row(
         "mIoU, best (step)",
-        *(f"{percent(r['miou'])} ({r['step']})" if r else "-" for r in best.values()),
+        *(f"{_miou(r)} ({r['step']})" if r else "-" for r in best.values()),
         end_section=True,
     )
     for index, name in enumerate(classes):
@@ -59,7 +60,7 @@ def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], clas
     for name, value in zip(classes, iou, strict=True):
         table.add_row(Text(name), percent(value))
     table.add_section()
-    table.add_row(_bold("mIoU"), _bold(percent(miou)))
+    table.add_row(_bold("mIoU"), _bold(miou_percent(miou, iou)))
     table.add_row("pixel accuracy", percent(accuracy))
     return table
 
@@ -80,6 +81,5 @@ def _bold(text: str) -> Text:
     return Text(text, style="bold")
 
 
-def percent(value: Any) -> str:
-    """Writes a share in percent with two decimals, or a dash if there is no value (the class does not occur)."""
-    return "-" if value is None or value != value else f"{100 * value:.2f}"
+def _miou(record: dict[str, Any] | None) -> str:
+    return miou_percent(record["miou"], record["iou"]) if record else "-"

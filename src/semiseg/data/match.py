@@ -1,0 +1,95 @@
+"""Finds the mask of each image by its name."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from semiseg.data.dataset import Unused
+
+
+def match(
+    images: Mapping[str, Path], masks: Mapping[str, Path], suffix: str | None
+) -> tuple[dict[str, Path], tuple[Unused, ...]]:
+    """Finds the mask of each image.
+
+    A mask belongs to the image that has its name: the path below its folder without extension. If there is none, it
+    belongs to the image whose name differs in upper and lower case only, unless several do.
+
+    Args:
+        images: name -> file.
+        masks: name -> file.
+        suffix: what the names of masks may have more than those of images at their end, e.g. `_mask`.
+
+    Returns:
+        Image name -> mask, and the masks that belong to no image.
+
+    Example:
+        >>> images = {"a/1": Path("a/1.jpg"), "a/2": Path("a/2.jpg")}
+        >>> found, unused = match(images, {"a/1_mask": Path("m/1_mask.png"), "A/2": Path("A/2.png")}, "_mask")
+        >>> {name: str(path) for name, path in found.items()}, unused
+        ({'a/1': 'm/1_mask.png', 'a/2': 'A/2.png'}, ())
+    """
+    folded: dict[str, list[str]] = defaultdict(list)
+    for name in images:
+        folded[name.casefold()].append(name)
+    found: dict[str, Path] = {}
+    left: dict[str, Path] = {}
+    for name, path in sorted(masks.items(), key=lambda item: item[0] not in images):  # exact names first
+        wanted = name if name in images or not suffix else name.removesuffix(suffix)
+        candidates = [wanted] if wanted in images else folded[wanted.casefold()]
+        if len(candidates) == 1 and candidates[0] not in found:
+            found[candidates[0]] = path
+        else:
+            left[name] = path
+    if not left:
+        return found, ()
+    reason = f"of {len(masks)} masks belong to no image: {remedy(images, left)}"
+    return found, (Unused(reason, tuple(left.values())),)
+
+
+def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
+    """Says why masks have no image of their name, and what to do.
+
+    Args:
+        images: name -> file.
+        masks: name -> file, those without an image.
+    """
+    rests = _rests(images, masks)
+    per_image = Counter(image for image, _ in rests.values())
+    common = Counter(rest for _, rest in rests.values()).most_common(1)
+    if per_image and per_image.most_common(1)[0][1] > 1:
+        return (
+            "they are several for one image, maybe one for each class or object; semiseg wants one mask for each "
+            "image, whose "
+            "values are class indices: merge them"
+        )
+    if common and 2 * common[0][1] > len(masks):
+        return f"their names have {common[0][0]!r} more at the end; set data.mask_suffix={common[0][0]}"
+    by_file = defaultdict(list)
+    for name in images:
+        by_file[name.rpartition("/")[2].casefold()].append(name)
+    for name, path in masks.items():
+        elsewhere = by_file[name.rpartition("/")[2].casefold()]
+        if elsewhere:
+            wanted = f"{elsewhere[0]}{path.suffix}"
+            return f"the image of the same name is in another folder: move {name}{path.suffix} to {wanted}"
+    return (
+        "a mask has the name of its image; rename them, or name the pairs in lists for data.labeled and data.val (on "
+        "each line "
+        "an image and its mask)"
+    )
+
+
+def _rests(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """Finds masks whose name begins with that of an image: mask name -> (image name, what follows).
+
+    The longest such image counts: `im10_mask` belongs to `im10`, not to `im1`.
+    """
+    names = {name.casefold(): name for name in images}
+    found = {}
+    for mask in masks:
+        for end in range(len(mask) - 1, 0, -1):
+            if (image := names.get(mask[:end].casefold())) is not None:
+                found[mask] = (image, mask[end:])
+                break
+    return found

@@ -1,0 +1,130 @@
+"""Folders as people have them."""
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.data import load
+from semiseg.data.dataset import Dataset, Sample
+from semiseg.data.folder import Config
+from semiseg.errors import UserError
+
+
+def refused(config: Config, *says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(config)
+    for part in says:
+        assert part in str(caught.value)
+
+
+def moved(root: Path, into: dict[str, range]) -> None:
+    """Moves images and masks into folders below theirs, by their numbers."""
+    for kind in ("images", "masks"):
+        for name, numbers in into.items():
+            for number in numbers:
+                path = root / kind / f"{number:02}.png"
+                if path.exists():
+                    (root / kind / name).mkdir(exist_ok=True)
+                    path.rename(root / kind / name / path.name)
+
+
+def ids(samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.name for sample in samples]
+
+
+def reasons(dataset: Dataset) -> dict[str, list[str]]:
+    return {one.reason: [path.name for path in one.files] for one in dataset.unused if one.matters}
+
+
+def test_folders_for_training_and_validation_are_understood(folder):
+    moved(folder, {"Train": range(5), "valid": (*range(5, 8), 10)})
+    dataset = load(Config(root=folder))
+    assert ids(dataset.labeled) == [f"Train/{number:02}" for number in range(5)]
+    assert ids(dataset.val) == ["valid/05", "valid/06", "valid/07"]
+    assert ids(dataset.unlabeled) == ["08", "09", "11"]
+    ((reason, files),) = reasons(dataset).items()
+    assert "for validation have no mask" in reason
+    assert files == ["10.png"]
+
+
+def test_a_test_folder_is_kept_apart(folder):
+    moved(folder, {"train": range(6), "test": range(6, 12)})
+    dataset = load(Config(root=folder))
+    assert sorted(ids(dataset.labeled + dataset.val)) == [f"train/{number:02}" for number in range(6)]
+    assert dataset.unlabeled == ()
+    assert len(next(iter(reasons(dataset).values()))) == 6
+    everything = load(Config(root=folder, val_fraction=0.5))
+    assert len(everything.unlabeled) == 4
+
+
+def test_other_folder_names_mean_nothing(folder):
+    moved(folder, {"val": range(4), "camera": range(4, 8)})
+    dataset = load(Config(root=folder))
+    assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+
+
+def test_parts_may_stand_above_images_and_masks(folder):
+    for number in range(12):
+        part = "val" if number in (6, 7) else "train"
+        for kind in ("images", "masks"):
+            path = folder / kind / f"{number:02}.png"
+            if path.exists():
+                (folder / part / kind).mkdir(parents=True, exist_ok=True)
+                path.rename(folder / part / kind / path.name)
+    (folder / "images").rmdir()
+    (folder / "masks").rmdir()
+    dataset = load(Config(root=folder))
+    assert ids(dataset.val) == ["val/06", "val/07"]
+    assert (len(dataset.labeled), len(dataset.unlabeled)) == (6, 4)
+    assert all(sample.mask.parent == folder / "train/masks" for sample in dataset.labeled)
+
+
+def test_masks_below_the_images_are_no_photographs(folder):
+    for path in sorted((folder / "images").iterdir()):
+        path.rename(folder / path.name)
+    dataset = load(Config(root=folder, images="."))
+    assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+    assert reasons(dataset) == {}
+
+
+def test_images_and_masks_in_one_folder(folder):
+    for path in sorted((folder / "masks").iterdir()):
+        path.rename(folder / "images" / f"{path.stem}_label.png")
+    same = {"root": folder, "masks": "images"}
+    refused(Config(**same), "data.mask_suffix")
+    dataset = load(Config(**same, mask_suffix="_label"))
+    assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+
+
+def test_masks_of_another_suffix_or_case(folder):
+    for number in range(4):
+        path = folder / f"masks/{number:02}.png"
+        path.rename(path.with_name(f"{path.stem}_label.png"))
+    dataset = load(Config(root=folder))
+    ((reason, files),) = reasons(dataset).items()
+    assert reason.startswith("of 8 masks belong to no image")
+    assert "data.mask_suffix=_label" in reason
+    assert len(files) == 4
+    assert len(load(Config(root=folder, mask_suffix="_label")).unlabeled) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{}_mask.png", ("no mask has the name of an image", "00_mask.png beside", "data.mask_suffix=_mask")),
+        ("{}.jpg.png", ("data.mask_suffix=.jpg",)),
+        ("{}.npy", ("holds no image file", "8 .npy files", "fromarray")),
+    ],
+)
+def test_masks_of_no_image(folder, name, says):
+    for path in sorted((folder / "masks").iterdir()):
+        path.rename(path.with_name(name.format(path.stem)))
+    refused(Config(root=folder), "data.masks", *says)
+
+
+def test_colors_of_the_class_file_and_of_the_settings(folder, write):
+    write("classes.txt", "ground #000000\nroad\nwater #0000ff\n")
+    assert load(Config(root=folder)).coding.colors == {(0, 0, 0): 0, (0, 0, 255): 2}
+    colors = load(Config(root=folder, colors={"#FF00aa": 1, "#ffffff": 255})).coding.colors
+    assert colors == {(0, 0, 0): 0, (0, 0, 255): 2, (255, 0, 170): 1, (255, 255, 255): 255}
+    refused(Config(root=folder, colors={"#ffffff": 3}), "data.colors", "0 to 2")

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from semiseg.data.match import match, remedy
+
+
+def files(*names: str, suffix: str = ".png") -> dict[str, Path]:
+    return {name: Path(f"{name}{suffix}") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "suffix", "found", "left"),
+    [
+        ("a b", "a c", None, "a", "c"),
+        ("IMG_1 IMG_2", "img_1 IMG_2", None, "IMG_1 IMG_2", ""),
+        ("a A", "a", None, "a", ""),
+        ("x/a x/A", "X/a", None, "", "X/a"),  # both differ in case only
+        ("a", "a A", None, "a", "A"),
+        ("a b", "a_mask b", "_mask", "a b", ""),
+        ("a b", "a_mask a b_MASK", "_mask", "a", "a_mask b_MASK"),
+        ("a", "a.jpg", ".jpg", "a", ""),
+        ("d/a", "a", None, "", "a"),
+    ],
+)
+def test_match(images, masks, suffix, found, left):
+    pairs, unused = match(files(*images.split()), files(*masks.split()), suffix)
+    assert " ".join(sorted(pairs)) == found
+    assert sorted(
+        path.stem if "/" not in str(path) else str(path)[:-4] for one in unused for path in one.files
+    ) == sorted(left.split())
+
+
+def test_unused_masks_are_counted():
+    _, (unused,) = match(files("a", "b", "c"), files("a", "b_label", "c_label"), None)
+    assert str(unused) == (
+        "2 of 3 masks belong to no image: their names have '_label' more at the end; set data.mask_suffix=_label, e.g. "
+        "b_label.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "says"),
+    [
+        ("im1 im10", "im1_mask im10_mask", "data.mask_suffix=_mask"),
+        ("im1 im2", "im1.jpg im2.jpg", "data.mask_suffix=.jpg"),
+        ("im1 im2", "im1-disc im1-box im2-disc im2-box", "several for one image"),
+        ("camA/a1 camB/b1", "a1 b1", "move a1.png to camA/a1.png"),
+        ("a b", "x y", "rename them, or name the pairs in lists"),
+    ],
+)
+def test_remedies(images, masks, says):
+    assert says in remedy(files(*images.split()), files(*masks.split()))
