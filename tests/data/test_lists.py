@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.data.catalog import Catalog
-from semiseg.data.dataset import DataConfig, Sample
+from semiseg.data.dataset import DataConfig, MaskCoding, Sample
 from semiseg.data.lists import assemble, read_lines, read_list, read_lists, rest
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
@@ -200,16 +200,16 @@ def samples(*names: str, masks: bool = True) -> tuple[Sample, ...]:
 )
 def test_lists_that_make_no_dataset(labeled, unlabeled, val, says):
     with pytest.raises(UserError) as caught:
-        assemble(labeled, unlabeled, val, CLASSES, None, "the remedy")
+        assemble(labeled, unlabeled, val, CLASSES, MaskCoding(2), "the remedy")
     assert "\n" not in str(caught.value)
     for part in says:
         assert part in str(caught.value)
 
 
 def test_unlabeled_images_need_no_mask_and_no_images_at_all():
-    dataset = assemble(samples("a"), samples("b", masks=False), samples("c"), CLASSES, None, "")
+    dataset = assemble(samples("a"), samples("b", masks=False), samples("c"), CLASSES, MaskCoding(2), "")
     assert [sample.name for sample in dataset.unlabeled] == ["b"]
-    assert assemble(samples("a"), (), samples("c"), CLASSES, None, "").unlabeled == ()
+    assert assemble(samples("a"), (), samples("c"), CLASSES, MaskCoding(2), "").unlabeled == ()
 
 
 def test_rest_leaves_out_what_is_taken():
