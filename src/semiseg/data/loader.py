@@ -211,9 +211,9 @@ class _Loader(DataLoader[T], Generic[T]):
 
 
 def _init_worker(_: int) -> None:
+    warnings.filterwarnings("ignore", module="PIL")  # as the command line does; a spawned process starts anew
     # A batch that cannot be sent, e.g. because shared memory is full, would be lost, and the training process would
     # wait for it without end. So the worker ends; that is noticed.
-    warnings.filterwarnings("ignore", module="PIL")  # as the command line does; a spawned process starts anew
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
     for signum in (signal.SIGINT, signal.SIGHUP):  # they go to all processes; only the training process acts on them
         signal.signal(signum, signal.SIG_IGN)
