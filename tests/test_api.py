@@ -161,27 +161,30 @@ def test_a_prediction_is_resized_as_an_evaluation(tmp_path, recipe, scenes, val_
 
 
 @pytest.mark.parametrize(
-    ("sizes", "long_side"),
+    ("sizes", "long_side", "white"),
     [
-        ({"long_side": 32}, 32),  # a checkpoint of a version without val_long_side
-        ({"long_side": None}, None),
-        ({"long_side": 32, "val_long_side": "same"}, 32),
-        ({"long_side": 32, "val_long_side": None}, None),
-        ({"long_side": None, "val_long_side": 48}, 48),
+        ({"long_side": 32}, 32, None),  # a checkpoint of a version without val_long_side and white
+        ({"long_side": None, "white": 4095}, None, 4095),
+        ({"long_side": 32, "val_long_side": "same"}, 32, None),
+        ({"long_side": 32, "val_long_side": None}, None, None),
+        ({"long_side": None, "val_long_side": 48}, 48, None),
     ],
 )
-def test_a_checkpoint_says_to_what_size_images_are_resized(tmp_path, trained, sizes, long_side):
+def test_a_checkpoint_says_how_images_are_read_and_resized(tmp_path, trained, sizes, long_side, white):
     (best,) = (trained / "checkpoints").glob("best-*")
     alone = shutil.copytree(best, tmp_path / "theirs")
     state = json.loads((alone / "state.json").read_text())
-    del state["recipe"]["data"]["val_long_side"]
+    del state["recipe"]["data"]["val_long_side"], state["recipe"]["data"]["white"]
     state["recipe"]["data"] |= sizes
     (alone / "state.json").write_text(json.dumps(state))
-    assert api.load(alone).long_side == long_side
+    predictor = api.load(alone)
+    assert (predictor.long_side, predictor.white) == (long_side, white)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "engine"])
-@pytest.mark.parametrize("value", [None, [], {"encoder": 3, "long_side": "x", "evaluate": 1}, {"val_long_side": 1}])
+@pytest.mark.parametrize(
+    "value", [None, [], {"encoder": 3, "long_side": "x", "evaluate": 1}, {"val_long_side": 1}, {"white": 1}]
+)
 def test_a_checkpoint_without_a_usable_recipe(tmp_path, trained, section, value):
     (best,) = (trained / "checkpoints").glob("best-*")
     alone = shutil.copytree(best, tmp_path / "theirs")

@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class UnreadableError(UserError):
-    """A file is missing or cannot be decoded. If only its content does not fit, the error is a UserError."""
+    """A file is missing, cannot be decoded or is too large. If only its content does not fit, it is a UserError."""
 
 
 class Interrupted(KeyboardInterrupt):

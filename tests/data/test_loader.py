@@ -209,6 +209,24 @@ def test_evaluation_resizes_the_image_and_not_the_mask(dataset, config, long_sid
         assert item.mask.tolist() == [list(range(24))] * 20
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_white_is_for_training_and_evaluation(dataset, config, cache):
+    """The same photographs as 16-bit images that hold at most 4080."""
+    expected, shown = batches(dataset, config), [item.image for item in eval_loader(dataset.val, dataset, config)]
+    for sample in (*dataset.labeled, *dataset.unlabeled, *dataset.val):
+        with Image.open(sample.image) as image:
+            gray = np.asarray(image)[..., 2]  # the number of the image
+        Image.fromarray(gray.astype(np.uint16) * 16).save(sample.image)
+    config = config.model_copy(update={"white": 16 * 255, "cache": cache})
+    for ours, theirs in zip(batches(dataset, config), expected, strict=True):
+        for one, other in ((ours.image, theirs.image), (ours.weak, theirs.weak)):
+            inside = other[:, 2] != config.padding_color[2]
+            assert torch.equal(one[:, 0][inside], other[:, 2][inside])
+            assert inside.any()
+    for item, image in zip(eval_loader(dataset.val, dataset, config), shown, strict=True):
+        assert torch.equal(item.image, image[2].expand(3, -1, -1))
+
+
 @pytest.mark.parametrize(
     ("error", "dead"),
     [

@@ -52,6 +52,23 @@ def test_class_of_each_pixel(predictor, photo):
     assert np.array_equal(label, EXPECTED)
 
 
+def test_white_is_that_of_training(predictor, photo):
+    """Values of 16 bits that are nearly black: all is class 0 unless 9 is white."""
+    network = Network(nn.Identity(), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
+    bright = nn.Conv2d(3, 3, 1)  # class 0 below a half, class 1 above it
+    bright.weight.data.zero_()[1] = 1 / 3
+    bright.bias.data = torch.tensor([0.5, 0.0, -9.0])
+    network.net = bright
+    path = photo.with_name("deep.png")
+    Image.fromarray(np.array([[0, 3, 7, 9, 65535]], np.uint16)).save(path)
+    for white, label in ((None, [0, 0, 0, 0, 1]), (9, [0, 0, 1, 1, 1])):
+        made = replace(predictor, network=network, white=white)
+        made.write(path, path.with_name(f"{white}.png"))
+        with Image.open(path.with_name(f"{white}.png")) as mask:
+            assert np.asarray(mask).tolist() == [label]
+        assert made.fingerprint() != replace(made, white=10).fingerprint()
+
+
 @pytest.mark.parametrize("long_side", [15, 60])
 def test_images_are_resized_as_in_training_and_back(predictor, photo, long_side):
     seen = []

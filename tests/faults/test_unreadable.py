@@ -15,7 +15,7 @@ from semiseg import config, data
 from semiseg.data.loader import train_loader
 
 SKIP = f"{TRAIN} --set data.on_unreadable=skip"
-BROKEN = "not a readable image (damaged, cut off or no image at all); replace it or take it off the lists"
+BROKEN = "not a readable image (damaged, cut off or no image at all); replace or remove it"
 Damage = Callable[[Path], None]
 
 

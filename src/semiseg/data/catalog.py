@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from semiseg.data.dataset import Sample
+from semiseg.data.formats import SUFFIXES
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line ends, terminal control, no UTF-8
 
 

@@ -14,6 +14,7 @@ Side = Annotated[int, Field(gt=0, le=16384)]  # px
 Scale = Annotated[float, Field(gt=0, le=10)]
 Channel = Annotated[int, Field(ge=0, le=255)]
 LongSide = Annotated[int, Field(ge=16, le=16384)]  # px
+White = Annotated[int, Field(ge=2, le=65535)]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class DataConfig(BaseModel):
     val: Path | None = None  # list of validation images; None: the layout's own default
     long_side: LongSide | None = None  # px of the longer side; images are resized to it first; None: no resize
     val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: long_side
+    white: White | None = None  # value shown as white in images of more than 8 bits a channel; None: 65535
     crop: Side | tuple[Side, Side] = 513  # px, (height, width) or one number for both
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1

@@ -9,6 +9,7 @@ long the other list is (D35), and the two lists have separate orders (D36).
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -67,7 +68,7 @@ def train_loader(
 
     Args:
         dataset: the data to load.
-        config: its crop, scale, flip, long_side, padding_color, cache, workers and on_unreadable.
+        config: its crop, scale, flip, long_side, white, padding_color, cache, workers and on_unreadable.
         batch_size: number of labeled images, and of unlabeled ones, that this process gets in a step.
         unlabeled: whether to load unlabeled images. If not, batches have none.
         seed: order and augmentation depend on it.
@@ -140,7 +141,7 @@ def eval_loader(
     Args:
         samples: samples with masks, usually `dataset.val`.
         dataset: its class table and mask values are used.
-        config: its long side for evaluation, and workers.
+        config: its long side for evaluation, white and workers.
         rank: number of this process, from 0.
         world_size: number of processes.
         on_restart: called with the position and the reason when worker processes died and new ones replace them.
@@ -210,6 +211,7 @@ class _Loader(DataLoader[T], Generic[T]):
 
 
 def _init_worker(_: int) -> None:
+    warnings.filterwarnings("ignore", module="PIL")  # as the command line does; a spawned process starts anew
     # A batch that cannot be sent, e.g. because shared memory is full, would be lost, and the training process would
     # wait for it without end. So the worker ends; that is noticed.
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
@@ -294,7 +296,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
     def _labeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
         def read(sample: Sample) -> tuple[Tensor, ...]:
-            image, mask = read_pair(sample, self.dataset.coding, self.config.largest_side)
+            image, mask = read_pair(sample, self.dataset.coding, self.config.largest_side, self.config.white)
             size = (image.shape[1], image.shape[2])
             return image, mask if mask.shape == size else resize_mask(mask, size)
 
@@ -304,7 +306,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
     def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
         def read(sample: Sample) -> tuple[Tensor, ...]:
-            return (read_image(sample.image, self.config.largest_side),)
+            return (read_image(sample.image, self.config.largest_side, self.config.white),)
 
         index, (image,) = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
         params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), (image.shape[1], image.shape[2]), self.config)
@@ -347,7 +349,7 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
 
     def _load(self, index: int) -> EvalItem:
         # Decoded at full size, as `semiseg predict` does: the scores are those of the masks that it would write.
-        image, mask = read_pair(self.samples[index], self.dataset.coding)
+        image, mask = read_pair(self.samples[index], self.dataset.coding, white=self.config.white)
         size = fit(mask.shape[0], mask.shape[1], self.config.eval_long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
 

@@ -182,6 +182,7 @@ def read_stored(path: Path) -> StoredMask:
         UserError: it is missing, cannot be decoded, is saved with loss, has several pages, transparency or a mode that
             is no mask's.
     """
+    image: Image.Image
     with open_image(path) as image:
         try:
             kind, pages, stretch = image.format or "", getattr(image, "n_frames", 1), _stretch(image)

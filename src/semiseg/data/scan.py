@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from semiseg.data.catalog import CONTROL, SUFFIXES
+from semiseg.data.catalog import CONTROL
 from semiseg.data.dataset import Unused
+from semiseg.data.formats import SUFFIXES
 from semiseg.errors import UserError
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semiseg.data.dataset import LongSide
+from semiseg.data.dataset import LongSide, White
 from semiseg.data.read import fit, read_image, resize_image
 from semiseg.data.scan import scan
 from semiseg.engine import checkpoint
@@ -42,6 +42,7 @@ class Predictor:
         evaluate: whole image or sliding window.
         runtime: its device and precision.
         step: number of training steps before its checkpoint.
+        white: the value that is shown as white in images of more than 8 bits, as in training; None: 65535.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class Predictor:
     evaluate: EvaluateConfig
     runtime: Runtime
     step: int
+    white: int | None = None
 
     def predict(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "h w"]:
         """Predicts the class index of each pixel, at the size of the image."""
@@ -67,7 +69,7 @@ class Predictor:
             UserError: a file cannot be written.
         """
         try:
-            image = read_image(file)
+            image = read_image(file, white=self.white)
         except UserError as error:
             raise CannotReadError(str(error)) from error
         label = self.predict(image)
@@ -77,11 +79,12 @@ class Predictor:
             save_image(overlay(image, label, self.classes), overlaid, mark)
 
     def fingerprint(self) -> bytes:
-        """Returns a digest of all that a prediction depends on: weights, classes, sizes, precision.
+        """Returns a digest of all that a prediction depends on: weights, classes, sizes, white, precision.
 
         Devices and versions of libraries round differently; they are not part of it.
         """
-        settings = (self.classes, self.long_side, self.evaluate, self.network.normalization, self.runtime.precision)
+        reading, network = (self.long_side, self.white), self.network
+        settings = (self.classes, *reading, self.evaluate, network.normalization, self.runtime.precision)
         digest = hashlib.blake2b(repr(settings).encode())
         for name, value in self.network.state_dict().items():
             digest.update(name.encode())
@@ -226,8 +229,8 @@ def _background(classes: ClassTable) -> list[int]:
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Setting = "fp32") -> Predictor:
     """Makes a predictor from a checkpoint alone.
 
-    It uses only the model section, engine.evaluate and the long side for evaluation of the checkpoint's recipe. It
-    imports no module that the recipe names, such as its method.
+    It uses only the model section, engine.evaluate, the long side for evaluation and data.white of the checkpoint's
+    recipe. It imports no module that the recipe names, such as its method.
 
     Raises:
         UserError: the checkpoint does not hold what its recipe says.
@@ -235,9 +238,10 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Set
     runtime = Runtime(device, precision)
     try:
         model = build.Config.model_validate(source.recipe["model"] | {"weights": None})
-        sizes = {"val_long_side": "same"} | source.recipe["data"]  # older checkpoints do not have it
-        key = "long_side" if sizes["val_long_side"] == "same" else "val_long_side"
-        long_side: int | None = TypeAdapter(LongSide | None).validate_python(sizes[key])
+        data = {"val_long_side": "same", "white": None} | source.recipe["data"]  # older checkpoints do not have these
+        key = "long_side" if data["val_long_side"] == "same" else "val_long_side"
+        long_side: int | None = TypeAdapter(LongSide | None).validate_python(data[key])
+        white: int | None = TypeAdapter(White | None).validate_python(data["white"])
         evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error
@@ -248,7 +252,7 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Set
     network = (
         network.eval().requires_grad_(False).to(runtime.device).to(memory_format=torch.channels_last)
     )  # as in training
-    return Predictor(network, source.classes, long_side, evaluate, runtime, source.step)
+    return Predictor(network, source.classes, long_side, evaluate, runtime, source.step, white)
 
 
 def _index_path(target: Path) -> Path:
