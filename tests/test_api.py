@@ -283,14 +283,14 @@ def test_partitions(recipe, tmp_path, scenes):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     written = api.partitions(str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), [5, 0.5])
     assert [path.name for path in written] == [
-        "labeled_3.txt", "unlabeled_3.txt", "labeled_5.txt", "unlabeled_5.txt"
+        "val.txt", "labeled_3.txt", "unlabeled_3.txt", "labeled_5.txt", "unlabeled_5.txt"
     ]  # fmt: skip
     dataset = data.load(config.load(tmp_path / "recipe.yaml").data)
     train = sorted(sample.name for sample in dataset.labeled + dataset.unlabeled)
-    for labeled, unlabeled in (written[:2], written[2:]):  # no training image is lost, with a mask or without
+    for labeled, unlabeled in (written[1:3], written[3:]):  # no training image is lost, with a mask or without
         assert sorted(labeled.read_text().split() + unlabeled.read_text().split()) == train
     everything = api.partitions(tmp_path / "recipe.yaml", tmp_path / "all", [6], overrides=["data.labeled=null"])
-    assert everything[0].read_text() == (scenes / "splits" / "labeled.txt").read_text()
+    assert everything[1].read_text() == (scenes / "splits" / "labeled.txt").read_text()
 
 
 def test_folder(tmp_path):

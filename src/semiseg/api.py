@@ -1,5 +1,6 @@
 """The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -348,7 +349,7 @@ def partitions(
     Args:
         recipe: path or name of a recipe; only its data section counts. With `data.labeled=null` the images are drawn
             from all that have a mask.
-        out: folder for `labeled_N.txt` and `unlabeled_N.txt`; existing lists are never overwritten.
+        out: folder for `labeled_N.txt`, `unlabeled_N.txt` and `val.txt`; existing lists are never overwritten.
         sizes: numbers of images (whole numbers), or fractions below 1.
         seed: another seed gives other partitions.
         overrides: settings that replace those of the recipe.
@@ -369,7 +370,7 @@ def partitions(
     with counting("reading masks", console) as count:
         shown = class_presence(dataset.labeled, dataset.coding, count)
     drawn = nested_partitions(dataset.labeled, shown, counts, seed)
-    written = write_partitions(out, dataset.labeled + dataset.unlabeled, drawn)
+    written = write_partitions(out, dataset.labeled + dataset.unlabeled, dataset.val, drawn)
     for size, samples in drawn.items():
         classes = len(frozenset().union(*(shown[sample.name] for sample in samples)) - {IGNORE})
         console.print(
@@ -378,6 +379,18 @@ def partitions(
             highlight=False,
             soft_wrap=True,
         )
+    lists = {
+        path.stem.partition("_")[0]: path.absolute()
+        for path in written
+        if path.stem.endswith(("val", f"_{min(drawn)}"))
+    }
+    settings = [
+        f"--set {shlex.quote(change)}"
+        for change in changes
+        if change.split("=")[0] not in (f"data.{key}" for key in lists)
+    ]
+    settings += [f"--set data.{key}={shlex.quote(str(path))}" for key, path in lists.items()]
+    _print(console, f"train with the smallest: semiseg train {shlex.quote(str(recipe))} {' '.join(settings)}")
     return written
 
 

@@ -205,7 +205,9 @@ def partitions(
     recipe: Annotated[
         Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="New folder for labeled_N.txt and unlabeled_N.txt.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="New folder for labeled_N.txt, unlabeled_N.txt and val.txt.", show_default=False)
+    ],
     sizes: Annotated[
         list[float], typer.Option("--size", help="Labeled images: a count, or a fraction below 1. Repeatable.")
     ],

@@ -110,17 +110,18 @@ def test_sizes_that_cannot_be(count):
         nested_partitions(samples, present, [3, count], seed=0)
 
 
-@pytest.mark.parametrize("given", [["labeled"], ["labeled", "unlabeled"]])
+@pytest.mark.parametrize("given", [["labeled"], ["labeled", "unlabeled"], ["labeled", "val"]])
 def test_written_partitions_are_read_back(folder, given):
     """The validation images stay the same without a list of them."""
     dataset = layout.load(layout.Config(root=folder))
     train = dataset.labeled + dataset.unlabeled
     present = class_presence(dataset.labeled, MaskCoding(24))
     partitions = nested_partitions(dataset.labeled, present, [2, 4], seed=0)
-    paths = write_partitions(folder / "splits/new", train, partitions)
-    assert [path.name for path in paths] == ["labeled_2.txt", "unlabeled_2.txt", "labeled_4.txt", "unlabeled_4.txt"]
+    paths = write_partitions(folder / "splits/new", train, dataset.val, partitions)
+    written = [path.name for path in paths]
+    assert written == ["val.txt", "labeled_2.txt", "unlabeled_2.txt", "labeled_4.txt", "unlabeled_4.txt"]
     for size in (2, 4):
-        lists = {key: f"splits/new/{key}_{size}.txt" for key in given}
+        lists = {key: f"splits/new/{key}_{size}.txt" if key != "val" else "splits/new/val.txt" for key in given}
         again = layout.load(layout.Config(root=folder, **lists))
         assert again.labeled == partitions[size]
         assert again.val == dataset.val
@@ -132,7 +133,7 @@ def test_existing_files_are_never_overwritten(folder):
     partitions = nested_partitions(samples, present, [1, 3], seed=0)
     (folder / "unlabeled_1.txt").write_text("mine")
     with pytest.raises(UserError, match=r"unlabeled_1\.txt: exists already") as caught:
-        write_partitions(folder, samples, partitions)
+        write_partitions(folder, samples, samples[:1], partitions)
     assert "\n" not in str(caught.value)
     assert (folder / "unlabeled_1.txt").read_text() == "mine"
     assert not (folder / "labeled_1.txt").exists()
@@ -141,5 +142,25 @@ def test_existing_files_are_never_overwritten(folder):
 
 def test_a_partition_of_everything_leaves_no_list_of_the_rest(folder):
     samples, present = pool([frozenset({0})] * 3)
-    paths = write_partitions(folder, samples, nested_partitions(samples, present, [3], seed=0))
-    assert [path.name for path in paths] == ["labeled_3.txt"]
+    paths = write_partitions(folder, samples, samples[:1], nested_partitions(samples, present, [3], seed=0))
+    assert [path.name for path in paths] == ["val.txt", "labeled_3.txt"]
+
+
+def test_masks_that_a_list_names_stay_with_their_images(folder, write):
+    """Without them, the layout's own masks would be read."""
+    write("better/00.png", np.zeros((20, 24), np.uint8))
+    write("list.txt", "images/00.png better/00.png\n01\n02\n")
+    dataset = layout.load(layout.Config(root=folder, labeled="list.txt"))
+    drawn = nested_partitions(dataset.labeled, {name: frozenset() for name in ("00", "01", "02")}, [3], seed=0)
+    write_partitions(folder, dataset.labeled + dataset.unlabeled, dataset.val, drawn)
+    assert (folder / "labeled_3.txt").read_text() == "images/00.png better/00.png\n01\n02\n"
+    again = layout.load(layout.Config(root=folder, labeled="labeled_3.txt", unlabeled="unlabeled_3.txt", val="val.txt"))
+    assert [sample.mask for sample in again.labeled] == [sample.mask for sample in dataset.labeled]
+
+
+def test_a_second_partition_may_have_the_same_validation_images(folder):
+    samples, present = pool([frozenset({0})] * 4)
+    for size in (1, 2):
+        write_partitions(folder, samples, samples[3:], nested_partitions(samples[:3], present, [size], seed=0))
+    with pytest.raises(UserError, match=r"val\.txt: exists already"):
+        write_partitions(folder, samples, samples[2:], nested_partitions(samples[:3], present, [3], seed=0))

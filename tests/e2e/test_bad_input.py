@@ -414,7 +414,7 @@ BAD = {
         TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
     ),
     "JPEG in colors of print as mask": Bad(
-        TRAIN, ("photos/masks/train/0002.png", "color image", "CMYK"),
+        TRAIN, ("photos/masks/train/0002.png", "is a JPEG, which blurs", "PNG"),
         picture("photos/masks/train/0002.png", "JPEG", Image.new("CMYK", (32, 32))),
     ),
     "mask of 1x1": Bad(TRAIN, ("masks/train/0002.png", "1x1", "32x32"), image("photos/masks/train/0002.png", 1, 1)),
@@ -429,7 +429,8 @@ BAD = {
         image("photos/masks/val/0001.png", 32, 32, value=99),
     ),
     "RGB mask": Bad(
-        TRAIN, ("photos/masks/train/0002.png", "RGB", "class index"), image("photos/masks/train/0002.png", 32, 32, 3)
+        TRAIN, ("photos/masks/train/0002.png", "#c80000 (10.0 %), which no class has", "data.colors"),
+        picture("photos/masks/train/0002.png", "PNG", Image.new("RGB", (32, 32), (200, 0, 0))),
     ),
     "black and white masks": Bad(
         f"{TRAIN} --set data.background=null", ("data.values", "photos/masks/", "{255: 1}"), black_and_white
@@ -731,6 +732,6 @@ def test_an_error_of_ours_keeps_its_traceback(semiseg, here, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("semiseg.api.check", fail)
+    monkeypatch.setattr("semiseg.api.check_files", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         semiseg("train recipe.yaml")

@@ -527,7 +527,7 @@ def test_partitions_are_nested_and_cover_the_classes(semiseg, here, scenes):
     done = semiseg("partitions recipe.yaml --out splits --size 5 --size 0.34 --size 6")
     assert (done.code, done.err) == (0, "")
     lists = {path.name: path.read_text().split() for path in Path("splits").iterdir()}
-    assert set(lists) == {f"{kind}_{n}.txt" for kind in ("labeled", "unlabeled") for n in (2, 5, 6)}
+    assert set(lists) == {"val.txt", *(f"{kind}_{n}.txt" for kind in ("labeled", "unlabeled") for n in (2, 5, 6))}
     two, five, six = (set(lists[f"labeled_{n}.txt"]) for n in (2, 5, 6))
     assert (len(two), len(five), len(six)) == (2, 5, 6)
     assert two < five < six == set((scenes / "splits" / "labeled.txt").read_text().split())

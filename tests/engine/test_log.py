@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from semiseg.data import Dataset
-from semiseg.data.dataset import Sample
+from semiseg.data.dataset import MaskCoding, Sample
 from semiseg.engine.log import Log, NotFiniteError
 from semiseg.engine.reporter import Silent
 from semiseg.engine.runtime import Runtime
@@ -18,7 +18,7 @@ from semiseg.types import ClassTable, LoadedBatch, Losses
 def test_the_host_never_waits_for_a_step(no_host_sync, tmp_path):
     runtime = Runtime("cpu")
     runtime.device = torch.device("meta")
-    log = Log(Run(tmp_path), runtime, Dataset((), (), (), ClassTable.of(["a", "b"])), Silent(), 4, 0)
+    log = Log(Run(tmp_path), runtime, Dataset((), (), (), ClassTable.of(["a", "b"]), MaskCoding(2)), Silent(), 4, 0)
     scalar, image = torch.zeros((), device="meta"), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     mask, index = torch.zeros(2, 4, 4, dtype=torch.uint8), torch.arange(2)
     loaded = LoadedBatch(image, mask, image, mask.bool(), index, index)
@@ -58,7 +58,7 @@ def log(folder: Path, processes: int) -> Log:
     runtime.world_size = processes
     labeled, unlabeled = (tuple(Sample(f"{kind}{n}", Path(), None) for n in range(9)) for kind in "lu")
     run.start("", {}, [sample.name for sample in unlabeled])
-    return Log(run, runtime, Dataset(labeled, unlabeled, (), ClassTable.of(["a", "b"])), Silent(), 4, 0)
+    return Log(run, runtime, Dataset(labeled, unlabeled, (), ClassTable.of(["a", "b"]), MaskCoding(2)), Silent(), 4, 0)
 
 
 def batch(unlabeled: bool) -> LoadedBatch:

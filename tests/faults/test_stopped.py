@@ -31,7 +31,7 @@ def group(signum: int) -> Callable[[], None]:
 
 
 MOMENTS = [  # where, at which call in a process, what is done then; records are due after 3, 4, 5, 6, 8 ...
-    ("semiseg.api.check", 1, None),  # before there is anything
+    ("semiseg.api.check_files", 1, None),  # before there is anything
     ("semiseg.engine.train.build_method", 1, 1),  # before the first step
     ("semiseg.engine.step.make_batch", 1, 2),  # in a step
     ("semiseg.runs.Run.rewind", 1, 3),  # while it is being resumed

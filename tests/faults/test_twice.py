@@ -32,7 +32,7 @@ def test_two_that_start_at_once(here, semiseg, whole):
     folder = here()
 
     def slow() -> None:
-        harness.at("semiseg.api.check", 1, lambda: harness.until((folder / "run" / "config.yaml").exists))
+        harness.at("semiseg.api.check_files", 1, lambda: harness.until((folder / "run" / "config.yaml").exists))
 
     def waits_for_the_second() -> None:
         harness.at("semiseg.engine.step.make_batch", 1, lambda: harness.until(Path("go").exists))

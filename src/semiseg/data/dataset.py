@@ -1,7 +1,7 @@
 """Defines what a layout returns: lists of samples and a class table."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ class Sample:
     name: str  # its id: path below the image folder, without extension
     image: Path
     mask: Path | None = None
+    line: str | None = field(default=None, compare=False)  # of a list, if it names this mask beside the image
 
 
 @dataclass(frozen=True)

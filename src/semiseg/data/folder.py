@@ -9,6 +9,7 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -141,8 +142,11 @@ def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path],
 def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
     """Removes files from `unused` that have a purpose: the class file and the lists."""
     used = [config.root / path for path in (config.classes, config.labeled, config.unlabeled, config.val) if path]
-    ours = {path.resolve() for path in used}
-    kept = [replace(one, files=tuple(path for path in one.files if path.resolve() not in ours)) for one in unused]
+    ours = {os.path.abspath(path) for path in used}  # noqa: PTH100 - removes '..', too
+    kept = [
+        replace(one, files=tuple(path for path in one.files if os.path.abspath(path) not in ours))  # noqa: PTH100
+        for one in unused
+    ]
     return tuple(one for one in kept if one.files)
 
 

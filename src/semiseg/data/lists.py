@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semiseg.data.catalog import CONTROL, SUFFIXES, Catalog
+from semiseg.data.catalog import CONTROL, Catalog
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
+from semiseg.data.formats import SUFFIXES
 from semiseg.errors import UserError
 from semiseg.files import read_text
 from semiseg.types import ClassTable
@@ -149,7 +150,7 @@ def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:
         if len(found) > 1:
             raise UserError(f"{text!r} can be {found[0].name!r} or {found[1].name!r}; write the longer path")
         if found and mask and listed_masks:
-            return replace(found[0], mask=_listed_mask(mask, catalog))
+            return replace(found[0], mask=_listed_mask(mask, catalog), line=line)
         if found:
             return found[0]
     _refuse_leaving(line)

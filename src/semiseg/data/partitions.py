@@ -136,30 +136,39 @@ def nested_partitions(
     return {size: tuple(sorted(order[:size], key=lambda sample: sample.name)) for size in sizes}
 
 
-def write_partitions(folder: Path, samples: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]) -> list[Path]:
-    """Writes the lists of each partition: labeled_N.txt, and unlabeled_N.txt if other training images are left.
+def write_partitions(
+    folder: Path, samples: Sequence[Sample], val: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]
+) -> list[Path]:
+    """Writes the lists of each partition: labeled_N.txt, unlabeled_N.txt if other training images are left, val.txt.
+
+    A line names the mask beside the image if the list that the sample came from does.
 
     Args:
         folder: the folder to write to; it is made if it does not exist.
         samples: all training images, i.e. the pool that the partitions were drawn from and all unlabeled images.
+        val: the validation images.
         partitions: the result of `nested_partitions`.
 
     Returns:
-        The files written.
+        The files written. A val.txt of the same images may exist already.
 
     Raises:
         UserError: one of the files exists; then none is written.
     """
-    texts = {}
+    texts = {folder / "val.txt": _lines(val)}
     for size, labeled in partitions.items():
         names = {sample.name for sample in labeled}
-        texts[folder / f"labeled_{size}.txt"] = sorted(names)
-        if left := sorted(sample.name for sample in samples if sample.name not in names):
-            texts[folder / f"unlabeled_{size}.txt"] = left
-    for path in texts:
-        if path.exists():
+        texts[folder / f"labeled_{size}.txt"] = _lines(labeled)
+        if left := [sample for sample in samples if sample.name not in names]:
+            texts[folder / f"unlabeled_{size}.txt"] = "".join(f"{name}\n" for name in sorted(one.name for one in left))
+    for path, text in texts.items():
+        if path.exists() and not (path.name == "val.txt" and path.read_text(encoding="utf-8") == text):
             raise UserError(f"{path}: exists already; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    for path, lines in texts.items():
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     return list(texts)
+
+
+def _lines(samples: Sequence[Sample]) -> str:
+    return "".join(f"{one.line or one.name}\n" for one in sorted(samples, key=lambda sample: sample.name))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semiseg.data.catalog import CONTROL
 from semiseg.data.dataset import Unused
-from semiseg.data.formats import SUFFIXES
+from semiseg.data.formats import MISSING, SUFFIXES
 from semiseg.errors import UserError
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
@@ -63,8 +63,8 @@ def scan(folder: Path, without: Path | None = None) -> Found:
 
 def _why(path: Path) -> str:
     kind = path.suffix.lower() or "without extension"
-    if kind in (".heic", ".heif"):
-        return f'{kind} files are not used: pip install "semiseg[heic]" makes them readable'
+    if kind in MISSING:
+        return f"{kind} files are not used; to read them: {MISSING[kind]}"
     return (
         f"{kind} files are not used: they are no images that semiseg reads; convert photographs to JPEG, masks to PNG"
     )
