@@ -10,7 +10,7 @@ from rich.console import Console
 from semiseg import config, data
 from semiseg.data.check import Report, shares_of_classes
 from semiseg.data.check import check as check_files
-from semiseg.data.dataset import Dataset
+from semiseg.data.dataset import Dataset, Unused
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
@@ -328,9 +328,21 @@ def predict(
     which: str = "best",
     device: Device = "auto",
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_unused: Callable[[Unused], None] = lambda unused: None,
 ) -> int:
-    """Writes an index mask and an overlay for each image. Returns the number of images."""
-    return predict_files(load(run, which, device), expanded(Path(images)), folder(Path(out)), on_image)
+    """Writes an index mask and an overlay for each image. Returns the number of images.
+
+    Args:
+        run: run directory, or the folder of one checkpoint.
+        images: an image, or a folder of images.
+        out: folder to write into.
+        which: `best` or `last` checkpoint of a run.
+        device: where to compute.
+        on_image: called with the number of images that are done and the number of all images.
+        on_unused: called with files below `images` that are no images.
+    """
+    predictor = load(run, which, device)
+    return predict_files(predictor, expanded(Path(images)), folder(Path(out)), on_image, on_unused)
 
 
 def partitions(

@@ -85,7 +85,7 @@ def train(
     if not _is_first_process():
         return
     console.print(table.compare({run.path.name: run}, table.class_names(run)))
-    console.print(f"run directory: {run.path}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    _say(f"run directory: {run.path}")
 
 
 @app.command()
@@ -111,11 +111,11 @@ def check(
     for table in tables(report, dataset.classes.names):
         console.print(table)
     for unused in report.unused:
-        console.print(f"{unused}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        _say(str(unused))
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
+        _say(f"note: {note}", "yellow")
     if not report.notes:
-        console.print("no problem was found", highlight=False)
+        _say("no problem was found")
 
 
 @app.command()
@@ -149,10 +149,10 @@ def predict(
     from semiseg import api
 
     with _stoppable(), _counting("predicting") as count:
-        num_images = api.predict(run, images, out, checkpoint, _device(device), count)
-    Console().print(
-        f"{num_images} masks and overlays written to {out}", highlight=False, markup=False, emoji=False, soft_wrap=True
-    )
+        num_images = api.predict(
+            run, images, out, checkpoint, _device(device), count, lambda one: _say(f"note: {one}", "yellow")
+        )
+    _say(f"{num_images} masks and overlays written to {out}")
 
 
 @app.command()
@@ -181,7 +181,7 @@ def recipes(
     else:
         recipe_file.write(name, out)
         says = f"{out} written; edit it, then: semiseg train {shlex.quote(str(out))}"
-    Console().print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    _say(says)
 
 
 @app.command()
@@ -221,6 +221,15 @@ def partitions(
     from semiseg import api
 
     api.partitions(recipe, out, sizes, seed, overrides or [], Console())
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Prints a text as it is: Rich would read markup in a folder's name, and break long lines."""
+    Console().print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _say_unused(unused: object) -> None:
+    _say(f"note: {unused}", "yellow")
 
 
 def _counting(doing: str) -> AbstractContextManager[Callable[[int, int], None]]:

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from semiseg.data import folder as layout
-from semiseg.data.check import Report, check
+from semiseg.data.check import Report, check, shares_of_classes
 from semiseg.errors import UserError
 
 
@@ -119,7 +120,7 @@ def test_oddities_are_returned(folder, write):
         (folder / f"images/{number:02}.png").unlink()
     absent, ignored, pool = run(folder)
     assert "c3, c4, c10, c11" in absent
-    assert "1 labeled masks" in ignored
+    assert "everywhere: 1, e.g." in ignored
     assert str(labeled[2].mask) in ignored
     assert "no unlabeled images" in pool
 
@@ -161,3 +162,81 @@ def test_two_conventions_for_two_classes_are_refused(black_and_white, write):
     assert "7 masks" in message
     assert "data.values='{1: 1, 255: 1}'" in message
     assert report(black_and_white, values={1: 1, 255: 1}).meaning.classes == {0: 0, 1: 1, 255: 1}
+
+
+def turned(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.open(path).save(path, exif=exif)
+
+
+def test_photographs_that_exif_turns_are_noted_where_sizes_do_not_tell(folder):
+    for number in (0, 1, 9):  # the last is unlabeled
+        turned(folder / f"images/{number:02}.png", 3)
+    (note,) = run(folder)
+    assert "orientation 3" in note
+    assert ": 2, e.g." in note
+    for orientation in ("upright", "stored"):
+        assert run(folder, mask_orientation=orientation) == []
+
+
+def test_masks_of_turned_sizes_tell_how_they_are_drawn(folder, write):
+    turned(folder / "images/00.png", 3)
+    turned(folder / "images/01.png", 6)
+    assert "data.mask_orientation=stored" in refused(folder)
+    assert run(folder, mask_orientation="stored") == []
+    write("masks/01.png", np.asarray(Image.open(folder / "masks/01.png")).T.copy())
+    assert run(folder) == []
+    assert "data.mask_orientation=upright" in refused(folder, mask_orientation="stored")
+
+
+def test_dark_photographs_are_noted(folder, write):
+    for number in range(12):
+        write(f"images/{number:02}.png", np.full((20, 24), 3000 + number, np.uint16))
+    (note,) = run(folder)
+    assert ": 12, e.g." in note
+    assert "the largest value is 3011 of 65535" in note
+    assert "data.white=4095" in note
+    assert run(folder, white=4095) == []
+    write("images/05.png", np.full((20, 24), 40000, np.uint16))
+    assert run(folder) == []
+
+
+def test_the_same_photograph_in_training_and_validation_is_noted(folder):
+    val = layout.load(layout.Config(root=folder)).val[0]
+    (folder / "images/copy.png").write_bytes(val.image.read_bytes())
+    (note,) = run(folder)
+    assert "byte for byte: 1, e.g." in note
+    assert str(folder / "images/copy.png") in note
+    assert str(val.image) in note
+
+
+def test_one_class_is_nothing_to_learn_or_to_measure(folder, write):
+    dataset = layout.load(layout.Config(root=folder))
+    for sample in dataset.val:
+        write(f"masks/{sample.name}.png", np.full((20, 24), 3, np.uint8))
+    assert any(note.startswith("The validation masks show only c3") for note in run(folder))
+    for sample in dataset.labeled:
+        write(f"masks/{sample.name}.png", np.full((20, 24), 3, np.uint8))
+    assert "shows only c3 (class 3)" in refused(folder)
+
+
+def test_a_report_counts(folder, write):
+    (folder / "images/.hidden").mkdir()
+    found = report(folder)
+    assert {name: part.images for name, part in found.parts.items()} == {"labeled": 6, "unlabeled": 4, "validation": 2}
+    assert found.parts["labeled"].sizes == ((20, 24), (20, 24))
+    assert found.parts["labeled"].pixels == dict.fromkeys(range(24), 6 * 20)
+    assert found.parts["validation"].masks == dict.fromkeys(range(24), 2)
+    assert found.kinds == {"8-bit gray PNG": 8}
+    assert [one.what for one in found.unused] == ["hidden folders, not searched"]
+    assert shares_of_classes(found, layout.load(layout.Config(root=folder)).classes.names).startswith(
+        "c0 4.2 %, c1 4.2 %"
+    )
+
+
+def test_what_was_decoded_once_is_not_decoded_again(folder, monkeypatch):
+    run(folder)
+    for name in ("read_image", "read_stored"):
+        monkeypatch.setattr(f"semiseg.data.check.{name}", None)
+    assert run(folder) == []

@@ -33,7 +33,7 @@ def ids(samples: tuple[Sample, ...]) -> list[str]:
 
 
 def reasons(dataset: Dataset) -> dict[str, list[str]]:
-    return {one.reason: [path.name for path in one.files] for one in dataset.unused if one.matters}
+    return {f"{one.what}; {one.remedy}": [path.name for path in one.files] for one in dataset.unused if one.matters}
 
 
 def test_folders_for_training_and_validation_are_understood(folder):
@@ -43,7 +43,7 @@ def test_folders_for_training_and_validation_are_understood(folder):
     assert ids(dataset.val) == ["valid/05", "valid/06", "valid/07"]
     assert ids(dataset.unlabeled) == ["08", "09", "11"]
     ((reason, files),) = reasons(dataset).items()
-    assert "for validation have no mask" in reason
+    assert reason.startswith("images without a mask in the folder for validation")
     assert files == ["10.png"]
 
 
@@ -102,7 +102,7 @@ def test_masks_of_another_suffix_or_case(folder):
         path.rename(path.with_name(f"{path.stem}_label.png"))
     dataset = load(Config(root=folder))
     ((reason, files),) = reasons(dataset).items()
-    assert reason.startswith("of 8 masks belong to no image")
+    assert reason.startswith("masks that belong to no image (of 8)")
     assert "data.mask_suffix=_label" in reason
     assert len(files) == 4
     assert len(load(Config(root=folder, mask_suffix="_label")).unlabeled) == 4
@@ -113,7 +113,7 @@ def test_masks_of_another_suffix_or_case(folder):
     [
         ("{}_mask.png", ("no mask has the name of an image", "00_mask.png beside", "data.mask_suffix=_mask")),
         ("{}.jpg.png", ("data.mask_suffix=.jpg",)),
-        ("{}.npy", ("holds no image file", "8 .npy files", "fromarray")),
+        ("{}.npy", ("holds no image file", ".npy files, not used: 8", "fromarray")),
     ],
 )
 def test_masks_of_no_image(folder, name, says):

@@ -65,7 +65,7 @@ def test_one_bit_mask(tmp_path):
         ("negative.tif", np.array([[0, -1]], np.int32), "holds -1 (50.0 %), neither"),
         ("wider.tif", np.array([[0, 65536]], np.int32), "holds 65536 (50.0 %), neither"),
         ("float.tif", np.zeros((2, 2), np.float32), "floating-point values"),
-        ("lossy.jpg", np.zeros((2, 2), np.uint8), "is a JPEG, which blurs"),
+        ("lossy.jpg", np.zeros((2, 2), np.uint8), "is a JPEG that blurs"),
         ("photo.png", np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8), "more than 4096 colors"),
     ],
 )
@@ -74,6 +74,16 @@ def test_masks_without_meaning_are_refused(write, name, pixels, says):
     with pytest.raises(UserError) as caught:
         read_mask(path, MaskCoding(2))
     assert_one_line(caught.value, str(path), says)
+
+
+@pytest.mark.parametrize("exif", [b"", Image.Exif().tobytes()])  # with it the file has another structure
+def test_webp_may_be_lossy_or_not(tmp_path, exif):
+    image = Image.fromarray(np.full((8, 8, 3), 1, np.uint8))
+    image.save(tmp_path / "a.webp", lossless=True, exif=exif)
+    assert (read_mask(tmp_path / "a.webp", MaskCoding(2)) == 1).all()
+    image.save(tmp_path / "b.webp", lossless=False, exif=exif)
+    with pytest.raises(UserError, match="is a WEBP that blurs"):
+        read_mask(tmp_path / "b.webp", MaskCoding(2))
 
 
 def test_a_mask_has_one_page(tmp_path):

@@ -34,8 +34,8 @@ def test_match(images, masks, suffix, found, left):
 def test_unused_masks_are_counted():
     _, (unused,) = match(files("a", "b", "c"), files("a", "b_label", "c_label"), None)
     assert str(unused) == (
-        "2 of 3 masks belong to no image: their names have '_label' more at the end; set data.mask_suffix=_label, e.g. "
-        "b_label.png"
+        "masks that belong to no image (of 3): 2, e.g. b_label.png; their names have '_label' more at the end; set "
+        "data.mask_suffix=_label"
     )
 
 

@@ -414,7 +414,7 @@ BAD = {
         TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
     ),
     "JPEG in colors of print as mask": Bad(
-        TRAIN, ("photos/masks/train/0002.png", "is a JPEG, which blurs", "PNG"),
+        TRAIN, ("photos/masks/train/0002.png", "is a JPEG that blurs", "PNG"),
         picture("photos/masks/train/0002.png", "JPEG", Image.new("CMYK", (32, 32))),
     ),
     "mask of 1x1": Bad(TRAIN, ("masks/train/0002.png", "1x1", "32x32"), image("photos/masks/train/0002.png", 1, 1)),

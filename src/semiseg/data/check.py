@@ -108,7 +108,8 @@ def check(
         mask = sample.mask
         content = Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
         swapped = dataset.coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
-        check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size)
+        size = content.size[::-1] if swapped else content.size
+        check_sizes(sample, facts.size, size, dataset.coding)
         return _Facts(facts.header, content)
 
     def count() -> None:
@@ -144,7 +145,7 @@ def check(
         *_twins(dataset),
     ]
     if skipped:
-        notes.append(f"{len(skipped)} images cannot be read and are skipped, e.g. {skipped[0]}.")
+        notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
         notes.append("There are no unlabeled images: only supervised training is possible.")
     kinds = Counter(content.kind for content in contents.values())
@@ -207,8 +208,8 @@ def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConf
     present = sorted(parts["labeled"].masks.keys() - {IGNORE})
     first, names = dataset.labeled[0].mask, dataset.classes.names
     settable = hasattr(config, "values") and IGNORE not in (dataset.coding.values or {})
-    if len(present) < 2 and IGNORE in parts["labeled"].masks and settable:
-        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE}" if present else f"hold only {IGNORE}"
+    if len(present) == 1 and IGNORE in parts["labeled"].masks and settable:
+        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE}"
         index = next(i for i in range(len(names)) if i not in present)
         raise UserError(
             f"data.values: the labeled masks, e.g. {first}, {what}, which means 'ignored'; if {IGNORE} is a class, "
@@ -241,7 +242,7 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
         if facts.content is not None and _class_counts(facts.content, dataset).keys() == {IGNORE}
     ]
     if ignored:
-        found.append(f"{len(ignored)} labeled masks are ignored ({IGNORE}) everywhere, e.g. {ignored[0]}.")
+        found.append(f"Labeled masks that are ignored ({IGNORE}) everywhere: {len(ignored)}, e.g. {ignored[0]}.")
     measured = sorted(parts["validation"].masks.keys() - {IGNORE})
     if len(measured) == 1:
         found.append(
@@ -263,8 +264,8 @@ def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> lis
         return []
     orientations = ", ".join(map(str, sorted({facts.header.orientation for facts in turned.values()})))
     return [
-        f"{len(turned)} labeled photographs are turned as EXIF says (orientation {orientations}), e.g. "
-        f"{next(iter(turned)).image}, and their masks are not; set data.mask_orientation=upright if the masks were "
+        f"Labeled photographs that are turned as EXIF says (orientation {orientations}), while their masks are not: "
+        f"{len(turned)}, e.g. {next(iter(turned)).image}; set data.mask_orientation=upright if the masks were "
         "drawn on "
         "turned photographs, =stored if they were drawn on the stored pixels."
     ]
@@ -277,16 +278,16 @@ def _depth_notes(found: Mapping[Sample, _Facts], config: DataConfig) -> list[str
         return []
     looked_at = deep[:: -(-len(deep) // _DEEP)]
     try:
-        largest = max(largest_value(sample.image) for sample in looked_at)
+        largest = {sample: largest_value(sample.image) for sample in looked_at}
     except UserError:
         return []  # it is reported as unreadable, or skipped
-    if largest > 65535 // 2:
+    if any(value > found[sample].header.largest // 2 for sample, value in largest.items()):
         return []
-    white = next((level for level in (1023, 4095, 16383) if level >= largest), largest)
+    top = max(largest.values())
+    white = next((level for level in (1023, 4095, 16383) if level >= top), top)
     return [
-        f"{len(deep)} photographs have more than 8 bits and hold values up to {largest} of 65535 (of "
-        f"{len(looked_at)} looked "
-        f"at), e.g. {deep[0].image}: they are read as nearly black; set data.white={white} to make that value white."
+        f"Photographs of more than 8 bits: {len(deep)}, e.g. {deep[0].image}; the largest value is {top} of 65535 (in "
+        f"{len(looked_at)} of them), so they are read as dark; set data.white={white} to make that value white."
     ]
 
 
@@ -310,8 +311,8 @@ def _twins(dataset: Dataset) -> list[str]:
     if not pairs:
         return []
     return [
-        f"{len(pairs)} training photographs are validation photographs, too, byte for byte, e.g. {pairs[0][0]} and "
-        f"{pairs[0][1]}: the score will be too good; remove one of each pair."
+        f"Training photographs that are validation photographs, too, byte for byte: {len(pairs)}, e.g. "
+        f"{pairs[0][0]} and {pairs[0][1]}; the score will be too good; remove one of each pair."
     ]
 
 

@@ -51,18 +51,21 @@ class Unused:
     """Files below the folders of a dataset that are not used, for one reason.
 
     Attributes:
-        reason: why, and what to do; a sentence part that follows the number of files, e.g. "hidden files".
+        what: what they are, e.g. "masks of no image".
         files: the files.
+        remedy: what to do about them; empty if nothing needs to be done.
         matters: False for files that nobody means to use, e.g. those that an operating system writes.
     """
 
-    reason: str
+    what: str
     files: tuple[Path, ...]
+    remedy: str = ""
     matters: bool = True
 
     def __str__(self) -> str:
-        """Returns one line: the number of files, the reason, an example."""
-        return f"{len(self.files)} {self.reason}, e.g. {self.files[0]}"
+        """Returns one line: what they are, how many, an example, what to do."""
+        example = f"e.g. {self.files[0]}" if self.files[1:] else str(self.files[0])
+        return f"{self.what}: {len(self.files)}, {example}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 @dataclass(frozen=True)

@@ -169,11 +169,13 @@ def _parts(
     if not parts["train"] or not (parts["val"] or parts["test"]) or config.val or config.val_fraction:
         return samples, (), ()
     val = tuple(sample for sample in parts["val"] if sample.mask)
-    why = {
-        "in a folder for validation have no mask and are not used": rest(parts["val"], val),
-        "in a folder for tests are kept apart; set data.val or data.val_fraction to use them": tuple(parts["test"]),
+    left = {
+        "images without a mask in the folder for validation, not used": (rest(parts["val"], val), ""),
+        "images in the folder for tests, not used": (parts["test"], "data.val or data.val_fraction make them usable"),
     }
-    unused = tuple(Unused(f"images {reason}", tuple(one.image for one in left)) for reason, left in why.items() if left)
+    unused = tuple(
+        Unused(what, tuple(one.image for one in found), remedy) for what, (found, remedy) in left.items() if found
+    )
     return tuple(sample for sample in samples if _part(sample) in ("train", None)), val, unused
 
 
@@ -190,7 +192,7 @@ def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unu
     message = f"data.masks: {config.root / config.masks} holds no image file"
     found = [str(one) for one in others if one.matters and (config.root / config.masks) in one.files[0].parents]
     if any(".npy" in one for one in found):
-        found.append("save arrays as PNG: PIL.Image.fromarray(array.astype('uint8')).save(...)")
+        found.append("arrays become PNG with PIL.Image.fromarray(array.astype('uint8')).save(...)")
     return message + (f": {'; '.join(found)}" if found else "")
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from semiseg.data.dataset import MaskCoding, Sample
-from semiseg.data.read import open_image, read_image, read_orientation, read_size, unreadable
+from semiseg.data.read import open_image, read_header, read_image, read_size, unreadable
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE, voc_color
 
@@ -135,35 +135,40 @@ def read_pair(
     assert sample.mask is not None, f"{sample.name} is not labeled"
     image, mask = read_image(sample.image, enough, white), read_mask(sample.mask, coding)
     if coding.orientation == "stored":
-        mask = turned(mask, read_orientation(sample.image))
+        mask = turned(mask, read_header(sample.image).orientation)
     size = image.shape[1:] if enough is None else read_size(sample.image)  # `image` may be smaller than the file
-    check_sizes(sample, tuple(size), tuple(mask.shape))
+    check_sizes(sample, tuple(size), tuple(mask.shape), coding)
     return image, mask
 
 
-def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> None:
+def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], coding: MaskCoding) -> None:
     """Checks that an image and its mask have one size.
 
     Args:
         sample: their files.
         image: (height, width) of the upright image, px.
         mask: (height, width) of the mask, px, turned if the coding says so.
+        coding: its orientation.
 
     Raises:
-        UserError: they differ. If they would agree without the image's EXIF orientation, the message says so.
+        UserError: they differ. If they would agree with another orientation of masks, the message says so.
     """
     if image == mask:
         return
     message = f"{sample.mask}: {_size(mask)} px, but {sample.image} has {_size(image)}"
-    orientation = read_orientation(sample.image)
-    if image == mask[::-1] and orientation in (5, 6, 7, 8):
+    orientation = read_header(sample.image).orientation
+    if image != mask[::-1] or orientation not in (5, 6, 7, 8):
+        raise UserError(f"{message}; they must be of one size")
+    if coding.orientation == "stored":
         raise UserError(
-            f"{message} when it is turned as its EXIF orientation ({orientation}) says; the mask is drawn on the "
-            "pixels as "
-            "they are stored: set data.mask_orientation=stored, or write the orientation into the pixels of the "
-            "photographs (mogrify -auto-orient FILE)"
+            f"{message} when both are turned as EXIF says ({orientation}); the mask is drawn on the turned "
+            "photograph: set data.mask_orientation=upright"
         )
-    raise UserError(f"{message}; they must be of one size")
+    raise UserError(
+        f"{message} when it is turned as its EXIF orientation ({orientation}) says; the mask is drawn on the pixels "
+        "as they are stored: set data.mask_orientation=stored, or write the orientation into the pixels of the photographs "
+        "(mogrify -auto-orient FILE)"
+    )
 
 
 def turned(mask: UInt8[Tensor, "h w"], orientation: int) -> UInt8[Tensor, "H W"]:
@@ -186,14 +191,15 @@ def read_stored(path: Path) -> StoredMask:
     with open_image(path) as image:
         try:
             kind, pages, stretch = image.format or "", getattr(image, "n_frames", 1), _stretch(image)
-            if kind not in _LOSSY:
+            lossy = kind in _LOSSY or (kind == "WEBP" and _is_lossy_webp(path))
+            if not lossy:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:
             raise UnreadableError(unreadable(path)) from error
-    if kind in _LOSSY:
+    if lossy:
         raise UserError(
-            f"{path}: the mask is a {kind}, which blurs: other values than the drawn ones stand at each edge; "
+            f"{path}: the mask is a {kind} that blurs: other values than the drawn ones stand at each edge; "
             "export the masks as PNG from the tool that made them"
         )
     if pages > 1:
@@ -215,6 +221,18 @@ def read_stored(path: Path) -> StoredMask:
             "of each pixel"
         )
     return _values(image, kind, stretch)
+
+
+def _is_lossy_webp(path: Path) -> bool:
+    """Reads the kinds of the chunks in a WebP file: VP8 is lossy, VP8L is not."""
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8 ", b"VP8L"):
+                return head[:4] == b"VP8 "
+            length = int.from_bytes(head[4:], "little")
+            file.seek(length + length % 2, 1)
+    return False
 
 
 def _values(image: Image.Image, kind: str, stretch: tuple[int, int] | None) -> StoredMask:

@@ -43,8 +43,8 @@ def match(
             left[name] = path
     if not left:
         return found, ()
-    reason = f"of {len(masks)} masks belong to no image: {remedy(images, left)}"
-    return found, (Unused(reason, tuple(left.values())),)
+    what = f"masks that belong to no image (of {len(masks)})"
+    return found, (Unused(what, tuple(left.values()), remedy(images, left)),)
 
 
 def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:

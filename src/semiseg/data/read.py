@@ -161,11 +161,6 @@ def read_header(path: Path, enough: int | None = None) -> Header:
     return Header(size[::-1], stored[::-1], orientation, str(image.format), channels, largest)
 
 
-def read_orientation(path: Path) -> int:
-    """Returns the EXIF orientation of an image file, 1 to 8; 1 if it has none. It reads only the file's header."""
-    return read_header(path).orientation
-
-
 def fit(height: int, width: int, long_side: int | None) -> tuple[int, int]:
     """Returns the size with the same aspect ratio whose longer side is `long_side` px. With None it changes nothing."""
     if long_side is None:

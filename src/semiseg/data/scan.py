@@ -39,15 +39,15 @@ def scan(folder: Path, without: Path | None = None) -> Found:
         UserError: two files differ only in their extension, or a name cannot be written into a list.
     """
     images: dict[str, Path] = {}
-    unused: dict[tuple[str, bool], list[Path]] = defaultdict(list)
+    unused: dict[tuple[str, str, bool], list[Path]] = defaultdict(list)
     left_out = os.path.realpath(without) if without else None
     for path in _paths(folder, left_out):
         if path.is_dir():
-            unused["hidden folders are not searched", True].append(path)
+            unused["hidden folders, not searched", "", True].append(path)
         elif path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
-            unused["hidden files are not used", False].append(path)
+            unused["hidden files, not used", "", False].append(path)
         elif path.suffix.lower() not in SUFFIXES:
-            unused[_why(path), True].append(path)
+            unused[*_why(path), True].append(path)
         else:
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if CONTROL.search(stem):
@@ -57,17 +57,17 @@ def scan(folder: Path, without: Path | None = None) -> Found:
             images[stem] = path
     return Found(
         dict(sorted(images.items())),
-        tuple(Unused(reason, tuple(sorted(files)), matters) for (reason, matters), files in unused.items()),
+        tuple(Unused(what, tuple(sorted(files)), remedy, matters) for (what, remedy, matters), files in unused.items()),
     )
 
 
-def _why(path: Path) -> str:
-    kind = path.suffix.lower() or "without extension"
-    if kind in MISSING:
-        return f"{kind} files are not used; to read them: {MISSING[kind]}"
-    return (
-        f"{kind} files are not used: they are no images that semiseg reads; convert photographs to JPEG, masks to PNG"
-    )
+def _why(path: Path) -> tuple[str, str]:
+    """Says what a file that is no readable image is, and what to do about it."""
+    suffix = path.suffix.lower()
+    what = f"{suffix} files, not used" if suffix else "files without an extension, not used"
+    if suffix in MISSING:
+        return what, f"to read them: {MISSING[suffix]}"
+    return what, "if they are photographs or masks, convert them to JPEG or PNG"
 
 
 def _paths(top: Path, left_out: str | None) -> Iterator[Path]:

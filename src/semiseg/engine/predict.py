@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semiseg.data.dataset import LongSide, White
+from semiseg.data.dataset import LongSide, Unused, White
 from semiseg.data.read import fit, read_image, resize_image
 from semiseg.data.scan import scan
 from semiseg.engine import checkpoint
@@ -97,7 +97,11 @@ class CannotReadError(UserError):
 
 
 def predict_files(
-    predictor: Predictor, images: Path, out: Path, on_image: Callable[[int, int], None] = lambda done, total: None
+    predictor: Predictor,
+    images: Path,
+    out: Path,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_unused: Callable[[Unused], None] = lambda unused: None,
 ) -> int:
     """Writes an index mask and an overlay for each image.
 
@@ -114,7 +118,9 @@ def predict_files(
         UserError: there is no image; an output file exists already that comes from elsewhere, from another network or
             from another image; or a file cannot be written. Some images cannot be read: then the others are written.
     """
-    base, files = _find(images)
+    base, files, unused = _find(images)
+    for others in unused:
+        on_unused(others)
     targets = [out / file.relative_to(base).with_suffix("") for file in files]
     fingerprint = predictor.fingerprint()
     done = _done_before(files, targets, fingerprint)
@@ -184,16 +190,20 @@ def _broken(errors: list[str], total: int, out: Path) -> str:
     )
 
 
-def _find(images: Path) -> tuple[Path, list[Path]]:
-    """Finds the images: all below a folder, or a single file. Also returns the folder that output paths start from."""
+def _find(images: Path) -> tuple[Path, list[Path], tuple[Unused, ...]]:
+    """Finds the images: all below a folder, or a single file.
+
+    Returns the folder that output paths start from, the images, and files below it that are no images.
+    """
     if images.is_file():
-        return images.parent, [images]
+        return images.parent, [images], ()
     if not images.is_dir():
         raise UserError(f"{images}: there is no such image or folder")
-    files = list(scan(images).images.values())
-    if not files:
-        raise UserError(f"{images}: holds no images")
-    return images, files
+    found = scan(images)
+    if not found.images:
+        others = f" ({found.unused[0]})" if found.unused else ""
+        raise UserError(f"{images}: holds no images{others}")
+    return images, list(found.images.values()), tuple(one for one in found.unused if one.matters)
 
 
 def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
