@@ -24,7 +24,7 @@ from semiseg.metrics import percent
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "recipes", "methods", "partitions")
+COMMANDS = ("demo", "train", "check", "evaluate", "predict", "recipes", "methods", "partitions")
 
 
 def numbers(table: str) -> dict[str, str]:
@@ -518,6 +518,42 @@ def test_predict_never_overwrites(semiseg, trained, scenes, here, contents):
     assert again.code == 2
     assert "out/0001.png: exists already; name another folder with --out" in again.err
     assert before.items() <= contents(here).items()
+
+
+# check
+
+
+def test_the_check_shows_what_is_there(semiseg, here, scenes, contents):
+    before = contents(scenes)
+    done = semiseg("check recipe.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert numbers(done.out) | {"labeled": "6", "unlabeled": "8", "validation": "4"} == numbers(done.out)
+    assert re.search(r"│ 0 +│ +[\d.]+ % │ +10 │ 0 ground +│", done.out)  # value 0: its share, all masks, its class
+    assert "no problem was found" in done.out
+    assert contents(scenes) == before
+
+
+def test_the_check_and_training_say_the_same(semiseg, here, scenes):
+    shutil.copytree(scenes, here / "photos")
+    Path("photos/images/train/IMG_1.dng").write_bytes(b"raw")
+    Path("photos/masks/train/other.png").write_bytes(Path("photos/masks/train/0002.png").read_bytes())
+    settings = "--set data.root=photos"
+    notes = [line for line in semiseg(f"train recipe.yaml {settings} --out run").out.splitlines() if "note" in line]
+    assert len(notes) == 2
+    shown = semiseg(f"check recipe.yaml {settings}").out
+    for note, word in zip(
+        sorted(notes), (".dng files, not used: 1", "masks that belong to no image (of 11): 1"), strict=True
+    ):
+        assert word in note
+        assert note.removeprefix("note: ").rstrip(".") in shown
+    predicted = semiseg("predict run photos/images/train --out masks")
+    assert "note: .dng files, not used: 1, photos/images/train/IMG_1.dng" in predicted.out
+
+
+def test_the_check_is_of_data_only(semiseg, here):
+    done = semiseg("check recipe.yaml --set optim.lr=1")
+    assert (done.code, done.out) == (2, "")
+    assert "has no effect on a check of the data" in done.err
 
 
 # partitions

@@ -28,7 +28,7 @@ def _values(report: Report, classes: Sequence[str]) -> Table:
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(report.kinds.items()))
     table = Table("value or color", _right("pixels"), _right("masks"), "class", title=f"masks: {kinds}")
     meaning, total = report.meaning, sum(report.meaning.pixels.values())
-    keys = sorted(meaning.pixels, key=lambda key: (isinstance(key, tuple), key))
+    keys = sorted(meaning.pixels, key=lambda key: (1, meaning.classes[key]) if isinstance(key, tuple) else (0, key))
     for key in keys[:_MOST_ROWS]:
         shown = hex_color(key) if isinstance(key, tuple) else str(key)
         name = _name(meaning.classes[key], classes)
