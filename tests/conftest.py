@@ -134,7 +134,7 @@ def no_host_sync() -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
-    """tiny(seed) -> a network of two convolutions for 3 classes, sure enough of itself for pseudo-labels.
+    """tiny(seed) -> a network of two convolutions, sure enough of itself for pseudo-labels.
 
     With norm=False it has no batch norm, so that images do not influence each other.
     """
@@ -142,11 +142,11 @@ def tiny() -> Callable[..., nn.Module]:
     from semiseg.rng import seeded
     from semiseg.types import Normalization
 
-    def tiny(seed: int = 0, norm: bool = True) -> Network:
+    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3) -> Network:
         with seeded(seed, "tiny"):
             conv = nn.Conv2d(3, 8, 3, padding=1)
             encoder = nn.Sequential(conv, *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU())
-            head = nn.Conv2d(8, 3, 1)
+            head = nn.Conv2d(8, num_classes, 1)
         with torch.no_grad():
             head.weight *= 4
         return Network(nn.Sequential(OrderedDict(encoder=encoder, head=head)), Normalization(), 1)
