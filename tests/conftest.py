@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import is_dataclass
@@ -132,6 +131,20 @@ def no_host_sync() -> Callable[..., Any]:
     return call
 
 
+class Encoder(nn.Sequential):
+    """An encoder with a single feature map."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [super().forward(image)]
+
+
+class Decoder(nn.Module):
+    """A decoder that takes the last feature map as it is."""
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return maps[-1]
+
+
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
     """tiny(seed) -> a network of two convolutions, sure enough of itself for pseudo-labels.
@@ -142,14 +155,15 @@ def tiny() -> Callable[..., nn.Module]:
     from semiseg.rng import seeded
     from semiseg.types import Normalization
 
-    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3) -> Network:
+    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3, channels: int = 3) -> Network:
         with seeded(seed, "tiny"):
-            conv = nn.Conv2d(3, 8, 3, padding=1)
-            encoder = nn.Sequential(conv, *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU())
+            conv = nn.Conv2d(channels, 8, 3, padding=1)
+            encoder = Encoder(conv, *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU())
             head = nn.Conv2d(8, num_classes, 1)
         with torch.no_grad():
             head.weight *= 4
-        return Network(nn.Sequential(OrderedDict(encoder=encoder, head=head)), Normalization(), 1)
+        net = nn.ModuleDict({"encoder": encoder, "decoder": Decoder(), "segmentation_head": head})
+        return Network(net, Normalization(), 1)
 
     return tiny
 

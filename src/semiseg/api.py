@@ -311,14 +311,15 @@ def evaluate(
         )
     runtime = predictor.runtime
     with runtime.together():
-        return evaluate_network(
-            predictor.network,
+        found = evaluate_network(
+            {"predictor": predictor.networks},
             eval_loader(dataset.val, dataset, recipe.data, rank=runtime.rank, world_size=runtime.world_size),
             len(predictor.classes),
             recipe.engine.evaluate,
             runtime,
             lambda done: on_image(min(done * runtime.world_size, len(dataset.val)), len(dataset.val)),
         )
+        return found["predictor"]
 
 
 def predict(

@@ -11,8 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from semiseg import data, methods, recipe_file
-from semiseg.engine import schedule
+from semiseg import data, methods, optim, recipe_file
 from semiseg.engine.recipe import EngineConfig, Recipe
 from semiseg.errors import UserError
 from semiseg.models import build
@@ -68,7 +67,7 @@ def validate(values: dict[Any, Any], where: str, texts: dict[Any, Any] | None = 
         model=_section(build.Config, section["model"], written["model"], f"{where}: model"),
         method_name=method_name,
         method=_section(methods.load(method_name).Config, method_values, written["method"], f"{where}: method"),
-        optim=_section(schedule.Config, section["optim"], written["optim"], f"{where}: optim"),
+        optim=_section(optim.Config, section["optim"], written["optim"], f"{where}: optim"),
         engine=_section(EngineConfig, section["engine"], written["engine"], f"{where}: engine"),
     )
 

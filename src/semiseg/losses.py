@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from semiseg.types import IGNORE, Whole
+from semiseg.types import IGNORE, Part
 
 
 def cross_entropy(
@@ -92,16 +92,13 @@ class LabeledLoss(BaseModel):
             raise ValueError("ohem_threshold and min_kept belong to kind: ohem; remove them or choose it")
         return self
 
-    def __call__(
-        self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], whole: Whole
-    ) -> Float[Tensor, ""]:
+    def __call__(self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], part: Part) -> Float[Tensor, ""]:
         """Computes the share that a part of a batch has in the loss of the whole batch.
 
         OHEM selects the hard pixels of each part separately, with the part's share of `min_kept`. The authors' code
         does so on each GPU.
         """
         if self.kind == "cross_entropy":
-            return cross_entropy(logits, label, whole.labeled_px)
-        share = len(label) / whole.num_labeled
-        min_kept = math.ceil((self.min_kept or 100_000) * share)
-        return ohem_cross_entropy(logits, label, self.ohem_threshold or 0.7, min_kept) * share
+            return cross_entropy(logits, label, part.labeled_px)
+        min_kept = math.ceil((self.min_kept or 100_000) * part.share)
+        return ohem_cross_entropy(logits, label, self.ohem_threshold or 0.7, min_kept) * part.share

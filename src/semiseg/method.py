@@ -4,15 +4,16 @@ A method uses tensors, networks, augmentations, hardness and losses. It does not
 or processes. For distributed training the whole method is wrapped, not the student alone: so every gradient is reduced.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from semiseg import optim
+from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.models.build import Network
-from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch, Whole
+from semiseg.models.build import Build, Network
+from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
 class MethodConfig(BaseModel):
@@ -20,9 +21,13 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    labeled: Pool | None = None  # operations on labeled images, e.g. {pool: intensity}; None: weak augmentation only
+
 
 class SemiMethod(nn.Module):
     """One semi-supervised method: `class Method(SemiMethod, config=Config)` in `semiseg.methods.<name>`.
+
+    The engine constructs it inside `seeded(seed, "method")`, so every layer that it makes is reproducible.
 
     Attributes:
         Config: the class of the method's settings, as the class statement names it.
@@ -36,54 +41,70 @@ class SemiMethod(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.Config = config
 
-    def __init__(self, config: Any, build_model: Callable[[], Network], classes: ClassTable) -> None:
+    def __init__(self, config: Any, build: Build, classes: ClassTable) -> None:
         super().__init__()
 
     def observe(self, batch: SemiBatch, at: Progress) -> Any:
-        """Computes what the method must know about all unlabeled images of a step before the first gradient.
+        """Computes what the method must know about all slots of a step before the first gradient.
 
         The engine calls this for every part of the whole batch, without gradient, and joins the rows of all parts. The
         method must not wait for the device.
 
         Returns:
-            A dataclass of tensors with one row for each unlabeled image of `batch`; None if nothing is needed.
+            A dataclass of tensors with one row for each slot of `batch`; None if nothing is needed.
         """
         return None
 
-    def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
-        """Computes the share that `batch` has in the losses of a step. It must not wait for the device.
+    def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
+        """Computes the share that `batch` has in the losses of a step.
+
+        It changes no state but the statistics of batch norm, and must not wait for the device.
 
         Args:
             batch: the batch of the step, or a part of it.
             at: the step.
-            whole: the whole batch. None: `batch` is the whole batch.
+            part: what the pass knows about the whole batch.
         """
         raise NotImplementedError
 
-    def alone(self, batch: SemiBatch, at: Progress) -> Whole:
-        """Makes the `Whole` of a batch that is not a part of a larger one."""
-        return Whole(
-            num_labeled=len(batch.image),
+    def after_step(self, at: Progress, observed: Any) -> None:
+        """Runs after the optimizer's step, alike in all processes: EMA, memory banks, thresholds.
+
+        Banks are buffers, so that checkpoints contain them.
+
+        Args:
+            at: the step.
+            observed: what `observe` returned for the whole batch, over all processes.
+        """
+
+    def groups(self, settings: optim.Config) -> list[optim.Group]:
+        """Returns the parameters in groups, with the settings of their optimizers."""
+        return optim.encoder_and_rest(self, settings)
+
+    def evaluated(self) -> dict[str, tuple[Network, ...]]:
+        """Returns the networks that are evaluated, by name; of several networks the mean probability counts.
+
+        The first one is kept as the best, used for prediction and exported.
+        """
+        raise NotImplementedError
+
+    def alone(self, batch: SemiBatch, at: Progress) -> Part:
+        """Makes the `Part` of a batch that is not a part of a larger one."""
+        observed = self.observe(batch, at)
+        return Part(
+            observed=observed,
+            own=observed,
+            rows=slice(0, len(batch.weak) or len(batch.image)),
+            share=1.0,
             labeled_px=(batch.label != IGNORE).sum(),
-            observed=self.observe(batch, at),
-            rows=slice(0, len(batch.weak)),
+            valid_px=batch.valid.sum(),
         )
 
-    def after_step(self, step: int) -> None:
-        """Runs after the optimizer's step: EMA, memory banks (banks are buffers, so that checkpoints contain them)."""
+    def losses(self, batch: SemiBatch, at: Progress) -> Losses:
+        """Computes the losses of a batch that is not a part of a larger one."""
+        return self(batch, at, self.alone(batch, at))
 
-    def predictor(self) -> Network:
-        """Returns the network that is evaluated, used for prediction and exported."""
-        raise NotImplementedError
 
-    def param_groups(self, head_lr_factor: float) -> list[dict[str, Any]]:
-        """Returns groups for the optimizer with their `lr_factor`: 1 for encoders, `head_lr_factor` for all else.
-
-        Parameters without gradient (teachers) belong to no group.
-        """
-        encoder: list[nn.Parameter] = []
-        head: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                (encoder if ".encoder." in f".{name}" else head).append(parameter)
-        return [{"params": encoder, "lr_factor": 1.0}, {"params": head, "lr_factor": head_lr_factor}]
+def predictor(method: SemiMethod) -> tuple[Network, ...]:
+    """Returns the networks of a method that are used for prediction: the first ones that are evaluated."""
+    return next(iter(method.evaluated().values()))

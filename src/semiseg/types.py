@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from semiseg.rng import fold_in
+
+Labels = TypeVar("Labels", bound="PseudoLabels")
 
 IGNORE = 255  # label of pixels that no loss and no score counts: unlabeled, void, or padded
 
@@ -141,23 +143,27 @@ class SemiBatch:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Part:
     """What one forward pass knows about the whole batch of a step.
 
-    The pass may get only a part of that batch: each process has a share, and may split it into micro-batches.
+    The pass may get only a part of that batch: each process has a share, and may split it into micro-batches. The batch
+    has slots: slot i holds labeled image i and unlabeled image i.
 
     Attributes:
-        num_labeled: number of labeled images in the whole batch.
+        observed: what the method's `observe` returned for the whole batch: tensors with one row for each slot.
+        own: the part's own rows of it.
+        rows: the part's own slots, for draws that were made for the whole batch.
+        share: the part's share of the slots.
         labeled_px: number of labeled pixels in the whole batch.
-        observed: what the method's `observe` returned for the whole batch. Every tensor has one row for each unlabeled
-            image.
-        rows: the rows of the part's own unlabeled images.
+        valid_px: number of valid pixels of the unlabeled images in the whole batch.
     """
 
-    num_labeled: int
-    labeled_px: Int[Tensor, ""]
     observed: Any
+    own: Any
     rows: slice
+    share: float
+    labeled_px: Int[Tensor, ""]
+    valid_px: Int[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,30 @@ class Prediction:
     label: Int[Tensor, "b h w"]  # class with the highest probability
     confidence: Float[Tensor, "b h w"]  # that probability, fp32
     num_classes: int
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Images with the labels that a teacher gave them."""
+
+    weak: Float[Tensor, "u 3 h w"]
+    label: Int[Tensor, "u h w"]  # pseudo-label
+    confidence: Float[Tensor, "u h w"]  # the teacher's probability of the pseudo-label
+    valid: Bool[Tensor, "u h w"]  # False where the image was padded
+
+    def __getitem__(self: Labels, images: slice | Int[Tensor, " n"]) -> Labels:
+        """Returns the rows of some of the images."""
+        return type(self)(*(value[images] for value in vars(self).values()))
+
+    def pasted(self: Labels, patch: "PseudoLabels", box: Bool[Tensor, "u h w"]) -> Labels:
+        """Pastes image, pseudo-label, confidence and padding of `patch` into the boxes (Eq. 9)."""
+        return replace(
+            self,
+            weak=torch.where(box[:, None], patch.weak, self.weak),
+            label=torch.where(box, patch.label, self.label),
+            confidence=torch.where(box, patch.confidence, self.confidence),
+            valid=torch.where(box, patch.valid, self.valid),
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import copy
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from semiseg import methods
+from semiseg import methods, optim
+from semiseg.engine.optimizers import Optimizers
 from semiseg.errors import UserError
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import MethodConfig, SemiMethod, predictor
 from semiseg.models.build import Network
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
@@ -32,7 +34,11 @@ def make(name: str, tiny) -> Make:
     def make(seed: int = 0, **settings) -> SemiMethod:
         kind = methods.load(name)
         seeds = iter(range(100 * seed, 100 * seed + 100))  # a second network is another one
-        return kind(kind.Config(**settings), lambda: tiny(next(seeds)), CLASSES).train()
+
+        def build(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
+            return tiny(next(seeds), num_classes=outputs or len(CLASSES), channels=channels)
+
+        return kind(kind.Config(**settings), build, CLASSES).train()
 
     return make
 
@@ -60,16 +66,20 @@ def toys(method: SemiMethod, step: int = 0) -> SemiBatch:
     )
 
 
-def optimizer_of(method: SemiMethod) -> torch.optim.Optimizer:
-    return torch.optim.SGD([group for group in method.param_groups(1.0) if group["params"]], lr=0.1, momentum=0.9)
+def optimizers_of(method: SemiMethod) -> Optimizers:
+    optimizers = Optimizers(optim.Config(lr=0.1, head_lr_factor=1, power=0, weight_decay=0), method)
+    optimizers.set_lr(0, STEPS)
+    return optimizers
 
 
-def take(method: SemiMethod, optimizer: torch.optim.Optimizer, step: int) -> Losses:
-    losses = method(toys(method, step), Progress(step, STEPS, seed=1))
-    optimizer.zero_grad()
+def take(method: SemiMethod, optimizers: Optimizers, step: int) -> Losses:
+    batch, at = toys(method, step), Progress(step, STEPS, seed=1)
+    part = method.alone(batch, at)
+    losses = method(batch, at, part)
     losses.total.backward()
-    optimizer.step()
-    method.after_step(step)
+    optimizers.step(None)
+    with torch.no_grad():
+        method.after_step(at, part.observed)
     return losses
 
 
@@ -79,7 +89,7 @@ def assert_finite_gradients(method: SemiMethod) -> None:
 
 def test_no_gradient_reaches_a_teacher(make):
     method = make()
-    method(toys(method), Progress(0, STEPS)).total.backward()
+    method.losses(toys(method), Progress(0, STEPS)).total.backward()
     assert all(parameter.grad is None for parameter in method.parameters() if not parameter.requires_grad)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     assert any(parameter.grad.abs().sum() > 0 for parameter in trained)
@@ -91,23 +101,29 @@ def test_no_gradient_reaches_a_teacher(make):
 def test_a_teacher_follows_after_the_step_and_not_before(make):
     method = make()
     before = copy.deepcopy(method.state_dict())
-    losses = method(toys(method), Progress(0, STEPS))
+    batch, at = toys(method), Progress(0, STEPS)
+    part = method.alone(batch, at)
+    losses = method(batch, at, part)
     for key, parameter in method.named_parameters():
         assert torch.equal(parameter, before[key])
-    optimizer = optimizer_of(method)
+    optimizers = optimizers_of(method)
     losses.total.backward()
-    optimizer.step()
-    method.after_step(0)
+    optimizers.step(None)
+    with torch.no_grad():
+        method.after_step(at, part.observed)
     assert any(not torch.equal(p, before[key]) for key, p in method.named_parameters())
-    predictor = method.predictor()
-    assert isinstance(predictor, Network)
-    assert any(module is predictor for module in method.modules())  # so that checkpoints carry it
+    for networks in method.evaluated().values():
+        for network in networks:
+            assert isinstance(network, Network)
+            assert any(module is network for module in method.modules())  # so that checkpoints carry it
 
 
 def test_a_batch_without_labels_has_no_labeled_loss(make):
     method = make()
     batch = toys(method)
-    losses = method(SemiBatch(**{**vars(batch), "label": torch.full_like(batch.label, IGNORE)}), Progress(0, STEPS))
+    losses = method.losses(
+        SemiBatch(**{**vars(batch), "label": torch.full_like(batch.label, IGNORE)}), Progress(0, STEPS)
+    )
     assert losses.scalars["labeled"] == 0
     assert torch.isfinite(losses.total)
     losses.total.backward()
@@ -117,7 +133,7 @@ def test_a_batch_without_labels_has_no_labeled_loss(make):
 def test_images_that_are_all_padding_leave_gradients_finite(make):
     method = make()
     batch = toys(method)
-    losses = method(SemiBatch(**{**vars(batch), "valid": torch.zeros_like(batch.valid)}), Progress(0, STEPS))
+    losses = method.losses(replace(batch, valid=torch.zeros_like(batch.valid)), Progress(0, STEPS))
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert_finite_gradients(method)
@@ -125,24 +141,24 @@ def test_images_that_are_all_padding_leave_gradients_finite(make):
 
 def test_the_loss_falls_on_eight_toy_images(make):
     method = make()
-    optimizer = optimizer_of(method)
+    optimizer = optimizers_of(method)
     falls = [take(method, optimizer, step).scalars["labeled"].item() for step in range(STEPS)]
     assert falls[-1] < 0.2 * falls[0]
     batch = toys(method)
     with torch.no_grad():
-        predicted = method.predictor().eval()(batch.image).argmax(1)
+        predicted = predictor(method)[0].eval()(batch.image).argmax(1)
     assert (predicted == batch.label).float().mean() > 0.9
 
 
 def test_a_restored_method_continues_as_if_nothing_had_happened(make):
     uninterrupted = make()
-    optimizer = optimizer_of(uninterrupted)
+    optimizer = optimizers_of(uninterrupted)
     for step in range(3):
         take(uninterrupted, optimizer, step)
     restored = make(seed=5)  # nothing is left of its own weights
     restored.load_state_dict(copy.deepcopy(uninterrupted.state_dict()))
-    resumed = optimizer_of(restored)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = optimizers_of(restored)
+    resumed.load(restored, copy.deepcopy(optimizer.tensors(uninterrupted)))
     for step in range(3, 6):
         one, other = take(uninterrupted, optimizer, step), take(restored, resumed, step)
         assert torch.equal(one.total, other.total)
@@ -153,21 +169,21 @@ def test_a_restored_method_continues_as_if_nothing_had_happened(make):
 
 def test_every_trainable_parameter_belongs_to_one_group(make):
     method = make()
-    groups = method.param_groups(10.0)
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    groups = method.groups(optim.Config())
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
     trainable = {id(parameter): key for key, parameter in method.named_parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == set(trainable)
     for group in groups:
-        for parameter in group["params"]:
-            assert group["lr_factor"] == (1.0 if ".encoder." in trainable[id(parameter)] else 10.0)
-    assert {group["lr_factor"] for group in groups if group["params"]} == {1.0, 10.0}
+        for parameter in group.parameters:
+            if group.optim == optim.Config():  # a critic may have settings of its own
+                assert group.lr_factor == (1.0 if ".encoder." in trainable[id(parameter)] else 10.0)
 
 
 def test_losses_are_for_the_engine_to_read_when_it_likes(make):
     method = make()
     batch = toys(method)
-    losses = method(batch, Progress(0, STEPS))
+    losses = method.losses(batch, Progress(0, STEPS))
     assert losses.total.requires_grad
     assert losses.total.shape == ()
     assert "labeled" in losses.scalars
@@ -179,9 +195,14 @@ def test_losses_are_for_the_engine_to_read_when_it_likes(make):
 
 def test_the_host_never_waits(make, no_host_sync):
     method = make()
-    losses = no_host_sync(lambda method, batch: method(batch, Progress(0, STEPS)), method, toys(method))
+    losses = no_host_sync(lambda method, batch: method.losses(batch, Progress(0, STEPS)), method, toys(method))
     assert losses.total.is_meta
-    no_host_sync(lambda method: method.after_step(5), method)
+
+    def after(method: SemiMethod, batch: SemiBatch) -> None:
+        with torch.no_grad():
+            method.after_step(Progress(5, STEPS), method.observe(batch, Progress(5, STEPS)))
+
+    no_host_sync(after, method, toys(method))
 
 
 def test_settings_are_frozen_and_complete(name):

@@ -76,7 +76,7 @@ class Step:
 def take(method: Method, at: Progress, batch: SemiBatch = BATCH) -> Step:
     seen: list[Tensor] = []
     handle = method.student.register_forward_pre_hook(lambda m, args: seen.append(args[0]) if m.training else None)
-    losses = method(batch, at)
+    losses = method.losses(batch, at)
     handle.remove()
     (together,) = seen  # one pass for everything that has a gradient
     return Step(losses, list(together.split([2, *[batch.weak.shape[0]] * ((len(together) - 2) // len(batch.weak))])))
@@ -195,7 +195,7 @@ def test_a_step_equals_algorithm_1(make, fired, norm, unlabeled):
     at = when(fired, method, batch=batch)
     slow = copy.deepcopy(method)
     expected = slow_step(slow, batch, at)
-    losses = method(batch, at)
+    losses = method.losses(batch, at)
     easy = expected["easiness"]
     assert 0.05 < easy.min() < easy.max() - 0.1  # a mistake would change the result of this case
     torch.testing.assert_close(1 - losses.hardness, easy, atol=1e-5, rtol=1e-4)
@@ -313,7 +313,7 @@ def test_hardness_every(make):
     for step in range(6):
         with torch.no_grad():
             for method in (exact, cheap):
-                method.teacher.net.head.weight *= 1 + step / 10  # so that levels differ
+                method.teacher.net.segmentation_head.weight *= 1 + step / 10  # so that levels differ
         one, other = take(exact, Progress(step, 10)), take(cheap, Progress(step, 10))
         teacher = predict(cheap.teacher, BATCH.weak)
         alone = easiness(teacher, teacher, TAU, BATCH.valid, 0)
@@ -446,9 +446,9 @@ def test_all_ignored(make):
     assert_same(one, other, "labeled", "unlabeled", "hardness", "first", "second")  # every image has other classes
     for method in (every, hardest):
         for network in (method.student, method.teacher):
-            nn.init.constant_(network.net.head.bias, -50.0)
+            nn.init.constant_(network.net.segmentation_head.bias, -50.0)
             with torch.no_grad():
-                network.net.head.bias[0] = 50.0
+                network.net.segmentation_head.bias[0] = 50.0
     one, other = take(every, Progress(0, 10)), take(hardest, Progress(0, 10))
     assert one.losses.hardness.tolist() == [0, 0, 0, 0]
     assert other.losses.hardness.tolist() == [1, 1, 1, 1]
@@ -534,16 +534,16 @@ def test_extra_weak_forward(make):
 def test_copy_steps(make):
     plain, copying = make(norm=True), make(norm=True, copy_steps=3)
     assert_same(take(plain, Progress(0, 10)), take(copying, Progress(0, 10)), "labeled", "unlabeled", "hardness")
-    before = copying.teacher.net.head.weight.clone()
+    before = copying.teacher.net.segmentation_head.weight.clone()
     for step, decay in ((3, 3 / 4), (1, 0.0), (2, 0.0)):
-        own, its = copying.teacher.net.head.weight.clone(), copying.student.net.head.weight
-        copying.after_step(step)
-        torch.testing.assert_close(copying.teacher.net.head.weight, decay * own + (1 - decay) * its)
-    assert not torch.equal(before, copying.teacher.net.head.weight)
+        own, its = copying.teacher.net.segmentation_head.weight.clone(), copying.student.net.segmentation_head.weight
+        copying.after_step(Progress(step, 10), None)
+        torch.testing.assert_close(copying.teacher.net.segmentation_head.weight, decay * own + (1 - decay) * its)
+    assert not torch.equal(before, copying.teacher.net.segmentation_head.weight)
     for name, tensor in copying.teacher.state_dict().items():
         assert torch.equal(tensor, copying.student.state_dict()[name]), name
-    plain.after_step(2)
-    assert not torch.equal(plain.teacher.net.head.weight, plain.student.net.head.weight)
+    plain.after_step(Progress(2, 10), None)
+    assert not torch.equal(plain.teacher.net.segmentation_head.weight, plain.student.net.segmentation_head.weight)
 
 
 @pytest.mark.parametrize(("decay", "step", "expected"), [(0.996, 1000, 0.996), (0.5, 1000, 0.5), (0.996, 1, 0.5)])
@@ -552,7 +552,7 @@ def test_ema_decay(make, decay, step, expected):
     reference = take(make(norm=True), Progress(step, 2000))
     assert_same(take(method, Progress(step, 2000)), reference, "labeled", "unlabeled", "hardness")
     before, student = copy.deepcopy(method.teacher.state_dict()), copy.deepcopy(method.student.state_dict())
-    method.after_step(step)
+    method.after_step(Progress(step, 2000), None)
     for name, tensor in method.teacher.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, expected * before[name] + (1 - expected) * student[name])
@@ -649,7 +649,7 @@ def test_the_teacher_and_the_pseudo_labels_come_from_eval_mode(make):
         network = getattr(method, name)
         network.net.encoder[1].register_forward_pre_hook(lambda module, _, seen=seen: seen.append(module.training))
     before = copy.deepcopy(method.teacher.state_dict())
-    method(BATCH, Progress(0, 10)).total.backward()
+    method.losses(BATCH, Progress(0, 10)).total.backward()
     assert modes == {"student": [False, True], "teacher": [False]}
     assert method.student.net.encoder[1].num_batches_tracked == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.teacher.state_dict().items())
@@ -666,7 +666,7 @@ def test_a_single_unlabeled_image(make):
 
 
 def test_images_that_are_all_padding(make):
-    losses = make(norm=True)(replace(BATCH, valid=torch.zeros_like(BATCH.valid)), Progress(0, 10))
+    losses = make(norm=True).losses(replace(BATCH, valid=torch.zeros_like(BATCH.valid)), Progress(0, 10))
     assert losses.scalars["unlabeled"] == 0
     assert (losses.hardness == 1).all()
     losses.total.backward()
@@ -674,7 +674,7 @@ def test_images_that_are_all_padding(make):
 
 def test_the_teacher_is_evaluated(make):
     method = make()
-    assert method.predictor() is method.teacher
+    assert list(method.evaluated().values()) == [(method.teacher,), (method.student,)]
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -684,7 +684,7 @@ def test_the_teacher_is_evaluated(make):
 )
 def test_the_host_never_waits(make, no_host_sync, settings, step):
     at = Progress(step, 10)
-    losses = no_host_sync(lambda method, batch: method(batch, at), make(norm=True, **settings), BATCH)
+    losses = no_host_sync(lambda method, batch: method.losses(batch, at), make(norm=True, **settings), BATCH)
     assert losses.total.is_meta
 
 

@@ -7,6 +7,7 @@ images on any device: it groups the images by the operation that they drew and n
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    pool: Literal["intensity"] = "intensity"
     num_ops: int = Field(2, ge=1, le=100)
     with_replacement: bool = False
     factor: tuple[float, float] = (0.05, 0.95)
@@ -63,6 +65,14 @@ class Config(BaseModel):
         if self.num_ops > len(OPS) and not self.with_replacement:
             raise ValueError(f"num_ops {self.num_ops} needs with_replacement: the pool has {len(OPS)} operations")
         return self
+
+    def sample(self, generator: torch.Generator, num_images: int) -> "IntensityParams":
+        """Draws the operations of `num_images` images."""
+        return sample(generator, num_images, self)
+
+    def apply(self, image: UInt8[Tensor, "b 3 h w"], drawn: "IntensityParams") -> UInt8[Tensor, "b 3 h w"]:
+        """Applies the operations that the images drew."""
+        return apply(image, drawn)
 
 
 @dataclass(frozen=True)

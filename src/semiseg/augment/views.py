@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from semiseg.augment import intensity
+from semiseg.augment.pools import Strong
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch, Normalization, SemiBatch
 
@@ -14,10 +14,12 @@ class Views:
     Attributes:
         unlabeled: whether the method uses unlabeled images. If not, none are loaded.
         strong: the pool of operations of each strong view. All strong views have the geometry of the weak view.
+        labeled: the pool of operations on labeled images; None: they are augmented weakly only.
     """
 
     unlabeled: bool = True
-    strong: tuple[intensity.Config, ...] = ()
+    strong: tuple[Strong, ...] = ()
+    labeled: Strong | None = None
 
 
 def make_batch(
@@ -40,16 +42,20 @@ def make_batch(
         normalize: the normalization of the method's networks.
         seed: the seed of the run.
         step: the number of the step.
-        first: position of the first unlabeled image in the whole batch.
-        whole_size: number of unlabeled images in the whole batch. None: `loaded` is the whole batch.
+        first: the first slot of `loaded` in the whole batch.
+        whole_size: number of slots (labeled images) of the whole batch. None: `loaded` is the whole batch.
     """
-    num_images = len(loaded.weak)
+    num_images, num_slots = len(loaded.weak), whole_size or len(loaded.image)
     strong = []
     for view, pool in enumerate(views.strong):
-        params = intensity.sample(fold_in(seed, "strong", view, step), whole_size or num_images, pool)
-        strong.append(normalize(intensity.apply(loaded.weak, params[first : first + num_images])))
+        drawn = pool.sample(fold_in(seed, "strong", view, step), num_slots)
+        strong.append(normalize(pool.apply(loaded.weak, drawn[first : first + num_images])))
+    image = loaded.image
+    if views.labeled is not None:
+        drawn = views.labeled.sample(fold_in(seed, "strong labeled", step), num_slots)
+        image = views.labeled.apply(image, drawn[first : first + len(image)])
     return SemiBatch(
-        image=normalize(loaded.image),
+        image=normalize(image),
         label=loaded.label.long(),
         weak=normalize(loaded.weak),
         strong=tuple(strong),

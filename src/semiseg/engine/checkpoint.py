@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from semiseg.errors import UserError
 from semiseg.files import sync
 from semiseg.types import ClassTable, Normalization
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Checkpoint:
         recipe: the recipe of the run, as plain values.
         classes: the meaning of the network's outputs.
         normalization: the normalization of the network's input.
-        predictor: name of the method's network that is evaluated and used. The names of its tensors start with it.
+        predictor: names of the method's networks that are evaluated and used together. The names of their tensors start
+            with them.
         scaler: state of the fp16 gradient scaler.
         pending: scalars of the steps since the last training record, by name; empty if the step has a record.
         skipped: files that could not be read in these steps.
@@ -51,7 +51,7 @@ class Checkpoint:
     recipe: dict[str, Any]
     classes: ClassTable
     normalization: Normalization
-    predictor: str
+    predictor: list[str]
     scaler: dict[str, Any]
     pending: dict[str, list[float]]
     skipped: list[str]
@@ -70,13 +70,13 @@ class Checkpoint:
         """
         self._load(method, self.model_state())
 
-    def load_predictor(self, network: nn.Module) -> None:
-        """Loads the weights of the predictor into `network`, without the rest of the method.
+    def load_predictor(self, network: nn.Module, name: str) -> None:
+        """Loads the weights of one of the predictors into `network`, without the rest of the method.
 
         Raises:
             UserError: the weights belong to another network.
         """
-        head = f"{self.predictor}."
+        head = f"{name}."
         state = {key.removeprefix(head): value for key, value in self.model_state().items() if key.startswith(head)}
         self._load(network, state)
 
@@ -98,7 +98,7 @@ def save(
     recipe: dict[str, Any],
     classes: ClassTable,
     normalization: Normalization,
-    predictor: str,
+    predictor: Sequence[str],
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor] | None = None,
     scaler: dict[str, Any] | None = None,
@@ -123,7 +123,7 @@ def save(
         "recipe": recipe,
         "classes": asdict(classes),
         "normalization": asdict(normalization),
-        "predictor": predictor,
+        "predictor": list(predictor),
         "scaler": scaler or {},
         "pending": pending or {},
         "skipped": list(skipped),
@@ -197,7 +197,7 @@ def read(path: Path) -> Checkpoint:
                 background=state["classes"]["background"],
             ),
             normalization=Normalization(**{key: tuple(value) for key, value in state["normalization"].items()}),
-            predictor=str(state["predictor"]),
+            predictor=[str(name) for name in state["predictor"]],
             scaler=dict(state["scaler"]),
             pending=dict(state["pending"]),
             skipped=list(state["skipped"]),
@@ -208,54 +208,6 @@ def read(path: Path) -> Checkpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is not a readable checkpoint ({type(error).__name__}: {error})") from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
-    """Returns the optimizer's tensors by `<name of the parameter>.<name of the state>`.
-
-    An example of a name is `student.net.head.weight.momentum_buffer`. Other values of the optimizer, such as the
-    learning rate, follow from the recipe and the step.
-    """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
-    return {
-        f"{names[parameter]}.{name}": value
-        for parameter, state in optimizer.state.items()
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads the tensors that `optimizer_tensors` returned, in the memory layout of their parameters.
-
-    A fused optimizer step reads parameters, gradients and states in the order in which they lie in memory. Autograd
-    gives gradients the layout of their parameters, so states need this layout, too. A state has the shape of its
-    parameter or is a single value, e.g. AdamW's number of steps.
-
-    Raises:
-        UserError: a tensor belongs to no parameter, has a wrong shape, or is missing although a new optimizer of this
-            kind has it.
-    """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbered = {names[parameter]: (number, parameter) for number, parameter in enumerate(trained)}
-    start, packed = optimizer_tensors(optimizer, method), optimizer.state_dict()
-    if missing := sorted(start.keys() - tensors.keys()):
-        raise _other_optimizer(missing[0], "is missing")
-    for key, value in tensors.items():
-        of, _, name = key.rpartition(".")
-        if of not in numbered:
-            raise _other_optimizer(key, "belongs to no parameter of this network")
-        number, parameter = numbered[of]
-        if value.shape not in (parameter.shape, ()) or value.shape != start.get(key, value).shape:
-            raise _other_optimizer(key, f"has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
-        like = parameter if value.shape == parameter.shape else value
-        packed["state"].setdefault(number, {})[name] = torch.empty_like(like).copy_(value)
-    optimizer.load_state_dict(packed)
-
-
-def _other_optimizer(key: str, wrong: str) -> UserError:
-    return UserError(f"the optimizer's tensor {key} {wrong}; delete the newest checkpoint to go on from an earlier one")
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
 """Evaluates a network on the whole validation set: each image once, at the size of its mask."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -34,6 +34,13 @@ class Config(BaseModel):
             raise ValueError("window and stride belong to mode: sliding; remove them or choose it")
         return self
 
+    def mean_probabilities(
+        self, networks: Sequence[Network], image: UInt8[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Computes the class probabilities of a batch of images: the mean over the networks."""
+        each = [self.probabilities(network, network.normalization(image)) for network in networks]
+        return each[0] if len(each) == 1 else torch.stack(each).mean(0)
+
     def probabilities(self, network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
         """Computes the class probabilities of a batch of images."""
         if self.mode == "whole":
@@ -44,30 +51,37 @@ class Config(BaseModel):
 
 
 def evaluate(
-    network: Network,
+    networks: Mapping[str, Sequence[Network]],
     items: Iterable[EvalItem],
     num_classes: int,
     config: Config,
     runtime: Runtime,
     on_image: Callable[[int], None] = lambda done: None,
-) -> Scores:
-    """Computes the scores of `network` over all images that the loaders of all processes yield.
+) -> dict[str, Scores]:
+    """Computes scores over all images that the loaders of all processes yield.
 
     Args:
-        network: the network; it is evaluated in eval mode, in the runtime's precision.
-        items: images with their masks. The network gets them one by one: for batches of varying shapes CPU libraries
+        networks: the networks by name, evaluated in eval mode and in the runtime's precision. Of several networks with
+            one name the mean of their probabilities counts.
+        items: images with their masks. A network gets them one by one: for batches of varying shapes CPU libraries
             would compile their kernels again and again, which takes more time than batches save.
         num_classes: number of classes.
         config: whole image or sliding window.
         runtime: device and precision; the confusion matrices of its processes are summed.
         on_image: called after each image with the number of images done.
+
+    Returns:
+        The scores by the names of the networks.
     """
-    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
+    matrices = {
+        name: torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device) for name in networks
+    }
     for done, item in enumerate(items, 1):
         image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
-        with runtime.autocast():
-            probability = config.probabilities(network, network.normalization(image))
-        prediction = most_likely(resize_probability(probability, *mask.shape))[0]
-        matrix = add_confusion(matrix, prediction, mask)
+        for name, members in networks.items():
+            with runtime.autocast():
+                probability = config.mean_probabilities(members, image)
+            prediction = most_likely(resize_probability(probability, *mask.shape))[0]
+            matrices[name] = add_confusion(matrices[name], prediction, mask)
         on_image(done)
-    return scores(runtime.sum(matrix).cpu())
+    return {name: scores(runtime.sum(matrix).cpu()) for name, matrix in matrices.items()}

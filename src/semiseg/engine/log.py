@@ -195,16 +195,18 @@ class Log:
             self.run.event(event, done, **details)
         self.reporter.on_event({"event": event, "step": done, **details})
 
-    def scores(self, done: int, result: Scores) -> None:
-        """Writes one validation record."""
-        record = {
-            "kind": "val",
-            "step": done,
-            "miou": result.miou,
-            "accuracy": result.accuracy,
-            "iou": [None if value != value else value for value in result.iou],
-        }
+    def scores(self, done: int, results: dict[str, Scores]) -> None:
+        """Writes one validation record: the scores of the first network, and of each one if there are several."""
+        each = {name: _plain(result) for name, result in results.items()}
+        record = {"kind": "val", "step": done, **next(iter(each.values()))}
+        if len(each) > 1:
+            record["networks"] = each
         if self.runtime.is_main:
             self.run.log(record)
         self.reporter.on_scores(record)
         self._restart_clock(done)  # the time of an evaluation is not training time
+
+
+def _plain(result: Scores) -> dict[str, Any]:
+    iou = [None if value != value else value for value in result.iou]
+    return {"miou": result.miou, "accuracy": result.accuracy, "iou": iou}

@@ -36,7 +36,7 @@ class Predictor:
     """A trained network with everything that is needed to use it.
 
     Attributes:
-        network: the network, on its device and in eval mode.
+        networks: the networks, on their device and in eval mode; of several the mean probability counts.
         classes: the meaning of its outputs.
         long_side: images are first resized to this long side (px), as for evaluation; None: they are not resized.
         evaluate: whole image or sliding window.
@@ -45,7 +45,7 @@ class Predictor:
         white: the value that is shown as white in images of more than 8 bits, as in training; None: 65535.
     """
 
-    network: Network
+    networks: tuple[Network, ...]
     classes: ClassTable
     long_side: int | None
     evaluate: EvaluateConfig
@@ -58,7 +58,7 @@ class Predictor:
         height, width = image.shape[-2:]
         batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
         with self.runtime.autocast():
-            probability = self.evaluate.probabilities(self.network, self.network.normalization(batch))
+            probability = self.evaluate.mean_probabilities(self.networks, batch)
         return most_likely_at(probability, height, width)[0].to(torch.uint8).cpu()
 
     def write(self, file: Path, index: Path, overlaid: Path | None = None, mark: str | None = None) -> None:
@@ -83,12 +83,14 @@ class Predictor:
 
         Devices and versions of libraries round differently; they are not part of it.
         """
-        reading, network = (self.long_side, self.white), self.network
-        settings = (self.classes, *reading, self.evaluate, network.normalization, self.runtime.precision)
+        normalization = self.networks[0].normalization
+        reading = (self.long_side, self.white)
+        settings = (self.classes, *reading, self.evaluate, normalization, self.runtime.precision)
         digest = hashlib.blake2b(repr(settings).encode())
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().flatten().view(torch.uint8).numpy())
+        for network in self.networks:
+            for name, value in network.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.cpu().flatten().view(torch.uint8).numpy())
         return digest.digest()
 
 
@@ -255,14 +257,15 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Set
         evaluate = EvaluateConfig.model_validate(source.recipe["engine"]["evaluate"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{source.path}: has no readable recipe ({type(error).__name__})") from error
-    with seeded(0, "predictor"):  # these weights are not used: all are replaced
-        network = build.build(model, len(source.classes))
-    source.load_predictor(network)
-    network.normalization = source.normalization
-    network = (
-        network.eval().requires_grad_(False).to(runtime.device).to(memory_format=torch.channels_last)
-    )  # as in training
-    return Predictor(network, source.classes, long_side, evaluate, runtime, source.step, white)
+    networks = []
+    for name in source.predictor:
+        with seeded(0, "predictor"):  # these weights are not used: all are replaced
+            network = build.build(model, len(source.classes))
+        source.load_predictor(network, name)
+        network.normalization = source.normalization
+        network = network.eval().requires_grad_(False).to(runtime.device)
+        networks.append(network.to(memory_format=torch.channels_last))  # as in training
+    return Predictor(tuple(networks), source.classes, long_side, evaluate, runtime, source.step, white)
 
 
 def _index_path(target: Path) -> Path:

@@ -5,9 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semiseg import methods
+from semiseg import methods, optim
 from semiseg.data.dataset import DataConfig
-from semiseg.engine import schedule
 from semiseg.engine.evaluate import Config as EvaluateConfig
 from semiseg.engine.precision import Setting
 from semiseg.engine.runtime import Device
@@ -74,7 +73,7 @@ class Recipe:
     model: build.Config
     method_name: str
     method: MethodConfig
-    optim: schedule.Config
+    optim: optim.Config
     engine: EngineConfig
 
     def computed_in(self, precision: Setting) -> "Recipe":
@@ -100,13 +99,13 @@ def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
     """
     built = 0
 
-    def build_model() -> build.Network:
+    def build_next(outputs: int | None = None, channels: int = 3, model: build.Config | None = None) -> build.Network:
         nonlocal built
         with seeded(recipe.engine.seed, "init", built):
-            network = build.build(recipe.model, len(classes))
+            network = build.build(model or recipe.model, outputs or len(classes), channels)
         built += 1
         return network
 
     method = methods.load(recipe.method_name)
     with seeded(recipe.engine.seed, "method"):
-        return method(recipe.method, build_model, classes)
+        return method(recipe.method, build_next, classes)

@@ -11,7 +11,6 @@ import torch
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.read import fit, read_size
-from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import evaluate
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
@@ -101,13 +100,13 @@ def _rehearse(
                         rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
     for _ in range(2):  # first a warm-up: libraries choose their kernels for images of this size
         begin = time.perf_counter()
-        evaluate(method.predictor(), items, len(dataset.classes), cfg.evaluate, runtime)
+        evaluate(method.evaluated(), items, len(dataset.classes), cfg.evaluate, runtime)
     evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
 
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
     best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, until old ones are deleted
     model_mb = _megabytes(method.state_dict())
-    resumable_mb = model_mb + _megabytes(checkpoint.optimizer_tensors(stepper.optimizer, method))
+    resumable_mb = model_mb + _megabytes(stepper.optimizers.tensors(method))
     hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0
     found = Rehearsal(
         train_mb=train_mb,

@@ -55,7 +55,7 @@ class Runtime:
         accelerator = torch.accelerator.current_accelerator() if device == "auto" else torch.device(device)
         choice = choose(precision, torch.device("cpu") if on_cpu or accelerator is None else accelerator)
         mixed = "no" if choice.precision == "fp32" else choice.precision
-        wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         try:
             self.accelerator = Accelerator(
                 cpu=on_cpu,
@@ -87,15 +87,15 @@ class Runtime:
         """Returns processes, device and precision, for events.jsonl."""
         return {"processes": self.world_size, "device": str(self.device), "precision": self.precision}
 
-    def prepare(self, method: SemiMethod, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Wraps the method, for gradients across processes and autocast, and the optimizer, for its gradient scaler.
+    def prepare(self, method: SemiMethod) -> Any:
+        """Wraps the method, for gradients across processes and autocast.
 
         On several GPUs it also replaces batch norm by SyncBN, in place. timm's converter keeps the activations that
         timm's encoders fuse into their norm layers; torch's converter drops them.
         """
         if self.synchronizes_batch_norm:
             timm.layers.convert_sync_batchnorm(method)  # type: ignore[attr-defined, no-untyped-call]
-        return self.accelerator.prepare(method, optimizer)
+        return self.accelerator.prepare(method)
 
     @property
     def synchronizes_batch_norm(self) -> bool:
@@ -115,10 +115,10 @@ class Runtime:
         """Adds the gradients of a share of the loss. The factor turns the mean over the processes into a sum."""
         self.accelerator.backward(share * self.world_size)
 
-    def step(self, optimizer: Any) -> None:
-        """Takes an optimizer step. In fp16, if gradients overflow, it skips the step and lowers the loss scale."""
-        optimizer.step()
-        optimizer.zero_grad()
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Returns the scaler of the loss, which fp16 needs."""
+        return self.accelerator.scaler
 
     def average_batch_statistics(self, method: SemiMethod) -> None:
         """Replaces running statistics of batch norm by their mean over the processes, where SyncBN does not exist."""

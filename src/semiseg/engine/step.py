@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from semiseg.augment.views import make_batch
 from semiseg.engine.compiled import compile_networks, compiling
+from semiseg.engine.optimizers import Optimizers
 from semiseg.engine.recipe import Recipe
 from semiseg.engine.runtime import Runtime
-from semiseg.engine.schedule import build_optimizer, set_lr
 from semiseg.errors import UserError
-from semiseg.method import SemiMethod
+from semiseg.method import SemiMethod, predictor
 from semiseg.rng import seed_global, seeded
-from semiseg.types import IGNORE, LoadedBatch, Losses, Progress, SemiBatch, Whole
+from semiseg.types import IGNORE, LoadedBatch, Losses, Part, Progress, SemiBatch
 
 
 class Stepper:
@@ -38,17 +38,16 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
         self.recipe, self.method, self.runtime = recipe, method, runtime
-        self.optimizer = build_optimizer(recipe.optim, method)
+        self.optimizers = Optimizers(recipe.optim, method)
         self.part_size = recipe.engine.part_size(runtime.world_size)
         self.wrapped: Any = None  # set by `start`; until then weights may be loaded
-        self.wrapped_optimizer: Any = None
 
     def start(self) -> None:
-        """Wraps method and optimizer for several processes and low precision. Weights must be loaded before."""
+        """Wraps the method for several processes and low precision. Weights must be loaded before."""
         self.method.train()
         if self.recipe.engine.compile:
             compile_networks(self.method)
-        self.wrapped, self.wrapped_optimizer = self.runtime.prepare(self.method, self.optimizer)
+        self.wrapped = self.runtime.prepare(self.method)
 
     def take(self, step: int, loaded: LoadedBatch) -> Losses:
         """Takes step `step` on this process's share of its batch, on the device. Returns its share of the losses."""
@@ -57,46 +56,49 @@ class Stepper:
 
     def _take(self, step: int, loaded: LoadedBatch) -> Losses:
         engine, runtime = self.recipe.engine, self.runtime
-        set_lr(self.wrapped_optimizer, self.recipe.optim.lr_at(step, engine.steps))
-        parts = self._parts(step, loaded)
+        self.optimizers.set_lr(step, engine.steps)
+        batches = self._batches(step, loaded)
         at = Progress(step, engine.steps, engine.seed)
-        shares = []
-        for number, (batch, whole) in enumerate(zip(parts, self._wholes(parts, at), strict=True)):
+        shares, parts = [], self._parts(batches, at)
+        for number, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             seed_global(engine.seed, "step", step, runtime.rank * len(parts) + number)  # dropout
             with runtime.reducing(self.wrapped, number == len(parts) - 1), _enough_for_batch_norm(self.part_size):
-                share = self.wrapped(batch, at, whole)
+                share = self.wrapped(batch, at, part)
                 runtime.backward(share.total)
             shares.append(share)
-        runtime.step(self.wrapped_optimizer)
+        norm = self.optimizers.step(runtime.scaler)
         runtime.average_batch_statistics(self.method)
-        self.method.after_step(step)
-        return _sum(shares)
+        with torch.no_grad():
+            self.method.after_step(at, parts[0].observed)
+        return _sum(shares, norm / runtime.world_size)
 
-    def _parts(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:
+    def _batches(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:
         """Splits the share into micro-batches. Their strong views are those of the same images in the whole batch."""
         views, seed, world_size = self.method.views, self.recipe.engine.seed, self.runtime.world_size
-        normalize = self.method.predictor().normalization
-        first, whole_size = self.runtime.rank * len(loaded.weak), world_size * len(loaded.weak)
-        parts = []
-        for part in loaded.split(self.part_size):
-            parts.append(make_batch(part, views, normalize, seed, step, first, whole_size))
-            first += len(part.weak)
-        return parts
+        normalize = predictor(self.method)[0].normalization
+        first, whole_size = self.runtime.rank * len(loaded.image), world_size * len(loaded.image)
+        batches = []
+        for micro in loaded.split(self.part_size):
+            batches.append(make_batch(micro, views, normalize, seed, step, first, whole_size))
+            first += len(micro.image)
+        return batches
 
-    def _wholes(self, parts: list[SemiBatch], at: Progress) -> list[Whole]:
-        """Observes all parts, joins the observations of all processes, and returns the `Whole` for each part."""
+    def _parts(self, batches: list[SemiBatch], at: Progress) -> list[Part]:
+        """Observes all batches, joins the observations of all processes, and returns the `Part` for each batch."""
         runtime = self.runtime
         with torch.no_grad(), runtime.autocast():
-            observed = [self.method.observe(batch, at) for batch in parts]
-        labeled_px = runtime.sum(torch.stack([(batch.label != IGNORE).sum() for batch in parts]).sum())
+            observed = [self.method.observe(batch, at) for batch in batches]
+        pixels = torch.stack([torch.stack([(one.label != IGNORE).sum(), one.valid.sum()]) for one in batches]).sum(0)
+        labeled_px, valid_px = runtime.sum(pixels).unbind()
         everyone = _join(observed, runtime)
-        num_labeled = runtime.world_size * sum(len(batch.image) for batch in parts)
-        first = runtime.rank * sum(len(batch.weak) for batch in parts)
-        wholes = []
-        for batch in parts:
-            wholes.append(Whole(num_labeled, labeled_px, everyone, slice(first, first + len(batch.weak))))
-            first += len(batch.weak)
-        return wholes
+        num_slots = sum(len(batch.image) for batch in batches)
+        first, parts = runtime.rank * num_slots, []
+        for batch in batches:
+            rows = slice(first, first + len(batch.image))
+            share = len(batch.image) / (runtime.world_size * num_slots)
+            parts.append(Part(everyone, _rows(everyone, rows), rows, share, labeled_px, valid_px))
+            first = rows.stop
+        return parts
 
 
 def check_shapes(recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
@@ -132,7 +134,7 @@ def check_shapes(recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
     with seeded(engine.seed, "shapes"), torch.no_grad():
         try:
             with _enough_for_batch_norm(part_size):
-                method(batch, Progress(0, engine.steps, engine.seed))
+                method.losses(batch, Progress(0, engine.steps, engine.seed))
         except UserError:
             raise
         except Exception:
@@ -161,15 +163,24 @@ def _join(observed: list[Any], runtime: Runtime) -> Any:
     return kind(**{name: runtime.gather(_cat(tensors)) for name, tensors in columns.items()})
 
 
+def _rows(everyone: Any, rows: slice) -> Any:
+    """Returns some rows of what was observed."""
+    if everyone is None:
+        return None
+    return replace(everyone, **{field.name: getattr(everyone, field.name)[rows] for field in fields(everyone)})
+
+
 def _cat(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _sum(shares: list[Losses]) -> Losses:
-    """Sums the shares of a process's parts, and joins the hardness of its images."""
+def _sum(shares: list[Losses], norm: Tensor) -> Losses:
+    """Sums the shares of a process's parts, joins the hardness of its images, adds its share of the gradient norm."""
     hardness = [share.hardness for share in shares if share.hardness is not None]
+    names = shares[0].scalars
     return Losses(
         total=torch.stack([share.total.detach() for share in shares]).sum(),
-        scalars={name: torch.stack([share.scalars[name] for share in shares]).sum() for name in shares[0].scalars},
+        scalars={name: torch.stack([share.scalars[name] for share in shares]).sum() for name in names}
+        | {"gradient_norm": norm},
         hardness=_cat(hardness) if hardness else None,
     )

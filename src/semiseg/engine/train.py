@@ -17,6 +17,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.signals import StopRequest
 from semiseg.engine.step import Stepper
 from semiseg.errors import Interrupted, UserError
+from semiseg.method import predictor
 from semiseg.runs import Run
 
 
@@ -69,7 +70,7 @@ class _Training:
         self.log = Log(run, self.runtime, dataset, self.reporter, images_per_step, self.done)
         if newest is not None:
             self.log.restore(newest)
-        self.lr = recipe.optim.lr_at(max(self.done - 1, 0), cfg.steps)
+        self.stepper.optimizers.set_lr(max(self.done - 1, 0), cfg.steps)
         self.between_steps = True
 
     def run_to_the_end(self) -> None:
@@ -107,7 +108,6 @@ class _Training:
                     loaded = next(batches)
                 loaded = loaded.to(runtime.device)
                 self.between_steps = False
-                self.lr = recipe.optim.lr_at(step, cfg.steps)
                 losses = self.stepper.take(step, loaded)
                 self.log.step(step + 1, losses, loaded, self.request.signum != 0)
                 self.done, self.between_steps = step + 1, True
@@ -122,10 +122,10 @@ class _Training:
         evaluates = last or done % cfg.evaluation_interval == 0
         saves = last or done % cfg.checkpoint_interval == 0
         if evaluates or saves or done % cfg.log_every == 0:
-            self.log.flush(done, self.lr)
+            self.log.flush(done, self.stepper.optimizers.lr)
         if evaluates and self.evaluated < done:
-            network, num_classes = self.method.predictor(), len(self.dataset.classes)
-            self.log.scores(done, evaluate(network, self.val, num_classes, cfg.evaluate, self.runtime, self._on_image))
+            networks, num_classes = self.method.evaluated(), len(self.dataset.classes)
+            self.log.scores(done, evaluate(networks, self.val, num_classes, cfg.evaluate, self.runtime, self._on_image))
             self.evaluated = done
         if evaluates and self.runtime.is_main and (best := self.run.best()) and best["step"] == done:
             self._save(resumable=False)
@@ -204,7 +204,7 @@ class _Training:
         if newest is not None:
             done = newest.step
             newest.load_model(self.method)
-            checkpoint.load_optimizer_tensors(self.stepper.optimizer, self.method, newest.optimizer_state())
+            self.stepper.optimizers.load(self.method, newest.optimizer_state())
             runtime.load_scaler_state(newest.scaler)
         if runtime.gather_lists([done]) != [done] * runtime.world_size:
             raise UserError(
@@ -236,10 +236,10 @@ class _Training:
             step=self.done,
             recipe=self.recipe.to_dict(),
             classes=self.dataset.classes,
-            normalization=self.method.predictor().normalization,
-            predictor=self._name_of_predictor(),
+            normalization=predictor(self.method)[0].normalization,
+            predictor=self._names_of_predictors(),
             model=self.method.state_dict(),
-            optimizer=checkpoint.optimizer_tensors(self.stepper.optimizer, self.method) if resumable else None,
+            optimizer=self.stepper.optimizers.tensors(self.method) if resumable else None,
             scaler=self.runtime.scaler_state(),
             pending=self.log.pending(),
             skipped=self.log.skipped,
@@ -247,6 +247,6 @@ class _Training:
             waited=self.log.waited if self.log.steps else 0.0,
         )
 
-    def _name_of_predictor(self) -> str:
-        predictor = self.method.predictor()
-        return next(name for name, module in self.method.named_modules() if module is predictor)
+    def _names_of_predictors(self) -> list[str]:
+        names = {module: name for name, module in self.method.named_modules()}
+        return [names[network] for network in predictor(self.method)]

@@ -8,8 +8,7 @@ exchanged, as the text and the authors' code have it; CutMix fires if a uniform 
 pixels are not counted; a step has the same shape whether or not CutMix fires (`Method.forward`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,16 +18,17 @@ from torch import Tensor
 
 from semiseg.augment import intensity
 from semiseg.augment.blend import blend
-from semiseg.augment.cutmix import BOXES, hard_easy_partners, paste, random_partners, triggered
+from semiseg.augment.cutmix import BOXES, hard_easy_partners, random_partners, triggered
+from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness, shrink, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
-from semiseg.models.build import Network
+from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
-from semiseg.types import ClassTable, Losses, Prediction, Progress, SemiBatch, Whole
+from semiseg.types import ClassTable, Losses, Part, Prediction, Progress, PseudoLabels, SemiBatch
 
 Adaptive = Literal["adaptive", "standard"]
 
@@ -40,7 +40,7 @@ class Config(MethodConfig):
     unlabeled_weight: float = Field(3.0, ge=0)  # lambda_u, Eq. 1
     ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
     labeled_loss: LabeledLoss = LabeledLoss()
-    strong: intensity.Config = intensity.Config()  # Table 1
+    strong: Pool = intensity.Config()  # Table 1
 
     # Cheaper hardness, not in the paper; docs/methods/imas.md compares them.
     hardness_every: int = Field(1, ge=1)  # the student predicts weak views (Eq. 5) in every n-th step
@@ -69,28 +69,10 @@ class Config(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What iMAS knows about unlabeled images before the first gradient: the teacher's prediction and the easiness."""
+class Observed(PseudoLabels):
+    """What iMAS knows about unlabeled images before the first gradient: pseudo-labels and easiness."""
 
-    weak: Float[Tensor, "u 3 h w"]
-    label: Int[Tensor, "u h w"]  # pseudo-label
-    confidence: Float[Tensor, "u h w"]  # the teacher's probability of the pseudo-label
-    valid: Bool[Tensor, "u h w"]
     easy: Float[Tensor, " u"]  # 1 - gamma, Eq. 7
-
-    def __getitem__(self, images: slice | Int[Tensor, " n"]) -> "Observed":
-        """Returns the rows of some of the images."""
-        return Observed(*(value[images] for value in vars(self).values()))
-
-    def pasted(self, patch: "Observed", box: Bool[Tensor, "u h w"]) -> "Observed":
-        """Pastes image, pseudo-label, confidence and padding of `patch` into the boxes (Eq. 9)."""
-        return replace(
-            self,
-            weak=paste(self.weak, patch.weak, box),
-            label=paste(self.label, patch.label, box),
-            confidence=paste(self.confidence, patch.confidence, box),
-            valid=paste(self.valid, patch.valid, box),
-        )
 
 
 class Method(SemiMethod, config=Config):
@@ -98,11 +80,11 @@ class Method(SemiMethod, config=Config):
 
     agreement: Tensor  # exact easiness over that of the teacher alone, in the last step with a student's prediction
 
-    def __init__(self, config: Config, build_model: Callable[[], Network], classes: ClassTable) -> None:
-        super().__init__(config, build_model, classes)
-        self.config = config
-        self.views = Views(strong=(config.strong,))
-        self.student = build_model()
+    def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
+        super().__init__(config, build, classes)
+        self.config, self.num_classes = config, len(classes)
+        self.views = Views(strong=(config.strong,), labeled=config.labeled)
+        self.student = build()
         self.teacher = make_teacher(self.student)
         self.ignore_class = class_to_ignore(config.ignore_class, classes)
         if config.hardness_every > 1:
@@ -131,34 +113,27 @@ class Method(SemiMethod, config=Config):
         cfg = self.config
         return easiness(student, teacher, cfg.threshold, valid, self.ignore_class, cfg.all_ignored == "hardest")
 
-    def forward(self, batch: SemiBatch, at: Progress, whole: Whole | None = None) -> Losses:
+    def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
         """Computes the losses of Algorithm 1, in one student pass over all views that need a gradient.
 
         If CutMix does not fire, the second unlabeled view repeats the first: the mean of the two equal terms is the
         intensity term with weight 1, as in the authors' code (D7). So the shapes of a step never change, and the host
         need not wait for the device to know whether CutMix fired.
         """
-        cfg = self.config
-        whole = whole or self.alone(batch, at)
-        everyone: Observed = whole.observed
-        own = everyone[whole.rows]
-        share = len(own.easy) / len(everyone.easy)
+        cfg, share = self.config, part.share
+        everyone: Observed = part.observed
+        own: Observed = part.own
 
         first = blend(own.weak, batch.strong[0], own.easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
         fires, partner, box = self._draw_cutmix(everyone, at)  # Eq. 10
-        box = box[whole.rows].to(own.weak.device, non_blocking=True) & fires
-        mixed = own.pasted(everyone[partner[whole.rows]], box)  # Eq. 9
+        box = box[part.rows].to(own.weak.device, non_blocking=True) & fires
+        mixed = own.pasted(everyone[partner[part.rows]], box)  # Eq. 9
         second = torch.where(fires, mixed.weak, first)
 
         views = [batch.image, first, second] + ([own.weak] if cfg.extra_weak_forward else [])
         logits = self.student(torch.cat(views)).split([len(view) for view in views])
 
-        if cfg.hardness_every > 1 and at.step % cfg.hardness_every == 0:
-            teacher = Prediction(everyone.label, everyone.confidence, logits[0].shape[1])
-            alone = self._easiness(teacher, teacher, everyone.valid)
-            self.agreement.copy_(everyone.easy.mean() / alone.mean()).nan_to_num_(1.0).clamp_(max=1)
-
-        labeled = cfg.labeled_loss(logits[0], batch.label, whole)  # Eq. 3
+        labeled = cfg.labeled_loss(logits[0], batch.label, part)  # Eq. 3
         on_first = confident_cross_entropy(logits[1], own.label, own.confidence, cfg.threshold, own.valid)
         on_second = confident_cross_entropy(logits[2], mixed.label, mixed.confidence, cfg.threshold, mixed.valid)
         if cfg.when_unmixed == "half":
@@ -190,10 +165,15 @@ class Method(SemiMethod, config=Config):
         partner = random_partners(len(box), generator).to(device, non_blocking=True)
         return triggered(probability, generator).to(device, non_blocking=True), partner, box
 
-    def after_step(self, step: int) -> None:
-        """Updates the teacher (Eq. 2)."""
-        ema_(self.teacher, self.student, ema_decay(step, self.config.ema_decay, self.config.copy_steps))
+    def after_step(self, at: Progress, observed: Observed) -> None:
+        """Updates the teacher (Eq. 2), and with `hardness_every` the agreement."""
+        cfg = self.config
+        if cfg.hardness_every > 1 and at.step % cfg.hardness_every == 0:
+            teacher = Prediction(observed.label, observed.confidence, self.num_classes)
+            alone = self._easiness(teacher, teacher, observed.valid)
+            self.agreement.copy_(observed.easy.mean() / alone.mean()).nan_to_num_(1.0).clamp_(max=1)
+        ema_(self.teacher, self.student, ema_decay(at.step, cfg.ema_decay, cfg.copy_steps))
 
-    def predictor(self) -> Network:
-        """Returns the teacher: its mIoU is what the authors report."""
-        return self.teacher
+    def evaluated(self) -> dict[str, tuple[Network, ...]]:
+        """Returns the teacher, whose mIoU is what the authors report, and the student."""
+        return {"teacher": (self.teacher,), "student": (self.student,)}

@@ -4,9 +4,10 @@ import importlib
 import inspect
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import segmentation_models_pytorch as smp
 import timm
@@ -65,15 +66,37 @@ class Config(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Features:
+    """The feature maps of an encoder, from the finest to the coarsest.
+
+    Attributes:
+        maps: the maps; the first one may be the image itself.
+        rest: what the decoder needs besides (prefix tokens of a vision transformer); None if nothing.
+        size: (height, width) of the image, px.
+    """
+
+    maps: tuple[Float[Tensor, "b _ _ _"], ...]
+    rest: Any
+    size: tuple[int, int]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """Changes every map, e.g. `features.each(F.dropout2d)`."""
+        return replace(self, maps=tuple(change(value) for value in self.maps))
+
+
 class Network(nn.Module):
     """A segmentation network for images of any size, with the normalization of its input.
 
     Args:
-        net: network that needs input sides that are multiples of `stride`.
+        net: network with `encoder`, `decoder` and `segmentation_head`, as those of segmentation_models_pytorch. Its
+            input sides must be multiples of `stride`.
         normalization: the normalization of the input.
         stride: px. Input is padded to a multiple of it, at the bottom and on the right, with 0, i.e. the mean color.
         smallest: px, a multiple of `stride`. Smaller input is padded to it.
     """
+
+    net: Any  # nn.Module would hide its parts
 
     def __init__(self, net: nn.Module, normalization: Normalization, stride: int, smallest: int = 1) -> None:
         super().__init__()
@@ -82,18 +105,84 @@ class Network(nn.Module):
         self.stride = stride
         self.smallest = smallest
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, image: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b c h w"]:
         """Computes logits at the size of the image."""
+        features = self.encode(image)
+        return self.classify(self.decode(features), features.size)
+
+    def encode(self, image: Float[Tensor, "b _ h w"]) -> Features:
+        """Pads images and computes their feature maps."""
         height, width = image.shape[-2:]
-        right, bottom = (max(self.smallest - side, -side % self.stride) for side in (width, height))
-        padded = F.pad(image, (0, right, 0, bottom))
-        logits = self.net(padded)
-        if logits.shape[-2:] != padded.shape[-2:]:  # some logits have another scale, e.g. those of a shallow FPN
-            logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
+        bottom, right = (
+            padded - side for padded, side in zip(self._padded((height, width)), (height, width), strict=True)
+        )
+        maps = self.net.encoder(F.pad(image, (0, right, 0, bottom)))
+        maps, rest = maps if isinstance(maps, tuple) else (maps, None)
+        return Features(tuple(maps), rest, (height, width))
+
+    def decode(self, features: Features) -> Float[Tensor, "b d _ _"]:
+        """Computes what the head classifies: one map of `d` values a pixel, maybe smaller than the image."""
+        rest = () if features.rest is None else (features.rest,)
+        return self.net.decoder(list(features.maps), *rest)
+
+    def classify(
+        self, decoded: Float[Tensor, "b d _ _"], size: tuple[int, int]
+    ) -> Float[Tensor, "b c {size[0]} {size[1]}"]:
+        """Computes logits at the size (height, width) of the image: resizes them and cuts the padding off."""
+        logits = self.net.segmentation_head(decoded)
+        padded = self._padded(size)
+        if logits.shape[-2:] != padded:  # some logits have another scale, e.g. those of a shallow FPN
+            logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        return logits[..., : size[0], : size[1]]
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (max(self.smallest, side + -side % self.stride) for side in size)
+        return height, width
 
 
-def build(config: Config, num_classes: int) -> Network:
+class Undivided(nn.Module):
+    """Makes a network of any kind look like one of segmentation_models_pytorch: all of it is the encoder.
+
+    Args:
+        net: network that computes logits.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.encoder = _OneMap(net)
+        self.decoder = _Last()
+        self.segmentation_head = nn.Identity()
+
+
+class _OneMap(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.net(image)]
+
+
+class _Last(nn.Module):
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return maps[-1]
+
+
+@runtime_checkable
+class Build(Protocol):
+    """Builds the next network of the recipe, with an initialization of its own."""
+
+    def __call__(self, outputs: int | None = None, channels: int = 3, model: Config | None = None) -> Network:
+        """Builds a network.
+
+        Args:
+            outputs: number of its output channels; None: the number of classes.
+            channels: number of its input channels. Other numbers than three need a `model` without weights.
+            model: its settings; None: those of the recipe.
+        """
+
+
+def build(config: Config, num_classes: int, channels: int = 3) -> Network:
     """Builds a network with a new head and, if `config` asks for it, a pretrained encoder.
 
     The libraries draw from torch's global generator, so call it inside `semiseg.rng.seeded`.
@@ -119,7 +208,12 @@ def build(config: Config, num_classes: int) -> Network:
     try:
         with warnings.catch_warnings(action="ignore"):  # errors follow for what these warnings are about
             net = smp.create_model(
-                architecture, encoder_name=config.encoder, encoder_weights=pretrained, classes=num_classes, **options
+                architecture,
+                encoder_name=config.encoder,
+                encoder_weights=pretrained,
+                in_channels=channels,
+                classes=num_classes,
+                **options,
             )
         normalization = _normalization(config)
     except TypeError as error:
@@ -140,13 +234,13 @@ def build(config: Config, num_classes: int) -> Network:
     elif config.weights is not None and not downloads:
         _load_encoder(net.encoder, Path(config.weights))
     net.eval()  # so no random numbers are drawn and batch norm does not change
-    stride, logits = _find_stride(net, config)
+    stride, logits = _find_stride(net, config, channels)
     _freeze_unused(net, logits)
-    smallest = _find_smallest(net, stride)
+    smallest = _find_smallest(net, stride, channels)
     return Network(net.train(), normalization, stride, smallest)
 
 
-def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, Tensor]:
+def _find_stride(net: smp.base.SegmentationModel, config: Config, channels: int) -> tuple[int, Tensor]:
     """Finds the number of which the sides of an image must be multiples. Also returns the logits of such an image.
 
     The function tries several numbers. For most networks the output stride of the encoder works. The output stride of
@@ -163,7 +257,7 @@ def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, 
     errors: list[Exception] = []
     for stride, cells in tries:
         try:
-            return stride, net(torch.zeros(1, 3, cells * stride, cells * stride))
+            return stride, net(torch.zeros(1, channels, cells * stride, cells * stride))
         except Exception as error:
             errors.append(error)
     options = ["patch_size: 16"] if base & (base - 1) else []  # the decoder doubles its maps, up to the patch
@@ -177,12 +271,12 @@ def _find_stride(net: smp.base.SegmentationModel, config: Config) -> tuple[int, 
 
 
 @torch.no_grad()
-def _find_smallest(net: nn.Module, stride: int) -> int:
+def _find_smallest(net: nn.Module, stride: int, channels: int) -> int:
     """Finds the smallest multiple of `stride` that the network takes: PAN needs 8 cells, most networks a single one."""
     side = stride
     while True:
         try:
-            net(torch.zeros(1, 3, side, side))
+            net(torch.zeros(1, channels, side, side))
             return side
         except Exception:  # ends at the latest with the side that fitted when the stride was sought
             side += stride
