@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from semiseg.data.dataset import DataConfig, Dataset, Sample, Unused
 from semiseg.data.explain import Meaning, explain
-from semiseg.data.masks import Content, check_sizes, percent, read_as, read_stored
+from semiseg.data.masks import Content, check_sizes, class_pixels, percent, read_stored
 from semiseg.data.memory import Memory
 from semiseg.data.read import Header, fit, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
@@ -105,8 +105,7 @@ def check(
     def look_at_both(sample: Sample) -> _Facts:
         facts = look(sample)
         assert sample.mask is not None
-        mask = sample.mask
-        content = Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
+        content = _content(sample.mask, memory)
         swapped = dataset.coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
         size = content.size[::-1] if swapped else content.size
         check_sizes(sample, facts.size, size, dataset.coding)
@@ -187,20 +186,11 @@ def _part(found: Mapping[Sample, _Facts], dataset: Dataset) -> Part:
     masks: Counter[int] = Counter()
     for facts in found.values():
         if facts.content is not None:
-            counts = _class_counts(facts.content, dataset)
+            counts = class_pixels(facts.content, dataset.coding)
             pixels.update(counts)
             masks.update(counts.keys())
     sizes = sorted((facts.size for facts in found.values()), key=lambda size: (size[0] * size[1], size))
     return Part(len(found), (sizes[0], sizes[-1]) if sizes else None, dict(pixels), dict(masks))
-
-
-def _class_counts(content: Content, dataset: Dataset) -> dict[int, int]:
-    """Returns the number of pixels of each class, or IGNORE, in a mask."""
-    found: Counter[int] = Counter()
-    for key, index in read_as(content, dataset.coding).classes.items():
-        assert index is not None, "explain() has found a meaning for each"
-        found[index] += content.counts[key]
-    return dict(found)
 
 
 def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConfig) -> None:
@@ -239,7 +229,7 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     ignored = [
         sample.mask
         for sample, facts in labeled.items()
-        if facts.content is not None and _class_counts(facts.content, dataset).keys() == {IGNORE}
+        if facts.content is not None and class_pixels(facts.content, dataset.coding).keys() == {IGNORE}
     ]
     if ignored:
         found.append(f"Labeled masks that are ignored ({IGNORE}) everywhere: {len(ignored)}, e.g. {ignored[0]}.")
@@ -319,6 +309,22 @@ def _twins(dataset: Dataset) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
+    """Counts the pixels of each class in each labeled mask. Masks that were checked before are not decoded again."""
+    memory = Memory(root)
+
+    def count(sample: Sample) -> dict[int, int]:
+        assert sample.mask is not None
+        return class_pixels(_content(sample.mask, memory), dataset.coding)
+
+    with ThreadPoolExecutor() as threads:
+        return tuple(threads.map(count, dataset.labeled))
+
+
+def _content(mask: Path, memory: Memory) -> Content:
+    return Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
 
 
 def shares_of_classes(report: Report, names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semiseg.files import expanded
 from semiseg.types import ClassTable
@@ -79,6 +79,7 @@ class Dataset:
         classes: the class table.
         coding: the meaning of the values and colors in masks.
         unused: files below the folders that are not used.
+        class_counts: number of pixels of each class in each labeled image; None if they were not counted.
     """
 
     labeled: tuple[Sample, ...]
@@ -87,6 +88,7 @@ class Dataset:
     classes: ClassTable
     coding: MaskCoding
     unused: tuple[Unused, ...] = ()
+    class_counts: tuple[dict[int, int], ...] | None = None
 
 
 class DataConfig(BaseModel):
@@ -106,6 +108,9 @@ class DataConfig(BaseModel):
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
     padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, around small images; ImageNet's mean
+    # class_balanced draws a class for each turn, rare ones more often, and then an image that shows it (DAFormer)
+    labeled_order: Literal["shuffled", "class_balanced"] = "shuffled"
+    temperature: float | None = Field(None, gt=0)  # of class_balanced: the lower, the rarer classes; 0.01 if not given
     cache: bool = False  # keep decoded training images in memory that loader processes share
     workers: int = Field(2, ge=0, le=256)  # number of loader processes; the result does not depend on it
     # Whether masks are drawn on photographs that are turned as EXIF says, or on the stored pixels; None: upright
@@ -131,6 +136,12 @@ class DataConfig(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         return expanded(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _temperature_is_used(self) -> "DataConfig":
+        if self.labeled_order == "shuffled" and self.temperature is not None:
+            raise ValueError("temperature belongs to labeled_order: class_balanced; remove it or choose that order")
+        return self
 
     @field_validator("scale")
     @classmethod

@@ -4,6 +4,7 @@ What a file stores is not always what Pillow returns: it stretches gray levels o
 palettes reorder them. So a mask is first described (`Content`), and then each of its values or colors gets a class.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -369,6 +370,15 @@ def read_as(content: Content, coding: MaskCoding) -> Reading:
         f"its palette contradicts its values ({pairs}: not from dark to light); say which class each color is with "
         "data.colors, or save it as gray PNG without a palette"
     )
+
+
+def class_pixels(content: Content, coding: MaskCoding) -> dict[int, int]:
+    """Returns the number of pixels of each class, or IGNORE, in a mask whose values and colors all have a meaning."""
+    found: Counter[int] = Counter()
+    for key, index in read_as(content, coding).classes.items():
+        assert index is not None, "masks without meaning are refused earlier"
+        found[index] += content.counts[key]
+    return dict(found)
 
 
 def says_nothing(palette: Mapping[Key, Color]) -> bool:
