@@ -250,10 +250,11 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console)
 
 def _print_report(dataset: Dataset, report: Report, console: Console) -> None:
     images = labels(dataset)
+    pseudo = f"{images['pseudo_labeled']} pseudo-labeled, " if "pseudo_labeled" in images else ""
     protocol = f", the published partition {images['published']}" if images["published"] else ""
     _print(
         console,
-        f"{images['labeled']} labeled, {images['unlabeled']} unlabeled, {images['val']} validation images; "
+        f"{images['labeled']} labeled, {pseudo}{images['unlabeled']} unlabeled, {images['val']} validation images; "
         f"partition {images['partition']}{protocol}",
     )
     _print(console, f"labeled pixels: {shares_of_classes(report, dataset.classes.names)}")
@@ -371,7 +372,8 @@ def partitions(
         The files that were written.
     """
     changes = list(overrides)
-    dataset = data.load(config.load(Path(recipe), changes).data)
+    section = config.load(Path(recipe), changes).data
+    dataset = data.load(section.model_copy(update={"pseudo": None}))
     _refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from semiseg.data.dataset import DataConfig, Dataset, Sample, Unused
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
-from semiseg.data.masks import Content, check_sizes, class_pixels, percent, read_stored
+from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_stored
 from semiseg.data.memory import Memory
 from semiseg.data.read import Header, fit, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
@@ -106,9 +106,9 @@ def check(
         facts = look(sample)
         assert sample.mask is not None
         content = _content(sample.mask, memory)
-        swapped = dataset.coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
-        size = content.size[::-1] if swapped else content.size
-        check_sizes(sample, facts.size, size, dataset.coding)
+        coding = coding_of(sample, dataset.coding)
+        swapped = coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
+        check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size, coding)
         return _Facts(facts.header, content)
 
     def count() -> None:
@@ -124,12 +124,10 @@ def check(
     if not labeled or (dataset.unlabeled and not unlabeled):
         raise UserError(f"{skipped[0]}; no other image of its list can be read either")
     _check_crop([facts.size for facts in [*labeled.values(), *unlabeled.values()]], config)
-    contents = {
-        sample.mask: facts.content
-        for sample, facts in (labeled | val).items()
-        if sample.mask is not None and facts.content is not None
-    }
-    meaning = explain(contents, dataset.coding, dataset.classes.names, settable=hasattr(config, "values"))
+    masked, settable = labeled | val, hasattr(config, "values")
+    contents = _contents(masked, pseudo=False)
+    meaning = explain(contents, dataset.coding, dataset.classes.names, settable)
+    explain(_contents(masked, pseudo=True), MaskCoding(len(dataset.classes)), dataset.classes.names, settable=False)
     parts = {
         "labeled": _part(labeled, dataset),
         "unlabeled": _part(unlabeled, dataset),
@@ -181,12 +179,21 @@ def _inspect(
     return found, errors
 
 
+def _contents(masked: Mapping[Sample, _Facts], pseudo: bool) -> dict[Path, Content]:
+    """Returns what the masks of annotators store, or those of an earlier run."""
+    return {
+        sample.mask: facts.content
+        for sample, facts in masked.items()
+        if sample.mask is not None and facts.content is not None and sample.pseudo == pseudo
+    }
+
+
 def _part(found: Mapping[Sample, _Facts], dataset: Dataset) -> Part:
     pixels: Counter[int] = Counter()
     masks: Counter[int] = Counter()
-    for facts in found.values():
+    for sample, facts in found.items():
         if facts.content is not None:
-            counts = class_pixels(facts.content, dataset.coding)
+            counts = class_pixels(facts.content, coding_of(sample, dataset.coding))
             pixels.update(counts)
             masks.update(counts.keys())
     sizes = sorted((facts.size for facts in found.values()), key=lambda size: (size[0] * size[1], size))
@@ -229,7 +236,8 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     ignored = [
         sample.mask
         for sample, facts in labeled.items()
-        if facts.content is not None and class_pixels(facts.content, dataset.coding).keys() == {IGNORE}
+        if facts.content is not None
+        and class_pixels(facts.content, coding_of(sample, dataset.coding)).keys() == {IGNORE}
     ]
     if ignored:
         found.append(f"Labeled masks that are ignored ({IGNORE}) everywhere: {len(ignored)}, e.g. {ignored[0]}.")
@@ -317,7 +325,7 @@ def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
 
     def count(sample: Sample) -> dict[int, int]:
         assert sample.mask is not None
-        return class_pixels(_content(sample.mask, memory), dataset.coding)
+        return class_pixels(_content(sample.mask, memory), coding_of(sample, dataset.coding))
 
     with ThreadPoolExecutor() as threads:
         return tuple(threads.map(count, dataset.labeled))

@@ -25,6 +25,7 @@ class Sample:
     image: Path
     mask: Path | None = None
     line: str | None = field(default=None, compare=False)  # of a list, if it names this mask beside the image
+    pseudo: bool = False  # whether the mask is a prediction of an earlier run
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Dataset:
     """Three lists of samples that share no image, and the meaning of their masks.
 
     Attributes:
-        labeled: samples with masks that training may read.
+        labeled: samples with masks that training may read, also those with pseudo-labels.
         unlabeled: the pool; training never reads a mask of these, even where one exists.
         val: samples with masks for evaluation.
         classes: the class table.
@@ -101,6 +102,7 @@ class DataConfig(BaseModel):
     labeled: Path | None = None  # list of labeled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
+    pseudo: Path | None = None  # folder of masks that an earlier run predicted for unlabeled images (semiseg predict)
     long_side: LongSide | None = None  # px of the longer side; images are resized to it first; None: no resize
     val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: long_side
     white: White | None = None  # value shown as white in images of more than 8 bits a channel; None: 65535

@@ -134,12 +134,18 @@ def read_pair(
         UserError: as in `read_image` and `read_mask`, or the two differ in size.
     """
     assert sample.mask is not None, f"{sample.name} is not labeled"
+    coding = coding_of(sample, coding)
     image, mask = read_image(sample.image, enough, white), read_mask(sample.mask, coding)
     if coding.orientation == "stored":
         mask = turned(mask, read_header(sample.image).orientation)
     size = image.shape[1:] if enough is None else read_size(sample.image)  # `image` may be smaller than the file
     check_sizes(sample, tuple(size), tuple(mask.shape), coding)
     return image, mask
+
+
+def coding_of(sample: Sample, coding: MaskCoding) -> MaskCoding:
+    """Returns the coding of a sample's mask: pseudo-labels are class indices of upright images."""
+    return MaskCoding(coding.num_classes, orientation="upright") if sample.pseudo else coding
 
 
 def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], coding: MaskCoding) -> None:
