@@ -1,9 +1,9 @@
 """Finds the mask of each image by its name."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 
 from semiseg.data.catalog import folded
 from semiseg.data.dataset import Unused
@@ -72,7 +72,9 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
             "values are class indices: merge them"
         )
     if common and 2 * common[0][1] > len(masks):
-        return f"their names have {common[0][0]!r} more at the end; set data.mask_suffix={quote(common[0][0])}"
+        rest = common[0][0]
+        written = rest if re.fullmatch(r"[\w.-]+", rest) else f"\"'{rest}'\""  # quoted for the shell and for YAML
+        return f"their names have {rest!r} more at the end; set data.mask_suffix={written}"
     by_file = defaultdict(list)
     for name in images:
         by_file[folded(name.rpartition("/")[2])].append(name)
