@@ -226,6 +226,12 @@ def test_photographs_that_look_like_masks_are_noted(folder):
     assert run(folder, full=False) == []
 
 
+def test_class_names_that_are_nearly_the_same_are_noted(folder, write):
+    write("classes.txt", (folder / "classes.txt").read_text().replace("c3\n", "C 2\n").replace("c2\n", "c  2\n", 1))
+    (note,) = run(folder)
+    assert note == "Classes whose names differ in case or spaces only: 'c  2', 'C 2'."
+
+
 def test_one_mask_for_several_photographs_is_noted(folder):
     (folder / "masks/03.png").write_bytes((folder / "masks/05.png").read_bytes())
     (note,) = run(folder)

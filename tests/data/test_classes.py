@@ -109,7 +109,6 @@ def test_labelme_ignored_pixels_are_no_class(tmp_path):
         ("# nothing", ("0 classes",)),
         ("a\nb\na", ("'a' occurs twice",)),
         ("0: a\n1: a", ("'a' occurs twice",)),
-        ("red disc\nbox\nRed  Disc", ("'red disc' occurs twice (as 'Red  Disc')",)),
         ("Class\na\nb", ("class 0 is called 'Class'", "header")),
         ("a, b, c", ("has one line, 'a, b, c'",)),
         ('0  0  0  0  1  1  "a"\n1  9  9  9  1  1  "b"', ("has columns",)),  # ITK-SNAP

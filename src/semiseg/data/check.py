@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from semiseg.data.catalog import folded
 from semiseg.data.dataset import DataConfig, Dataset, Sample, Unused
 from semiseg.data.explain import Meaning, explain
 from semiseg.data.masks import Content, check_sizes, percent, read_as, read_stored
@@ -249,6 +250,9 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
         found.append(
             f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
         )
+    plain = [folded(" ".join(name.split())) for name in names]
+    if alike := [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]:
+        found.append(f"Classes whose names differ in case or spaces only: {', '.join(map(repr, alike[:_SHOWN]))}.")
     ignored = [
         sample.mask
         for sample, facts in labeled.items()

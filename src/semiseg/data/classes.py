@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from semiseg.data.catalog import CONTROL, folded
+from semiseg.data.catalog import CONTROL
 from semiseg.data.lists import read_lines
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, ClassTable, voc_color
@@ -165,9 +165,8 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise UserError(
             f"{path}: class 0 is called {names[0]!r}; remove the line if it is a header, or rename the class"
         )
-    alike = [folded(" ".join(name.split())) for name in names]
-    if twice := [name for name, plain in zip(names, alike, strict=True) if alike.count(plain) > 1]:
-        raise UserError(f"{path}: class {twice[0]!r} occurs twice (as {twice[1]!r}); names must differ")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: class {twice[0]!r} occurs twice; names must differ")
 
 
 def _check_colors(names: Sequence[str], colors: Sequence[Color | None], path: Path) -> None:
