@@ -207,7 +207,7 @@ def test_masks_of_turned_sizes_tell_how_they_are_drawn(folder, write):
 
 def test_dark_photographs_are_noted(folder, write):
     for number in range(12):
-        write(f"images/{number:02}.png", np.full((20, 24), 3000 + number, np.uint16))
+        write(f"images/{number:02}.png", np.linspace(99, 3000 + number, 480).astype(np.uint16).reshape(20, 24))
     (note,) = run(folder)
     assert ": 12, e.g." in note
     assert "the largest value is 3011 of 65535" in note

@@ -46,7 +46,7 @@ def test_unused_masks_are_counted():
         ("im1 im10", "im1_mask im10_mask", "data.mask_suffix=_mask"),
         ("im1 im2", "im1.jpg im2.jpg", "data.mask_suffix=.jpg"),
         ("im1 im2", "im1-disc im1-box im2-disc im2-box", "several for one image"),
-        ("1 2", "01 02", "rename them"),
+        ("0 1", "000 001", "rename them"),
         ("a b", "a(1) b(1)", "data.mask_suffix=\"'(1)'\""),
         ("camA/a1 camB/b1", "a1 b1", "move a1.png to camA/a1.png"),
         ("a b", "x y", "rename them, or name the pairs in lists"),
