@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from semiseg.data.catalog import folded
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
 from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_stored
@@ -19,6 +24,8 @@ from semiseg.types import IGNORE
 
 T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
+_LOOKED_AT, _FEW = 4096, 16  # pixels of a photograph in which its colors are counted; colors of a mask
+_SHOWN = 12  # names in a note
 _DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
 
 
@@ -64,6 +71,7 @@ class _Facts:
 
     header: Header
     content: Content | None = None
+    is_flat: bool = False  # the photograph has as few colors as a mask
 
     @property
     def size(self) -> Size:
@@ -98,9 +106,8 @@ def check(
 
     def look(sample: Sample) -> _Facts:
         header = read_header(sample.image)
-        if full:
-            memory.recall(sample.image, "decoded", lambda: list(read_image(sample.image).shape))
-        return _Facts(header)
+        is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
+        return _Facts(header, is_flat=is_flat and header.largest <= 255)  # dark photographs of 16 bits are flat, too
 
     def look_at_both(sample: Sample) -> _Facts:
         facts = look(sample)
@@ -109,7 +116,7 @@ def check(
         coding = coding_of(sample, dataset.coding)
         swapped = coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
         check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size, coding)
-        return _Facts(facts.header, content)
+        return _Facts(facts.header, content, facts.is_flat)
 
     def count() -> None:
         on_image(next(numbers), total)
@@ -140,6 +147,8 @@ def check(
         *_orientation_notes(labeled | val, dataset),
         *_depth_notes(labeled | val | unlabeled, config),
         *_twins(dataset),
+        *_same_masks(labeled | val),
+        *_flat_notes(labeled | val | unlabeled),
     ]
     if skipped:
         notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
@@ -206,12 +215,14 @@ def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConf
     first, names = dataset.labeled[0].mask, dataset.classes.names
     settable = hasattr(config, "values") and IGNORE not in (dataset.coding.values or {})
     if len(present) == 1 and IGNORE in parts["labeled"].masks and settable:
-        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE}"
+        pixels = parts["labeled"].pixels
+        share = percent(pixels[IGNORE], sum(pixels.values()))
+        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE} ({share})"
         index = next(i for i in range(len(names)) if i not in present)
+        inverted = f", or '{{0: 1, {IGNORE}: 0}}' if 0 is {names[1]}" if len(names) == 2 and index == 1 else ""
         raise UserError(
             f"data.values: the labeled masks, e.g. {first}, {what}, which means 'ignored'; if {IGNORE} is a class, "
-            "e.g. "
-            f"{names[index]}, set data.values='{{{IGNORE}: {index}}}'"
+            f"e.g. {names[index]}, set data.values='{{{IGNORE}: {index}}}'{inverted}"
         )
     if not present:
         raise UserError(f"data.labeled: every labeled mask, e.g. {first}, is {IGNORE} (ignored) everywhere")
@@ -232,7 +243,13 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     names, found = dataset.classes.names, []
     absent = [name for index, name in enumerate(names) if index not in parts["labeled"].masks]
     if absent:
-        found.append(f"No labeled mask shows {', '.join(absent)}: training cannot learn what no mask shows.")
+        more = f" and {len(absent) - _SHOWN} more" if absent[_SHOWN:] else ""
+        found.append(
+            f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
+        )
+    plain = [folded(" ".join(name.split())) for name in names]
+    if alike := [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]:
+        found.append(f"Classes whose names differ in case or spaces only: {', '.join(map(repr, alike[:_SHOWN]))}.")
     ignored = [
         sample.mask
         for sample, facts in labeled.items()
@@ -311,6 +328,43 @@ def _twins(dataset: Dataset) -> list[str]:
     return [
         f"Training photographs that are validation photographs, too, byte for byte: {len(pairs)}, e.g. "
         f"{pairs[0][0]} and {pairs[0][1]}; the score will be too good; remove one of each pair."
+    ]
+
+
+def _same_masks(masked: Mapping[Sample, _Facts]) -> list[str]:
+    """Notes masks with the same bytes beside different photographs, if they show more than one value."""
+    by_counts: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
+    for sample, facts in masked.items():
+        if facts.content is not None and len(facts.content.counts) > 1:
+            by_counts[tuple(facts.content.counts.items())].append(sample)
+    alike: dict[str, list[Sample]] = defaultdict(list)
+    for sample in itertools.chain(*(samples for samples in by_counts.values() if samples[1:])):
+        assert sample.mask is not None
+        alike[_digest(sample.mask)].append(sample)
+    same = [samples for samples in alike.values() if samples[1:]]
+    if not same:
+        return []
+    one, other = same[0][:2]
+    return [
+        f"Photographs whose masks are the same, byte for byte: {sum(map(len, same))}, e.g. {one.image} and "
+        f"{other.image}; are they the same photograph, or is a mask in the wrong place?"
+    ]
+
+
+def _is_flat(image: UInt8[Tensor, "3 h w"]) -> bool:
+    """Returns whether an image has few colors, as masks have; photographs have many. It looks at some pixels only."""
+    pixels = image.flatten(1)
+    some = pixels[:, :: -(-pixels.shape[1] // _LOOKED_AT)]
+    return 2 <= torch.unique(some, dim=1).shape[1] <= _FEW
+
+
+def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
+    flat = [sample.image for sample, facts in found.items() if facts.is_flat]
+    if not flat:
+        return []
+    return [
+        f"Photographs of {_FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
+        "masks, move them out of the folder of photographs (data.images), or set data.mask_suffix."
     ]
 
 
