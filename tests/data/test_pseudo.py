@@ -16,7 +16,12 @@ def predicted(folder, write):
     """The layout with masks in tens, and predictions of two of its four unlabeled images, which hold class indices."""
     write("classes.txt", "ground\nroad\n")
     for number in range(8):
-        write(f"masks/{number:02}.png", np.repeat([[0, 10]], 12, 1).repeat(20, 0).astype(np.uint8))
+        mask = np.repeat([[0, 10]], 12, 1).repeat(20, 0).astype(np.uint8)
+        mask[number, :2] = 10 - mask[number, -2:]  # no two masks are the same file
+        mask[number, -2:] = 10
+        mask[number, 0] = 10
+        mask[number, -1] = 0
+        write(f"masks/{number:02}.png", mask)
     for number in (9, 11):
         write(f"old/{number:02}.png", np.repeat([[1, 0]], 12, 1).repeat(20, 0).astype(np.uint8))
         write(f"old/{number:02}_overlay.png", np.zeros((20, 24, 3), np.uint8))
@@ -34,7 +39,7 @@ def test_unlabeled_images_get_labels(predicted):
     assert dataset.labeled[:-2] == plain.labeled
     assert dataset.val == plain.val
     assert read_pair(dataset.labeled[-1], dataset.coding)[1][0].tolist() == [1] * 12 + [0] * 12
-    assert read_pair(dataset.labeled[0], dataset.coding)[1][0].tolist() == [0] * 12 + [1] * 12
+    assert read_pair(dataset.labeled[0], dataset.coding)[1][-1].tolist() == [0] * 12 + [1] * 12
 
 
 def test_they_are_no_labels_in_any_count(predicted):

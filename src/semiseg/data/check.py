@@ -335,7 +335,7 @@ def _same_masks(masked: Mapping[Sample, _Facts]) -> list[str]:
     """Notes masks with the same bytes beside different photographs, if they show more than one value."""
     by_counts: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
     for sample, facts in masked.items():
-        if facts.content is not None and len(facts.content.counts) > 1:
+        if facts.content is not None and len(facts.content.counts) > 1 and not sample.pseudo:
             by_counts[tuple(facts.content.counts.items())].append(sample)
     alike: dict[str, list[Sample]] = defaultdict(list)
     for sample in itertools.chain(*(samples for samples in by_counts.values() if samples[1:])):
