@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from semiseg.data import folder as layout
 from semiseg.data import loader as loader_module
 from semiseg.data.dataset import Dataset
+from semiseg.data.layouts import folder as layout
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, LoadedBatch
