@@ -125,8 +125,8 @@ def _check_shared_memory(config: DataConfig, images: int, steps: int) -> None:
     fewer = f"data.workers={fitting} or " if fitting else ""
     raise UserError(
         f"data.workers: the batches of {config.workers} loader processes take {megabytes(needed)} of shared memory, "
-        f"and {SHARED} has {megabytes(available)} free; use {fewer}data.workers=0, a smaller batch or crop, or more shared "
-        f"memory (docker run --shm-size={-(-needed // 2**30)}g)"
+        f"and {SHARED} has {megabytes(available)} free; use {fewer}data.workers=0, a smaller batch or crop, or more "
+        f"shared memory (docker run --shm-size={-(-needed // 2**30)}g)"
     )
 
 
