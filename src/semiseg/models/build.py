@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from semiseg.errors import UserError, first_line
 from semiseg.files import expanded
@@ -77,6 +78,17 @@ class Features:
     def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """Changes every map, e.g. `features.each(F.dropout2d)`."""
         return replace(self, maps=tuple(change(value) for value in self.maps))
+
+    def __getitem__(self, images: slice) -> "Features":
+        """Returns the features of some of the images."""
+        rest = tree_map(lambda value: value if value is None else value[images], self.rest)
+        return replace(self.each(lambda value: value[images]), rest=rest)
+
+    def joined(self, other: "Features") -> "Features":
+        """Appends the images of `other`, which have the same size. So a decoder gets all of them in one pass."""
+        maps = tuple(torch.cat(pair) for pair in zip(self.maps, other.maps, strict=True))
+        rest = tree_map(lambda one, its: one if one is None else torch.cat([one, its]), self.rest, other.rest)
+        return replace(self, maps=maps, rest=rest)
 
 
 class Network(nn.Module):
