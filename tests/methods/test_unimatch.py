@@ -190,6 +190,13 @@ def rows_of(batch: SemiBatch, rows: slice) -> SemiBatch:
     return replace(batch, strong=tuple(view[rows] for view in batch.strong), **changed)
 
 
+def test_a_single_image_is_its_own_partner(make):
+    """A micro-batch of one image passes the check of shapes before a run as if it were the whole batch."""
+    batch = batch_of(1)
+    _, views = views_of(make(cutmix_probability=1.0), batch)
+    assert all(torch.equal(view, strong) for view, strong in zip(views, batch.strong, strict=True))
+
+
 def test_two_strong_views_of_one_pool(make):
     method = make()
     assert method.views.strong == (method.config.strong,) * 2

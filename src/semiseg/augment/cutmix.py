@@ -56,8 +56,10 @@ def sample_some_boxes(
 
     The box of an image covers a part of it that is drawn from U(area). Its height over its width, both as fractions of
     the image's, is drawn from U(ratio), but only from ratios with which the box fits. Its position is uniform over all
-    positions inside the image. So draw UniMatch and others. The authors' code draws ratio and position again until the
-    box fits. So it prefers boxes that have many positions: small and square ones.
+    positions inside the image.
+
+    UniMatch uses these ranges. The authors' code draws ratio and position again until the box fits. So it prefers boxes
+    that have many positions: small and square ones.
 
     Args:
         batch_size: number of images.
