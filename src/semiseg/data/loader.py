@@ -90,15 +90,22 @@ def train_loader(
     return restarting(batches, range(start, num_steps), config.workers, False, on_restart)
 
 
-def check_loading(dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int) -> None:
+def check_loading(
+    dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int, min_unlabeled: int = 1
+) -> None:
     """Checks what `train_loader` needs. Its arguments mean the same.
 
     Raises:
-        UserError: there are no unlabeled images, or batches do not fit into shared memory.
+        UserError: there are fewer than `min_unlabeled` unlabeled images, or batches do not fit into shared memory.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
+        )
+    if unlabeled and len(dataset.unlabeled) < min_unlabeled:
+        raise UserError(
+            f"data.unlabeled: {len(dataset.unlabeled)} image is too few: the method pastes boxes of one image into "
+            f"another and needs {min_unlabeled}; add images, or choose another method"
         )
     _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps)
 

@@ -53,7 +53,8 @@ class Method(SemiMethod, config=Config):
     def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
         super().__init__(config, build, classes)
         self.config = config
-        self.views = Views(strong=(config.strong, config.strong), labeled=config.labeled)
+        partners = 2 if config.cutmix_probability else 1
+        self.views = Views(strong=(config.strong, config.strong), labeled=config.labeled, min_unlabeled=partners)
         self.student = build()
         if isinstance(self.student.net, Undivided):
             raise UserError(
