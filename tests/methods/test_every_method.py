@@ -281,7 +281,7 @@ def test_batches_of_any_size(make, slots):
         part = method.alone(batch, at)
         losses = method(batch, at, part)
     except UserError as error:  # it needs a partner
-        assert slots == 1  # noqa: PT017 - most methods work with it
+        assert slots == 1
         assert "\n" not in str(error)  # noqa: PT017
         return
     losses.total.backward()
