@@ -1,7 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ Make = Callable[..., Method]
 def make(tiny) -> Make:
     """make(**settings) -> a method with a small detector that finds many flaws."""
 
-    def make(norm: bool = True, **settings) -> Method:
+    def make(norm: bool = True, size: int = 3, **settings) -> Method:
         seeds = iter(range(10))
         with seeded(0, "method"):
             config = Config(**({"detector_channels": 2} | settings))
-            method = Method(config, lambda *_: tiny(next(seeds), norm), CLASSES).train()
+            method = Method(config, lambda *_: tiny(next(seeds), norm, size=size), CLASSES).train()
         with torch.no_grad():
             method.detector.layers[-1].weight *= 5
             method.detector.layers[-1].bias.fill_(0.5)
@@ -156,6 +156,24 @@ def test_each_part_has_a_gradient_of_its_own_terms_only(make):
         else:
             assert not torch.equal(gradient, others[key]), key
             assert torch.equal(gradient, critic[key]), key
+
+
+def test_ignored_and_padded_pixels_change_nothing(make):
+    """Neither in the losses nor in the flaw maps, whose blurs and norm layers mix pixels."""
+
+    def gradients(value: float) -> tuple[Tensor, dict[str, Tensor]]:
+        method = make(norm=False, size=1)
+        image, weak = (torch.where(COUNTED[:, None], IMAGES, value)).split(len(BATCH.image))
+        losses = method.losses(replace(BATCH, image=image, weak=weak), AT)
+        losses.total.backward()
+        assert losses.scalars["correction"] > 0.01
+        assert losses.scalars["consistency"] > 0.01
+        return losses.total.detach(), {key: parameter.grad for key, parameter in method.named_parameters()}
+
+    (one, first), (other, second) = gradients(0.0), gradients(3.0)
+    torch.testing.assert_close(one, other)
+    for key, gradient in first.items():
+        torch.testing.assert_close(gradient, second[key], msg=key)
 
 
 class Pointwise(nn.Module):

@@ -18,21 +18,26 @@ def noise(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=fold_in(seed, "noise", *size))
 
 
-def slow_blur(image: Tensor, size: int) -> Tensor:
-    """A sum over the pixels around each pixel, in double precision, with a mirror at the border."""
+def slow_blur(image: Tensor, counted: Tensor, size: int) -> Tensor:
+    """A mean of the counted pixels around each pixel, in double precision, with a mirror at the border."""
     size = size if size % 2 else size + 1
     radius, sigma = size // 2, 0.3 * ((size - 1) / 2 - 1) + 0.8
     height, width = image.shape
+    image, counted = image.tolist(), counted.tolist()
     result = torch.zeros(height, width, dtype=torch.float64)
     near = [(y, x) for y in range(-radius, radius + 1) for x in range(-radius, radius + 1)]
     weight = {(y, x): math.exp(-(y * y + x * x) / (2 * sigma**2)) for y, x in near}
     for row in range(height):
         for column in range(width):
+            total = 0.0
             for y, x in near:
                 r, c = abs(row + y), abs(column + x)
                 r, c = min(r, 2 * (height - 1) - r), min(c, 2 * (width - 1) - c)
-                result[row, column] += weight[y, x] * image[r, c].double()
-    return result / sum(weight.values())
+                if counted[r][c]:
+                    result[row, column] += weight[y, x] * image[r][c]
+                    total += weight[y, x]
+            result[row, column] /= total or 1
+    return result
 
 
 def slow_true_flaws(probability: Tensor, label: Tensor, mu: float, dilations: int) -> Tensor:
@@ -40,14 +45,13 @@ def slow_true_flaws(probability: Tensor, label: Tensor, mu: float, dilations: in
     counted = label != IGNORE
     one_hot = torch.stack([label == c for c in range(len(probability))]).double()
     flaws = (one_hot - probability.double()).abs().sum(0) * mu
-    flaws[~counted] = 0
     height, width = label.shape
-    flaws = slow_blur(flaws, min(height, width) // 8)
+    flaws = slow_blur(flaws, counted, min(height, width) // 8)
     for _ in range(dilations):
         wide = [
             [flaws[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max() for x in range(width)] for y in range(height)
         ]
-        flaws = slow_blur(torch.tensor(wide), min(height, width) // 4)
+        flaws = slow_blur(torch.tensor(wide), counted, min(height, width) // 4)
     low, high = flaws[counted].min(), flaws[counted].max()
     return (flaws - low) / (high - low)
 
@@ -174,7 +178,14 @@ def test_a_detector_learns_where_a_prediction_is_wrong():
 
 
 def test_a_blur_in_two_passes_equals_one_in_two_dimensions():
-    image = noise(1, 24, 20).abs()
-    torch.testing.assert_close(
-        flaws_module._blurred(image, 7)[0].double(), slow_blur(image[0], 7), rtol=1e-4, atol=1e-5
-    )
+    image, counted = noise(1, 24, 20).abs(), torch.ones(1, 24, 20, dtype=torch.bool)
+    counted[0, 4:15, 3:] = False
+    found = flaws_module._blurred(image, counted, 7)[0].double()
+    torch.testing.assert_close(found, slow_blur(image[0], counted[0], 7), rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_that_is_the_same_everywhere_shows_no_flaw():
+    """Rounding is not stretched, and ignored pixels make no border."""
+    counted = torch.ones(2, 40, 48, dtype=torch.bool)
+    counted[1, :, 30:] = False
+    assert (clear_flaws(torch.full((2, 40, 48), 0.7), counted) == 0).all()

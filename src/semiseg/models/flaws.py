@@ -67,7 +67,7 @@ def true_flaws(
     """Computes where a prediction is wrong, as a smooth map in [0, 1]: what a detector should say.
 
     The difference of the prediction from the label is blurred, then `dilations` times (nu) dilated and blurred more,
-    then stretched to [0, 1] in each image. Ignored pixels have no difference.
+    then stretched to [0, 1] in each image. Ignored pixels change nothing.
 
     The paper sums |one-hot - probability| over the classes and multiplies it by mu. Here the difference is 1 minus the
     probability of the label. That is half the sum, and stretching makes all factors equal.
@@ -75,9 +75,9 @@ def true_flaws(
     counted = label != IGNORE
     side = min(label.shape[-2:])
     right = probability.gather(1, torch.where(counted, label, 0)[:, None])[:, 0]
-    flaws = _blurred(torch.where(counted, 1 - right, 0.0), side // 8)
+    flaws = _blurred(1 - right, counted, side // 8)
     for _ in range(dilations):
-        flaws = _blurred(F.max_pool2d(flaws, 3, stride=1, padding=1), side // 4)
+        flaws = _blurred(F.max_pool2d(flaws, 3, stride=1, padding=1), counted, side // 4)
     low, high = _range(flaws, counted)
     return _stretched(flaws, low, high)
 
@@ -88,11 +88,12 @@ def clear_flaws(
 ) -> Float[Tensor, "b h w"]:
     """Makes a detector's maps comparable: values below 0 become 0, a blur, stretched to [0, 1] in each image.
 
-    A map whose values are all at most `smallest` becomes 0: the image has no flaw.
+    A map whose values are all at most `smallest`, or all the same, becomes 0: it shows no flaw in the image.
     """
-    flaws = _blurred(torch.where(counted, flaws.clamp(min=0), 0.0), min(flaws.shape[-2:]) // 16)
+    flaws = _blurred(flaws.clamp(min=0), counted, min(flaws.shape[-2:]) // 16)
     low, high = _range(flaws, counted)
-    return torch.where(high > smallest, _stretched(flaws, low, high), 0.0)
+    shown = (high > smallest) & (high - low > 1e-4)  # a blurred constant is constant up to rounding
+    return torch.where(shown, _stretched(flaws, low, high), 0.0)
 
 
 def _range(
@@ -110,14 +111,20 @@ def _stretched(
     return (flaws - low) / (high - low + 1e-9)
 
 
-def _blurred(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b h w"]:
-    """Blurs maps with a Gaussian of `size` px (one more if it is even), reflected at the border, in fp32."""
+def _blurred(maps: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], size: int) -> Float[Tensor, "b h w"]:
+    """Blurs maps with a Gaussian of `size` px (one more if it is even), reflected at the border, in fp32.
+
+    It is a weighted mean over the counted pixels around each pixel; 0 if there are none.
+    """
     size += 1 - size % 2
     radius, sigma = size // 2, 0.3 * ((size - 1) / 2 - 1) + 0.8
     distance = torch.arange(-radius, radius + 1, device=maps.device)
     weight = torch.softmax(-(distance**2) / (2 * sigma**2), 0)  # exp(...) / its sum
-    padded = F.pad(maps[:, None], (radius, radius, radius, radius), mode="reflect")
+    both = torch.stack([torch.where(counted, maps, 0.0), counted.float()], 1).flatten(0, 1)[:, None]
+    both = F.pad(both, (radius, radius, radius, radius), mode="reflect")
     kind = maps.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         # A Gaussian of two dimensions is one in each dimension, at a small part of the cost.
-        return F.conv2d(F.conv2d(padded, weight[None, None, None]), weight[None, None, :, None])[:, 0]
+        both = F.conv2d(F.conv2d(both, weight[None, None, None]), weight[None, None, :, None])
+    total, weights = both.reshape(len(maps), 2, *maps.shape[1:]).unbind(1)
+    return total / weights.clamp(min=1e-9)
