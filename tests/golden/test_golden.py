@@ -20,6 +20,7 @@ from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.models.build import Network
+from semiseg.models.flaws import FlawDetector
 from semiseg.recipe_file import shipped
 
 FILE = Path(__file__).with_name("losses.json")
@@ -29,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"every method: {name}": {"name": name} for name in methods.names()},
     "supervised": {"name": "supervised"},
     "supervised, OHEM": {"name": "supervised", "labeled_loss": {"kind": "ohem", "min_kept": 500}},
+    "cps, CutMix": {"name": "cps", "cutmix": True},
     "imas": {},
     "imas, micro-batches": {"micro_batch_size": 1},
     "imas, no adaptation": {"loss": "standard", "intensity": "standard", "cutmix": "standard"},
@@ -54,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 def in_double_precision(method: torch.nn.Module) -> torch.nn.Module:
     method.double()
     for network in method.modules():
-        if isinstance(network, Network):
+        if isinstance(network, (Network, FlawDetector)):
             network.register_forward_pre_hook(lambda _, images: tuple(image.double() for image in images))
             network.register_forward_hook(lambda _, __, logits: logits.float())
     return method
