@@ -95,6 +95,8 @@ def test_each_network_has_weights_of_its_own(make):
     pairs = zip(method.first.parameters(), method.second.parameters(), strict=True)
     assert all(not torch.equal(one, other) for one, other in pairs)
     assert method.evaluated() == {"first": (method.first,), "second": (method.second,)}
+    assert method.views.min_unlabeled == 1
+    assert make(cutmix=True).views.min_unlabeled == 2
 
 
 def cutmix_step(method: Method) -> tuple[Losses, Tensor]:

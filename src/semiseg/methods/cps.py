@@ -48,7 +48,7 @@ class Method(SemiMethod, config=Config):
     def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
         super().__init__(config, build, classes)
         self.config = config
-        self.views = Views(labeled=config.labeled)
+        self.views = Views(labeled=config.labeled, min_unlabeled=2 if config.cutmix else 1)
         self.first, self.second = build(), build()
 
     def observe(self, batch: SemiBatch, at: Progress) -> Crossed | None:
