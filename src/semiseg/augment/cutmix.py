@@ -40,9 +40,26 @@ def sample_boxes(
     positions inside the image.
     """
     fraction = uniform(generator, side[0], side[1], 2, batch_size)
+    return _placed(fraction, height, width, generator)
+
+
+def sample_half_boxes(batch_size: int, height: int, width: int, generator: torch.Generator) -> Bool[Tensor, "b h w"]:
+    """Draws a box for each image that covers half of it: a mask that is True inside. So does U2PL.
+
+    The width of a box is drawn from U(1/2, 1), as a fraction of the image's; its height follows. Its position is
+    uniform over all positions inside the image.
+    """
+    across = uniform(generator, 0.5, 1.0, batch_size)
+    return _placed(torch.stack([0.5 / across, across]), height, width, generator)
+
+
+def _placed(
+    fraction: Float[Tensor, "2 b"], height: int, width: int, generator: torch.Generator
+) -> Bool[Tensor, "b {height} {width}"]:
+    """Draws the positions of boxes whose height and width are fractions of the image's."""
     extent = (fraction * torch.tensor([[height], [width]])).round().clamp(min=1)
     last = torch.tensor([[height], [width]]) - extent  # last possible start
-    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (last + 1)).floor().minimum(last)
+    start = (uniform(generator, 0.0, 1.0, 2, fraction.shape[1]) * (last + 1)).floor().minimum(last)
     return _inside(start, start + extent, height, width)
 
 
