@@ -12,6 +12,7 @@ from semiseg.augment.cutmix import (
     random_partners,
     sample_boxes,
     sample_boxes_official,
+    sample_half_boxes,
     triggered,
 )
 from semiseg.rng import fold_in
@@ -220,3 +221,24 @@ def test_the_host_never_waits(no_host_sync):
     assert no_host_sync(paste, image, image[partner], box).is_meta
     assert no_host_sync(paste, image[:, 0], image[partner, 0], box).is_meta
     assert no_host_sync(triggered, easiness.mean(), fold_in(0)).is_meta
+
+
+@given(seeds, st.integers(16, 40), st.integers(16, 40))
+def test_half_boxes_cover_half_of_the_image(seed, height, width):
+    boxes = sample_half_boxes(8, height, width, fold_in(seed))
+    for box in boxes:
+        rows, columns = box.any(1), box.any(0)
+        assert torch.equal(box, rows[:, None] & columns)  # a rectangle
+        assert rows.sum() >= height // 2
+        assert columns.sum() >= width // 2
+        assert abs(rows.sum() * columns.sum() - height * width / 2) <= (height + width) / 2  # half a pixel on each side
+    assert len({tuple(box.flatten().tolist()) for box in boxes}) > 1
+
+
+def test_half_boxes_have_all_shapes_and_positions():
+    boxes = sample_half_boxes(2000, 20, 20, fold_in(0))
+    assert {box.any(0).sum().item() for box in boxes} == set(range(10, 21))
+    assert {box.any(1).sum().item() for box in boxes} == set(range(10, 21))
+    corners = boxes[:, [0, 0, -1, -1], [0, -1, 0, -1]].float().mean(0)
+    assert corners.min() > 0.01
+    assert corners.max() < 2 * corners.min()

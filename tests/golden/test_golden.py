@@ -55,8 +55,9 @@ def in_double_precision(method: torch.nn.Module) -> torch.nn.Module:
     method.double()
     for network in method.modules():
         if isinstance(network, Network):
-            network.register_forward_pre_hook(lambda _, images: tuple(image.double() for image in images))
-            network.register_forward_hook(lambda _, __, logits: logits.float())
+            encode, classify = network.encode, network.classify
+            network.encode = lambda image, encode=encode: encode(image.double())
+            network.classify = lambda decoded, size, classify=classify: classify(decoded, size).float()
     return method
 
 
