@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semiseg.augment import intensity
+from semiseg.augment import intensity, jitter
 from semiseg.augment.views import Views, make_batch
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, LoadedBatch, Normalization, SemiBatch
@@ -13,7 +13,7 @@ TWO = Views(strong=(intensity.Config(), intensity.Config()))
 IMAGENET = Normalization()
 
 
-def loaded(labeled: int = 2, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
+def loaded(labeled: int = 3, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
     generator = fold_in(0, "loaded", size)
     label = torch.randint(5, (labeled, size, size), dtype=torch.uint8, generator=generator)
     label[:, 0] = IGNORE
@@ -58,9 +58,7 @@ def test_strong_views_are_aligned_with_the_weak_view(seed):
     weak[..., 4:24, 2:22] = torch.tensor([200, 160, 180], dtype=torch.uint8)[:, None, None]
     outside = torch.ones(48, 40, dtype=torch.bool)
     outside[:31, :29] = False
-    of = LoadedBatch(
-        weak[:1], weak[:1, 0], weak, torch.ones(6, 48, 40, dtype=torch.bool), torch.arange(1), torch.arange(6)
-    )
+    of = LoadedBatch(weak, weak[:, 0], weak, torch.ones(6, 48, 40, dtype=torch.bool), torch.arange(6), torch.arange(6))
     (strong,) = batch(seed=seed, of=of).strong
     inner, outer = strong[..., 11:17, 9:15].flatten(2), strong[..., outside]
     torch.testing.assert_close(inner, inner[..., :1].expand_as(inner))
@@ -70,22 +68,22 @@ def test_strong_views_are_aligned_with_the_weak_view(seed):
 
 
 def test_every_image_and_every_view_draws_its_own_operations():
-    of = loaded(unlabeled=8, size=16)
+    of = loaded(labeled=8, unlabeled=8, size=16)
     first, second = batch(TWO, of=of).strong
     assert torch.equal(batch(ONE, of=of).strong[0], first)  # a further view leaves the first as it is
     assert not torch.equal(first, second)
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, intensity.Config())
-    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
+    drawn = intensity.Config().sample(fold_in(0, "strong", 1, 7), 8)
+    assert torch.equal(second, IMAGENET(intensity.Config().apply(of.weak, drawn)))
     assert len(set(map(tuple, drawn.op.tolist()))) > 1
 
 
 def test_each_view_has_its_own_pool():
     neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), solarize=(0, 0))
-    of = loaded(unlabeled=8, size=16)
+    of = loaded(labeled=8, unlabeled=8, size=16)
     _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, neutral)
+    drawn = neutral.sample(fold_in(0, "strong", 1, 7), 8)
     assert drawn.op.shape == (8, 1)
-    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
+    assert torch.equal(second, IMAGENET(neutral.apply(of.weak, drawn)))
 
 
 def test_strong_views_depend_on_seed_and_step_alone():
@@ -108,10 +106,26 @@ def test_the_parts_of_a_batch_are_augmented_as_the_whole():
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
+@pytest.mark.parametrize("pool", [intensity.Config(ops=("hue", "invert", "color")), jitter.Config()])
+def test_labeled_images_are_augmented_and_their_labels_are_not(pool):
+    of = loaded(labeled=6, unlabeled=6, size=16)
+    views = Views(strong=ONE.strong, labeled=pool)
+    whole, weak = batch(views, of=of), batch(ONE, of=of)
+    drawn = pool.sample(fold_in(0, "strong labeled", 7), 6)
+    assert torch.equal(whole.image, IMAGENET(pool.apply(of.image, drawn)))
+    assert (whole.image != weak.image).flatten(1).any(1).sum() >= 4
+    for name in ("label", "weak", "valid", "index"):
+        assert torch.equal(getattr(whole, name), getattr(weak, name))
+    assert torch.equal(whole.strong[0], weak.strong[0])
+    parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+    assert not torch.equal(batch(views, of=of, step=8).image, whole.image)
+
+
 def test_the_loaded_images_are_left_as_they_are():
     of = loaded()
     before = of.weak.clone(), of.image.clone()
-    batch(TWO, of=of)
+    batch(Views(strong=TWO.strong, labeled=jitter.Config()), of=of)
     assert torch.equal(of.weak, before[0])
     assert torch.equal(of.image, before[1])
 
@@ -120,10 +134,11 @@ def test_supervised_training_has_no_strong_view():
     made = batch(Views(unlabeled=False), of=loaded(unlabeled=0))
     assert made.strong == ()
     assert made.weak.shape == (0, 3, 12, 12)
-    assert made.image.shape == (2, 3, 12, 12)
+    assert made.image.shape == (3, 3, 12, 12)
 
 
 def test_the_host_never_waits(no_host_sync):
-    made = no_host_sync(make_batch, loaded(unlabeled=24), TWO, IMAGENET, 0, 7)
+    views = Views(strong=(intensity.Config(), jitter.Config()), labeled=jitter.Config())
+    made = no_host_sync(make_batch, loaded(labeled=24, unlabeled=24), views, IMAGENET, 0, 7)
     assert made.strong[1].is_meta
     assert made.weak.is_meta
