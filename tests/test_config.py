@@ -185,7 +185,7 @@ def test_later_overrides_win(write):
 def test_a_section_is_replaced_as_a_whole(write):
     loaded = config.load(write(), ["method={name: supervised}"])
     assert loaded.method_name == "supervised"
-    with pytest.raises(UserError, match=r"method.threshold: unknown key; known are labeled_loss, ema_decay"):
+    with pytest.raises(UserError, match=r"method.threshold: unknown key; known are labeled, labeled_loss, ema_decay"):
         config.load(write(), ["method.name=supervised"])  # keys of the other method are no silent leftovers
 
 

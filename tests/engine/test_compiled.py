@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,9 @@ from semiseg.engine import checkpoint, compiled
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
+from semiseg.method import predictor
 from semiseg.models import build as building
-from semiseg.models.build import Network
+from semiseg.models.build import Network, Undivided
 from semiseg.models.predict import sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import ClassTable, LoadedBatch, Normalization
@@ -42,9 +42,9 @@ def small(num_classes: int = 3) -> Network:
     """A network with batch norm and dropout."""
     with seeded(0, "small"):
         encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
-        return Network(
-            nn.Sequential(OrderedDict(encoder=encoder, head=nn.Conv2d(8, num_classes, 1))), Normalization(), 1
-        )
+        net = Undivided(encoder)
+        net.segmentation_head = nn.Conv2d(8, num_classes, 1)
+        return Network(net, Normalization(), 1)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def make(recipe) -> Make:
         settings = {"steps": 10, "batch_size": 4, "compile": compile} | engine
         validated = config.validate(recipe(name, engine=settings, model=model or {}), "recipe")
 
-        def network() -> Network:
+        def network(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
             with seeded(0, "network"):
                 return building.build(validated.model, len(CLASSES)) if model is not None else small()
 
@@ -132,7 +132,7 @@ def test_evaluation_goes_around_the_graphs(make):
     stepper = make("imas", True)
     stepper.take(0, loaded(0))
     compiled_before = dict(counters["stats"]), dict(counters["frames"])
-    network = stepper.method.predictor()
+    network = predictor(stepper.method)[0]
     for side in (16, 20, 33, 40):
         image = torch.rand(1, 3, side, 24, generator=fold_in(0, side))
         whole(network, image)

@@ -16,7 +16,7 @@ from semiseg.engine import train as engine
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.hardness import easiness
-from semiseg.method import SemiMethod
+from semiseg.method import SemiMethod, predictor
 from semiseg.methods import imas
 from semiseg.models.predict import predict, whole
 from semiseg.rng import fold_in
@@ -52,7 +52,7 @@ def opinionated(recipe, tmp_path_factory) -> tuple[SemiMethod, Tensor]:
         if "segmentation_head" in name and name.endswith("weight"):
             parameter.data *= 30
     images = torch.stack([read_image(sample.image) for sample in dataset.unlabeled])
-    return method, method.predictor().normalization(images)
+    return method, predictor(method)[0].normalization(images)
 
 
 def test_hardness_in_low_precision(opinionated):

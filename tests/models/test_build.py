@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from semiseg import config
 from semiseg.errors import UserError
-from semiseg.models.build import Config, Network, build
+from semiseg.models.build import Config, Network, Undivided, build
 from semiseg.rng import fold_in, seeded
 from semiseg.types import Normalization
 
@@ -89,7 +89,7 @@ def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_col
             seen.append(image)
             return image[:, :2]
 
-    network, image = Network(Net(), Normalization(), 8), IMAGE[..., :13, :24] + 5
+    network, image = Network(Undivided(Net()), Normalization(), 8), IMAGE[..., :13, :24] + 5
     logits = network(image)
     assert seen[0].shape == (1, 3, 16, 24)
     assert torch.equal(seen[0][..., :13, :24], image)
@@ -104,7 +104,7 @@ def test_logits_at_another_scale_are_brought_to_the_size_of_the_image():
         def forward(self, image: Tensor) -> Tensor:
             return image[..., ::2, ::2] * 0 + torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
-    logits = Network(Half(), Normalization(), 8)(IMAGE[..., :13, :24])
+    logits = Network(Undivided(Half()), Normalization(), 8)(IMAGE[..., :13, :24])
     torch.testing.assert_close(logits, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(1, 3, 13, 24))
     assert make("fpn", options={"encoder_depth": 3}).eval()(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
 
