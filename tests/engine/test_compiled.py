@@ -17,7 +17,7 @@ from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
 from semiseg.method import predictor
 from semiseg.models import build as building
-from semiseg.models.build import Network, Undivided
+from semiseg.models.build import Features, Network, Undivided
 from semiseg.models.predict import sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import ClassTable, LoadedBatch, Normalization
@@ -29,11 +29,19 @@ TRACED = {"dynamic": False, "backend": "eager"}  # graphs that are made and not 
 Make = Callable[..., Stepper]
 
 
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes of networks are not checked: checks end graphs."""
+    for kind in (Network, Features, building._OneMap, building._Last):
+        for name, function in inspect.getmembers(kind, inspect.isfunction):
+            if name in vars(kind):
+                monkeypatch.setattr(kind, name, inspect.unwrap(function))
+
+
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch) -> None:
     """The graphs of the compiler without its C++, and networks whose shapes are not checked: checks end graphs."""
     monkeypatch.setattr(compiled, "_HOW", {"dynamic": False, "backend": "aot_eager"})
-    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    unchecked(monkeypatch)
     torch.compiler.reset()
     counters.clear()
 
@@ -101,7 +109,7 @@ def test_the_same_steps_with_the_same_dropout(make, name):
 )
 def test_the_same_steps_in_cpp(make, monkeypatch, name, options):
     monkeypatch.undo()
-    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    unchecked(monkeypatch)
     with torch._inductor.config.patch(options):
         assert_same_steps(make(name, True), make(name, False), steps=3)
     assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > 0
@@ -165,7 +173,7 @@ def test_a_machine_that_cannot_compile(make, monkeypatch):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_run_goes_on_with_or_without_the_compiler(recipe, interrupted, tmp_path, monkeypatch, first):
-    monkeypatch.setattr(building, "build", lambda config, num_classes: small(num_classes))
+    monkeypatch.setattr(building, "build", lambda config, outputs, channels: small(outputs))
     engine = {"steps": 6, "log_every": 1, "eval_every": 3, "save_every": 2}
     with_it, without = (config.validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
     with interrupted("semiseg.engine.step.make_batch", 4):

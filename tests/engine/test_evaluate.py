@@ -144,7 +144,7 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
 
 def test_low_precision_computes_in_it_and_measures_in_fp32(tiny):
     network, dtypes = tiny(), []
-    network.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    network.net.segmentation_head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     scores = score(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "bf16"))
     assert dtypes == [torch.bfloat16]
     expected = score(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "fp32"))
@@ -193,7 +193,7 @@ def test_windows_see_no_further(cpu):
 def test_windows_overlap_by_a_third_unless_told(tiny, cpu):
     seen = []
     network = tiny()
-    network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
+    network.net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
     score(network, items((24, 56)), 3, Config(mode="sliding", window=24), cpu)
     assert seen == [24, 24, 24]  # at 0, 16, 32
 
