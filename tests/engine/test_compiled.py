@@ -63,7 +63,7 @@ def make(recipe) -> Make:
         settings = {"steps": 10, "batch_size": 4, "compile": compile} | engine
         validated = config.validate(recipe(name, engine=settings, model=model or {}), "recipe")
 
-        def network(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
+        def network(outputs: int | None = None, channels: int = 3, _: building.Config | None = None) -> Network:
             with seeded(0, "network"):
                 return building.build(validated.model, len(CLASSES)) if model is not None else small()
 
