@@ -149,15 +149,15 @@ class Decoder(nn.Module):
 def tiny() -> Callable[..., nn.Module]:
     """tiny(seed) -> a network of two convolutions, sure enough of itself for pseudo-labels.
 
-    With norm=False it has no batch norm, so that images do not influence each other.
+    With norm=False it has no batch norm, so that images do not influence each other. With size=1 pixels do not either.
     """
     from semiseg.models.build import Network
     from semiseg.rng import seeded
     from semiseg.types import Normalization
 
-    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3, channels: int = 3) -> Network:
+    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3, channels: int = 3, size: int = 3) -> Network:
         with seeded(seed, "tiny"):
-            conv = nn.Conv2d(channels, 8, 3, padding=1)
+            conv = nn.Conv2d(channels, 8, size, padding=size // 2)
             encoder = Encoder(conv, *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU())
             head = nn.Conv2d(8, num_classes, 1)
         with torch.no_grad():

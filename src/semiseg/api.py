@@ -2,16 +2,17 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
 
 from semiseg import config, data
-from semiseg.data.check import Report, shares_of_classes
+from semiseg.data.check import Report, count_classes, shares_of_classes
 from semiseg.data.check import check as check_files
 from semiseg.data.dataset import Dataset, Unused
-from semiseg.data.loader import eval_loader, train_loader
+from semiseg.data.loader import check_loading, eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe, labels
@@ -63,6 +64,8 @@ def train(
             if runtime.is_main:
                 open_run = _start if run.is_blank() or not run.exists() else _resume
                 open_run(run, recipe, dataset, runtime, console, lock)
+        if recipe.data.labeled_order == "class_balanced":
+            dataset = replace(dataset, class_counts=run.class_counts())
         with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
             train_recipe(recipe, dataset, run, bar, runtime)
     return run
@@ -90,6 +93,8 @@ def rehearse(
         dataset = data.load(recipe.data)
         if runtime.is_main:
             _print_report(dataset, _check(recipe, dataset, runtime, console), console)
+        if recipe.data.labeled_order == "class_balanced":
+            dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
         return rehearse_recipe(recipe, dataset, runtime, steps, count)
 
@@ -223,7 +228,9 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     """Checks recipe and data, then makes the run directory."""
     report = _check(recipe, dataset, runtime, console)
     _acquire(lock, console)
-    run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset))
+    balanced = recipe.data.labeled_order == "class_balanced"
+    counts = count_classes(dataset, recipe.data.root) if balanced else None
+    run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset), counts)
     _print_report(dataset, report, console)
 
 
@@ -235,15 +242,7 @@ def _acquire(lock: Lock, console: Console) -> None:
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
-    train_loader(  # an error if the method needs unlabeled images and there are none
-        dataset,
-        recipe.data,
-        batch_size=recipe.engine.batch_size,
-        unlabeled=method.views.unlabeled,
-        seed=recipe.engine.seed,
-        start=0,
-        num_steps=recipe.engine.steps,
-    )
+    check_loading(dataset, recipe.data, recipe.engine.batch_size, method.views.unlabeled, recipe.engine.steps)
     check_shapes(recipe, method, runtime)
     with counting("checking the data", console) as count:
         return check_files(dataset, recipe.data, on_image=count)
@@ -251,10 +250,11 @@ def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console)
 
 def _print_report(dataset: Dataset, report: Report, console: Console) -> None:
     images = labels(dataset)
+    pseudo = f"{images['pseudo_labeled']} pseudo-labeled, " if "pseudo_labeled" in images else ""
     protocol = f", the published partition {images['published']}" if images["published"] else ""
     _print(
         console,
-        f"{images['labeled']} labeled, {images['unlabeled']} unlabeled, {images['val']} validation images; "
+        f"{images['labeled']} labeled, {pseudo}{images['unlabeled']} unlabeled, {images['val']} validation images; "
         f"partition {images['partition']}{protocol}",
     )
     _print(console, f"labeled pixels: {shares_of_classes(report, dataset.classes.names)}")
@@ -372,7 +372,8 @@ def partitions(
         The files that were written.
     """
     changes = list(overrides)
-    dataset = data.load(config.load(Path(recipe), changes).data)
+    section = config.load(Path(recipe), changes).data
+    dataset = data.load(section.model_copy(update={"pseudo": None}))
     _refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:

@@ -12,7 +12,7 @@ checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,8 +51,20 @@ class Run:
         """Returns the path of the file that the process which trains here has locked."""
         return self.path / "train.lock"
 
-    def start(self, config: str, environment: dict[str, Any], unlabeled: Iterable[str]) -> None:
+    def start(
+        self,
+        config: str,
+        environment: dict[str, Any],
+        unlabeled: Iterable[str],
+        class_counts: Sequence[Mapping[int, int]] | None = None,
+    ) -> None:
         """Makes a new run directory, or replaces one that holds no results yet.
+
+        Args:
+            config: the recipe, as YAML.
+            environment: the values of environment.json.
+            unlabeled: names of the unlabeled images.
+            class_counts: number of pixels of each class in each labeled image, if the run needs them.
 
         Raises:
             UserError: the directory exists and holds something else, or it cannot be written. After a failed write the
@@ -66,6 +78,8 @@ class Run:
         _write(aside, self.config, config)  # written first: alone, it marks an interrupted start
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_atomically(self.path / "unlabeled.txt", "".join(f"{name}\n" for name in unlabeled))
+        if class_counts is not None:
+            write_atomically(self.path / "class_counts.json", json.dumps(class_counts) + "\n")
         for name, text in (("metrics.jsonl", ""), ("events.jsonl", ""), ("hardness.csv", "step,index,hardness\n")):
             write_atomically(self.path / name, text)
         aside.replace(self.config)  # renamed last: it marks a complete start
@@ -127,6 +141,12 @@ class Run:
         """Reads the names of the unlabeled images from unlabeled.txt."""
         with _reading(self.path / "unlabeled.txt") as path:
             return path.read_text(encoding="utf-8").splitlines()
+
+    def class_counts(self) -> tuple[dict[int, int], ...]:
+        """Reads the number of pixels of each class in each labeled image, from class_counts.json."""
+        with _reading(self.path / "class_counts.json") as path:
+            shown = json.loads(path.read_text(encoding="utf-8"))
+            return tuple({int(index): int(pixels) for index, pixels in counts.items()} for counts in shown)
 
     def hardness(self) -> Iterator[tuple[int, str, float]]:
         """Yields (step, image name, hardness) of the whole training, from hardness.csv."""

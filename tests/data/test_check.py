@@ -25,6 +25,17 @@ def refused(root: Path, full: bool = True, **settings) -> str:
     return str(caught.value)
 
 
+@pytest.fixture
+def folder(folder: Path) -> Path:
+    """The plain layout with masks as people draw them: no two are the same, and no value lies between its neighbors."""
+    for number, path in enumerate(sorted((folder / "masks").iterdir())):
+        mask = np.array(Image.open(path))
+        mask[:, 1::2] = mask[:, 1::2][:, ::-1]
+        mask[0, [0, number + 1]] = mask[0, [number + 1, 0]]
+        Image.fromarray(mask).save(path)
+    return folder
+
+
 def test_nothing_to_say_about_sound_data(folder):
     assert run(folder) == []
 
@@ -113,13 +124,14 @@ def test_a_tall_and_a_wide_image_do_not_fill_a_square(folder, write):
 
 def test_oddities_are_returned(folder, write):
     for number in range(8):
-        write(f"masks/{number:02}.png", (np.clip(np.arange(24), 5, 9)).astype(np.uint8)[None].repeat(20, 0))
+        mask = np.roll(np.repeat([9, 5, 8, 6, 9, 7], 4), number).astype(np.uint8)
+        write(f"masks/{number:02}.png", mask[None].repeat(20, 0))
     labeled = layout.load(layout.Config(root=folder)).labeled
     write(f"masks/{labeled[2].name}.png", np.full((20, 24), 255, np.uint8))
     for number in range(8, 12):
         (folder / f"images/{number:02}.png").unlink()
     absent, ignored, pool = run(folder)
-    assert "c3, c4, c10, c11" in absent
+    assert "shows c0, c1, c2, c3, c4, c10, c11, c12, c13, c14, c15, c16 and 7 more:" in absent
     assert "everywhere: 1, e.g." in ignored
     assert str(labeled[2].mask) in ignored
     assert "no unlabeled images" in pool
@@ -136,14 +148,17 @@ def test_validation_masks_without_a_single_label(folder, write):
 def black_and_white(folder, write):
     write("classes.txt", "background\nroad\n")
     for number in range(8):
-        write(f"masks/{number:02}.png", np.where(np.arange(24) < 12, 0, 255).astype(np.uint8)[None].repeat(20, 0))
+        write(
+            f"masks/{number:02}.png", np.where(np.arange(24) < 12 + number, 0, 255).astype(np.uint8)[None].repeat(20, 0)
+        )
     return folder
 
 
 def test_black_and_white_masks_are_explained(black_and_white):
     message = refused(black_and_white)
     assert "data.values='{255: 1}'" in message
-    assert "road" in message
+    assert " %), which means 'ignored'; if 255 is a class, e.g. road, set" in message
+    assert "'{0: 1, 255: 0}' if 0 is road" in message
     assert run(black_and_white, values={255: 1}) == []
 
 
@@ -192,7 +207,7 @@ def test_masks_of_turned_sizes_tell_how_they_are_drawn(folder, write):
 
 def test_dark_photographs_are_noted(folder, write):
     for number in range(12):
-        write(f"images/{number:02}.png", np.full((20, 24), 3000 + number, np.uint16))
+        write(f"images/{number:02}.png", np.linspace(99, 3000 + number, 480).astype(np.uint16).reshape(20, 24))
     (note,) = run(folder)
     assert ": 12, e.g." in note
     assert "the largest value is 3011 of 65535" in note
@@ -200,6 +215,29 @@ def test_dark_photographs_are_noted(folder, write):
     assert run(folder, white=4095) == []
     write("images/05.png", np.full((20, 24), 40000, np.uint16))
     assert run(folder) == []
+
+
+def test_photographs_that_look_like_masks_are_noted(folder):
+    Image.fromarray(np.eye(24, dtype=np.uint8)[:20]).save(folder / "images/11.png")
+    Image.new("RGB", (24, 20)).save(folder / "images/10.png")  # a black photograph
+    (note,) = run(folder)
+    assert note.startswith("Photographs of 16 colors or less, as masks have them: 1, e.g. ")
+    assert "images/11.png" in note
+    assert run(folder, full=False) == []
+
+
+def test_class_names_that_are_nearly_the_same_are_noted(folder, write):
+    write("classes.txt", (folder / "classes.txt").read_text().replace("c3\n", "C 2\n").replace("c2\n", "c  2\n", 1))
+    (note,) = run(folder)
+    assert note == "Classes whose names differ in case or spaces only: 'c  2', 'C 2'."
+
+
+def test_one_mask_for_several_photographs_is_noted(folder):
+    (folder / "masks/03.png").write_bytes((folder / "masks/05.png").read_bytes())
+    (note,) = run(folder)
+    assert note.startswith("Photographs whose masks are the same, byte for byte: 2, e.g. ")
+    assert "images/03.png" in note
+    assert "images/05.png" in note
 
 
 def test_the_same_photograph_in_training_and_validation_is_noted(folder):

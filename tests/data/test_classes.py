@@ -109,6 +109,9 @@ def test_labelme_ignored_pixels_are_no_class(tmp_path):
         ("# nothing", ("0 classes",)),
         ("a\nb\na", ("'a' occurs twice",)),
         ("0: a\n1: a", ("'a' occurs twice",)),
+        ("Class\na\nb", ("class 0 is called 'Class'", "header")),
+        ("a, b, c", ("has one line, 'a, b, c'",)),
+        ('0  0  0  0  1  1  "a"\n1  9  9  9  1  1  "b"', ("has columns",)),  # ITK-SNAP
         ("a #ff0000\nb\nc #FF0000", ("'a' and 'c' have the same color (255, 0, 0)",)),
         ("a,1,2,3\nb,1,2,3", ("'a' and 'b' have the same color",)),
         ("1 a\n2 b\n3 c", ("are 1, 2, 3, not 0, 1, 2", "names alone", "if 0 in the masks is the background")),

@@ -1,6 +1,7 @@
 """What the masks of a dataset mean together."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,27 @@ def test_palettes_that_contradict_each_other(masks, says):
     message = refused(*masks)
     assert says in message
     assert "data.colors" in message
+
+
+def test_two_classes_in_several_conventions():
+    message = refused(gray(0, 254), gray(0, 255), gray(0), classes=2)
+    assert "no mask holds two of 254, 255; if each of them means disc, set data.values='{254: 1, 255: 1}'" in message
+    assert "data.values='{254: 1}'" in refused(gray(0, 254, 255), gray(0, 254), classes=2)
+
+
+def test_masks_that_start_at_0_and_at_1():
+    message = refused(gray(0, 1, 2), gray(1, 2, 3), gray(1, 3))
+    assert "no mask holds both 0 and 3; do some masks start at 0 and others, e.g. 1.png, at 1?" in message
+    assert "data.values=" not in message
+
+
+def test_255_is_named_beside_values_without_a_class():
+    assert "{99: CLASS, 255: CLASS}" in refused(gray(0, 1, 2), gray(0, 99, 255))
+
+
+def test_blended_edges_are_noted():
+    (note,) = meaning(gray(0, 2), replace(gray(0, 1, 2), blended=0.06), replace(gray(0, 1), blended=0.04)).notes
+    assert note.startswith("Masks with values between those of both sides at their edges: 1 of 3, e.g. 1.png; ")
 
 
 def test_palettes_that_agree_or_need_not():

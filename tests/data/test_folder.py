@@ -24,7 +24,7 @@ def moved(root: Path, into: dict[str, range]) -> None:
             for number in numbers:
                 path = root / kind / f"{number:02}.png"
                 if path.exists():
-                    (root / kind / name).mkdir(exist_ok=True)
+                    (root / kind / name).mkdir(parents=True, exist_ok=True)
                     path.rename(root / kind / name / path.name)
 
 
@@ -63,6 +63,18 @@ def test_other_folder_names_mean_nothing(folder):
     assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
 
 
+@pytest.mark.parametrize("train", ["train2017", "01_Training", "train_images", "ds/trainval"])
+@pytest.mark.parametrize("val", ["val2017", "02_valid", "val_images", "ds/dev"])
+def test_folders_of_parts_may_have_other_words_in_their_names(folder, train, val):
+    moved(folder, {train: range(6), val: (6, 7)})
+    assert ids(load(Config(root=folder)).val) == [f"{val}/06", f"{val}/07"]
+
+
+def test_a_folder_of_two_parts_is_none(folder):
+    moved(folder, {"train": range(4), "val_test": range(4, 8)})
+    assert len(load(Config(root=folder)).labeled) == 6
+
+
 def test_parts_may_stand_above_images_and_masks(folder):
     for number in range(12):
         part = "val" if number in (6, 7) else "train"
@@ -89,7 +101,7 @@ def test_masks_below_the_images_are_no_photographs(folder):
 
 def test_images_and_masks_in_one_folder(folder):
     for path in sorted((folder / "masks").iterdir()):
-        path.rename(folder / "images" / f"{path.stem}_label.png")
+        path.rename(folder / "images" / f"{path.stem}_{'Label' if path.stem == '00' else 'label'}.png")
     same = {"root": folder, "masks": "images"}
     refused(Config(**same), "data.mask_suffix")
     dataset = load(Config(**same, mask_suffix="_label"))
@@ -106,6 +118,7 @@ def test_masks_of_another_suffix_or_case(folder):
     assert "data.mask_suffix=_label" in reason
     assert len(files) == 4
     assert len(load(Config(root=folder, mask_suffix="_label")).unlabeled) == 4
+    assert len(load(Config(root=folder, mask_suffix="_Label")).unlabeled) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ CLASSES = ClassTable.of(("a", "b"))
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     names = ["2007_000032", "2007_000033", "train/0001TP_006810", "test/0001TP_006810", "my photo", "my photo 2", "x.y"]
+    names.append("\u00e9t\u00e9")
     samples = [Sample(name, tmp_path / f"JPEGImages/{name}.jpg", tmp_path / f"own/{name}.png") for name in names]
     (tmp_path / "SegmentationClassAug").mkdir()
     (tmp_path / "SegmentationClassAug/2007_000032.png").touch()
@@ -50,6 +51,8 @@ def names_in(text: str, catalog: Catalog, listed_masks: bool = True) -> list[str
         ("my photo SegmentationClassAug/2007_000032.png", "my photo"),
         ("x.y", "x.y"),
         ("x.y.jpg", "x.y"),
+        ("My Photo.JPG", "my photo"),
+        ("e\u0301te\u0301", "\u00e9t\u00e9"),
     ],
 )
 def test_every_way_to_write_an_id(catalog, line, name):

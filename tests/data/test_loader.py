@@ -367,3 +367,14 @@ def test_batches_that_do_not_fit_into_shared_memory(dataset, config, monkeypatch
         train_loader(dataset, large, **settings)
     train_loader(dataset, large.model_copy(update={"workers": 0}), **settings)
     train_loader(dataset, large, **settings | {"num_steps": 3})
+
+
+def test_class_balanced_labels_are_drawn_by_their_classes(folder):
+    config = layout.Config(root=folder, crop=16, workers=0, labeled_order="class_balanced", temperature=0.01)
+    dataset = layout.load(config)
+    counts = [{0: 100}] * len(dataset.labeled)
+    counts[3] = {0: 99, 1: 1}
+    dataset = replace(dataset, class_counts=tuple(counts))
+    batches = train_loader(dataset, config, batch_size=4, unlabeled=False, seed=0, start=0, num_steps=5)
+    drawn = torch.cat([batch.labeled_index for batch in batches])
+    assert (drawn == 3).all()  # at this temperature class 1 is always drawn

@@ -199,6 +199,41 @@ def test_gif_writers_drop_values_that_do_not_occur(tmp_path, values):
     assert read_mask(tmp_path / "a.gif", MaskCoding(3)).tolist() == [values]
 
 
+@pytest.mark.parametrize(("bits", "rest"), [(1, 254), (8, 0)])
+def test_a_tiff_whose_zero_is_white_is_read_by_its_gray_levels_or_refused(tmp_path, bits, rest):
+    shown = Image.fromarray(np.uint8([[255, 0, 255, 255]])).convert("1" if bits == 1 else "L")
+    shown.save(tmp_path / "a.tif", tiffinfo={262: 1})
+    data = (tmp_path / "a.tif").read_bytes()
+    mark = data.index(bytes([6, 1, 3, 0, 1, 0, 0, 0])) + 8  # tag 262, PhotometricInterpretation
+    (tmp_path / "a.tif").write_bytes(data[:mark] + b"\0" + data[mark + 1 :])
+    stored = read_stored(tmp_path / "a.tif")
+    one = 255 - rest
+    assert stored.pixels.tolist() == [[one, 0, one, one]]  # as the file stores them
+    assert stored.content.palette == {0: (255,) * 3, one: (0,) * 3}
+    with pytest.raises(UserError, match="its TIFF's order of gray levels contradicts its values"):
+        read_mask(tmp_path / "a.tif", MaskCoding(2))
+    coding = MaskCoding(2, colors={(255, 255, 255): 0, (0, 0, 0): 1})
+    assert read_mask(tmp_path / "a.tif", coding).tolist() == [[1, 0, 1, 1]]
+
+
+def test_colors_of_16_bits_are_refused(tmp_path):
+    header, rows = b"\0\0\0\2\0\0\0\1\x10\4\0\0\0", zlib.compress(b"\0" + b"\0\1\xff\xff" * 2)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    parts = [len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))  # 16 bits of gray and of alpha
+    with pytest.raises(UserError, match="several channels of 16 bits"):
+        read_mask(tmp_path / "a.png", MaskCoding(3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_between_their_neighbors_are_counted(write, channels):
+    drawn = np.repeat([0, 2, 0, 1, 2], 4)[None].repeat(40, 0).astype(np.uint8)
+    resized = np.array(Image.fromarray(drawn).resize((13, 40), Image.Resampling.BILINEAR))
+    for pixels, blended in ((drawn, False), (resized, True)):
+        path = write("a.png", pixels if channels == 1 else np.stack([pixels] * 3, -1))
+        assert (read_stored(path).content.blended > 0.05) == blended
+
+
 def test_a_mask_is_described(write, tmp_path):
     content = read_stored(write("a.png", np.array([[0, 1, 1]], np.uint8))).content
     assert (content.size, content.kind, content.counts) == ((1, 3), "8-bit gray PNG", {0: 1, 1: 2})

@@ -18,7 +18,8 @@ def files(*names: str, suffix: str = ".png") -> dict[str, Path]:
         ("x/a x/A", "X/a", None, "", "X/a"),  # both differ in case only
         ("a", "a A", None, "a", "A"),
         ("a b", "a_mask b", "_mask", "a b", ""),
-        ("a b", "a_mask a b_MASK", "_mask", "a", "a_mask b_MASK"),
+        ("a b", "a_mask a b_MASK", "_mask", "a b", "a_mask"),
+        ("\u00e9t\u00e9 b", "e\u0301te\u0301 b", None, "b \u00e9t\u00e9", ""),  # macOS splits accents off
         ("a", "a.jpg", ".jpg", "a", ""),
         ("d/a", "a", None, "", "a"),
     ],
@@ -45,6 +46,8 @@ def test_unused_masks_are_counted():
         ("im1 im10", "im1_mask im10_mask", "data.mask_suffix=_mask"),
         ("im1 im2", "im1.jpg im2.jpg", "data.mask_suffix=.jpg"),
         ("im1 im2", "im1-disc im1-box im2-disc im2-box", "several for one image"),
+        ("0 1", "000 001", "rename them"),
+        ("a b", "a(1) b(1)", "data.mask_suffix=\"'(1)'\""),
         ("camA/a1 camB/b1", "a1 b1", "move a1.png to camA/a1.png"),
         ("a b", "x y", "rename them, or name the pairs in lists"),
     ],

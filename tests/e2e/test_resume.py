@@ -159,6 +159,14 @@ def test_resumed_with_an_optimizer_that_counts_its_steps(check, recipe, tmp_path
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))
 
 
+def test_resumed_with_class_balanced_labels(check, recipe, tmp_path):
+    values = recipe("supervised", engine=ENGINE, data={"labeled_order": "class_balanced", "temperature": 0.1})
+    run = api.train(config.validate(values, "recipe"), tmp_path / "whole")
+    assert len(run.class_counts()) == 6
+    assert all(sum(counts.values()) == 32 * 32 for counts in run.class_counts())
+    check(values, tmp_path / "run", left_behind(run), ("semiseg.engine.step.make_batch", 5))
+
+
 @pytest.mark.parametrize("cached_first", [False, True])
 def test_resumed_with_another_way_to_load(interrupted, recipe, uninterrupted, tmp_path, cached_first):
     first, second = (

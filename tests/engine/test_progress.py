@@ -178,6 +178,15 @@ def test_the_miou_of_a_single_class_is_called_that(terminal):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
+def test_networks_beside_the_first_one_are_shown(terminal):
+    file = io.StringIO()
+    student = {"miou": 0.25, "iou": [0.2, 0.3]}
+    with ProgressBar("first", 10, 5, console(file, terminal)) as bar:
+        bar.on_scores({"step": 5, "miou": 0.5, "iou": [0.5, 0.5], "networks": {"teacher": {}, "student": student}})
+    assert "mIoU 50.00 (student 25.00)" in file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("title", ["[/bold]", "[red]x", ":smile:"])
 def test_a_title_is_no_markup(terminal, title):
     assert title in shown(terminal, title)

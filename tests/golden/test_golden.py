@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from semiseg import config, data
+from semiseg import config, data, methods
 from semiseg.data.loader import train_loader
 from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
@@ -26,6 +26,7 @@ FILE = Path(__file__).with_name("losses.json")
 STEPS = 8
 OFFICIAL = {name: yaml.safe_load(path.read_text())["method"] for name, path in shipped().items() if "official" in name}
 CASES: dict[str, dict[str, Any]] = {
+    **{f"every method: {name}": {"name": name} for name in methods.names()},
     "supervised": {"name": "supervised"},
     "supervised, OHEM": {"name": "supervised", "labeled_loss": {"kind": "ohem", "min_kept": 500}},
     "imas": {},

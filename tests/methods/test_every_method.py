@@ -13,11 +13,12 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from semiseg import methods, optim
+from semiseg.augment import intensity
 from semiseg.engine.optimizers import Optimizers
 from semiseg.errors import UserError
 from semiseg.method import MethodConfig, SemiMethod, predictor
 from semiseg.models.build import Network
-from semiseg.rng import fold_in
+from semiseg.rng import fold_in, seeded
 from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
 
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
@@ -31,34 +32,35 @@ pytestmark = pytest.mark.parametrize("name", methods.names())
 def make(name: str, tiny) -> Make:
     """make(seed) -> the method with the paper's settings, but for 3 classes and tiny networks."""
 
-    def make(seed: int = 0, **settings) -> SemiMethod:
+    def make(seed: int = 0, classes: ClassTable = CLASSES, norm: bool = True, size: int = 3, **settings) -> SemiMethod:
         kind = methods.load(name)
         seeds = iter(range(100 * seed, 100 * seed + 100))  # a second network is another one
 
         def build(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
-            return tiny(next(seeds), num_classes=outputs or len(CLASSES), channels=channels)
+            return tiny(next(seeds), norm, outputs or len(classes), channels, size)
 
-        return kind(kind.Config(**settings), build, CLASSES).train()
+        with seeded(seed, "method"):
+            return kind(kind.Config(**settings), build, classes).train()
 
     return make
 
 
-def toys(method: SemiMethod, step: int = 0) -> SemiBatch:
-    """Eight images, half of them labeled: rectangles in the color of their class, and a little noise."""
+def toys(method: SemiMethod, step: int = 0, slots: int = 4) -> SemiBatch:
+    """Images, half of them labeled: rectangles in the color of their class, and a little noise."""
     generator = fold_in(0, "toys")
-    label = torch.zeros(8, 16, 16, dtype=torch.long)
-    for i in range(8):
+    label = torch.zeros(2 * slots, 16, 16, dtype=torch.long)
+    for i in range(2 * slots):
         top, left = torch.randint(8, (2,), generator=generator).tolist()
         label[i, top : top + 8, left : left + 8] = 1 + i % 2
     color = torch.tensor([[-1.0, -1.0, 0.0], [2.0, -1.0, 0.0], [-1.0, 2.0, 0.0]])
-    image = color[label].permute(0, 3, 1, 2) + 0.1 * torch.randn(8, 3, 16, 16, generator=generator)
-    weak = image[4:] if method.views.unlabeled else image[:0]
+    image = color[label].permute(0, 3, 1, 2) + 0.1 * torch.randn(2 * slots, 3, 16, 16, generator=generator)
+    weak = image[slots:] if method.views.unlabeled else image[:0]
     valid = torch.ones(len(weak), 16, 16, dtype=torch.bool)
     valid[:1, :, 14:] = False
     noise = fold_in(0, "strong", step)
     return SemiBatch(
-        image=image[:4],
-        label=label[:4],
+        image=image[:slots],
+        label=label[:slots],
         weak=weak,
         strong=tuple(0.7 * weak + 0.1 * torch.randn(weak.shape, generator=noise) for _ in method.views.strong),
         valid=valid,
@@ -203,6 +205,126 @@ def test_the_host_never_waits(make, no_host_sync):
             method.after_step(Progress(5, STEPS), method.observe(batch, Progress(5, STEPS)))
 
     no_host_sync(after, method, toys(method))
+
+
+def test_one_seed_makes_one_method(make):
+    one, other, another = (make(seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert any(not torch.equal(value, another[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize("step", [0, STEPS // 2, STEPS - 1])
+def test_every_trained_parameter_gets_a_gradient(make, step):
+    """Otherwise several processes would wait for it without end."""
+    method = make()
+    method.losses(toys(method, step), Progress(step, STEPS)).total.backward()
+    for key, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+
+
+def test_a_pass_changes_nothing_but_the_statistics_of_batch_norm(make):
+    method = make()
+    optimizers = optimizers_of(method)
+    for step in range(2):  # now banks and teachers hold something
+        take(method, optimizers, step)
+    statistics = {
+        f"{prefix}.{name}"
+        for prefix, module in method.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    before = copy.deepcopy(method.state_dict())
+    method.losses(toys(method, 2), Progress(2, STEPS))
+    for key, value in method.state_dict().items():
+        assert key in statistics or torch.equal(value, before[key]), key
+
+
+def test_ignored_and_padded_pixels_change_nothing(make):
+    """The networks see one pixel at a time, so that only the losses can mix pixels."""
+
+    def gradients(value: float) -> dict[str, torch.Tensor]:
+        method = make(norm=False, size=1)
+        batch = toys(method)
+        label, image, weak = batch.label.clone(), batch.image.clone(), batch.weak.clone()
+        label[:, :4] = IGNORE
+        image[:, :, :4] = value
+        weak[~batch.valid[:, None].expand_as(weak)] = value
+        strong = tuple(torch.where(batch.valid[:, None], view, value) for view in batch.strong)
+        batch = replace(batch, image=image, label=label, weak=weak, strong=strong)
+        method.losses(batch, Progress(3, STEPS)).total.backward()
+        return {key: parameter.grad for key, parameter in method.named_parameters() if parameter.requires_grad}
+
+    one, other = gradients(0.0), gradients(0.7)
+    for key, gradient in one.items():
+        torch.testing.assert_close(gradient, other[key], msg=key)
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_few_and_many_classes(make, number):
+    try:
+        method = make(classes=ClassTable.of([f"c{index}" for index in range(number)]))
+    except UserError as error:  # it says so before training
+        assert str(error).startswith("method.")  # noqa: PT017 - most methods work with them
+        return
+    batch = toys(method)
+    losses = method.losses(replace(batch, label=batch.label.clamp(max=number - 1)), Progress(0, STEPS))
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert_finite_gradients(method)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5])
+def test_batches_of_any_size(make, slots):
+    method = make(norm=False)
+    batch, at = toys(method, slots=slots), Progress(0, STEPS)
+    try:
+        part = method.alone(batch, at)
+        losses = method(batch, at, part)
+    except UserError as error:  # it needs a partner
+        assert slots == 1
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    losses.total.backward()
+    with torch.no_grad():
+        method.after_step(at, part.observed)
+    assert torch.isfinite(losses.total)
+    assert_finite_gradients(method)
+
+
+def test_low_precision(make):
+    method = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method.losses(toys(method), Progress(0, STEPS))
+    assert losses.total.dtype == torch.float32
+    assert all(scalar.dtype == torch.float32 for scalar in losses.scalars.values())
+    losses.total.backward()
+    assert_finite_gradients(method)
+
+
+def test_without_learning_every_network_predicts_what_it_predicted(make):
+    method = make(norm=False)
+    images = toys(method).image
+
+    def predictions() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [network(images) for networks in method.evaluated().values() for network in networks]
+
+    before = predictions()
+    optimizers = optimizers_of(method)
+    for _, optimizer in optimizers.each:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+    for step in range(4):
+        take(method, optimizers, step)
+    for one, other in zip(before, predictions(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_labeled_images_may_be_augmented(make):
+    pool = intensity.Config(num_ops=1)
+    method = make(labeled=pool)
+    assert method.views.labeled == pool
+    assert make().views.labeled is None
 
 
 def test_settings_are_frozen_and_complete(name):

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from semiseg import api
-from semiseg.data.loader import _order
+from semiseg.data.order import Shuffled
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -57,8 +57,7 @@ def tensor_files(run: Run) -> list[Path]:
 def whose_turn(scenes: Path, stream: str, turn: int) -> str:
     """Name of the image that is number `turn` in the whole run."""
     names = (scenes / "splits" / f"{stream}.txt").read_text().split()
-    lap, place = divmod(turn, len(names))
-    return names[_order(0, f"{stream} order", len(names), lap)[place]]
+    return names[Shuffled(len(names), 0, stream).index(turn)]
 
 
 # while training

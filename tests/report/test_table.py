@@ -84,6 +84,19 @@ def test_the_miou_of_a_single_class_is_called_that(tmp_path):
     assert shown[4] == ["mIoU", "100.00 (1 class of 3)"]
 
 
+def test_networks_beside_the_first_one_have_rows(tmp_path):
+    one, other = run(tmp_path / "a", (10, 0.5, [0.4, 0.6])), run(tmp_path / "b", (10, 0.25, [0.2, 0.3]))
+    each = {name: {"miou": miou, "iou": [miou, miou]} for name, miou in (("teacher", 0.75), ("student", 0.5))}
+    one.log({"kind": "val", "step": 20, "miou": 0.75, "iou": [0.7, 0.8], "networks": each})
+    shown = printed(table.compare({"one": one, "other": other}, ["sky", "tree"]))
+    assert shown[1:5] == [
+        ["mIoU, last", "75.00", "25.00"],
+        ["mIoU, best (step)", "75.00 (20)", "25.00 (10)"],
+        ["mIoU of student, last", "50.00", "-"],
+        ["sky", "70.00", "20.00"],
+    ]
+
+
 def test_class_names(tmp_path, trained):
     """Nothing but the run directory's own files is read for them."""
     copy = Run(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))

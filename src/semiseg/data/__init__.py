@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from semiseg.data.dataset import DataConfig, Dataset
+from semiseg.data.pseudo import with_pseudo_labels
 from semiseg.errors import UserError
 
 
@@ -49,4 +50,5 @@ def load(config: DataConfig) -> Dataset:
     if not config.root.exists():
         below = "" if config.root.is_absolute() else f" below {Path.cwd()}"
         raise UserError(f"data.root: there is no {config.root}{below}; set it, e.g. with --set data.root=PATH")
-    return layout_module(config.layout).load(config)
+    dataset = layout_module(config.layout).load(config)
+    return dataset if config.pseudo is None else with_pseudo_labels(dataset, config.root / config.pseudo)

@@ -4,6 +4,7 @@ import difflib
 import functools
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +15,22 @@ from semiseg.data.formats import SUFFIXES
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line ends, terminal control, no UTF-8
 
 
+def folded(name: str) -> str:
+    """Returns what names have in common that differ in case only, or in how they write accents (macOS has its own way).
+
+    Example:
+        >>> folded("E\u0301te") == folded("\u00e9TE")
+        True
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class Catalog:
     """All images of a layout, found by their ids in published split lists.
 
     A text means the image with that name. If there is none, it means the image with that path below the root, and then
-    the images whose path ends with the text. At last it is a path on this machine, absolute or below the current
-    folder. Extensions and the layout's own suffix may be left out.
+    the images whose path ends with the text, and then those that differ in case only. At last it is a path on this
+    machine, absolute or below the current folder. Extensions and the layout's own suffix may be left out.
     """
 
     def __init__(self, root: Path, samples: Iterable[Sample], suffix: str = "") -> None:
@@ -51,7 +62,17 @@ class Catalog:
                 return [self._exact[key]]
             if key in self._tails:
                 return self._tails[key]
+        if found := self._folded.get(folded(self._key(path.lstrip("/")))):
+            return found
         return [self._places[place]] if place in self._places else []
+
+    @functools.cached_property
+    def _folded(self) -> dict[str, list[Sample]]:
+        """The same as `_tails` for names that differ in case only; most lists never need it."""
+        found: dict[str, list[Sample]] = defaultdict(list)
+        for tail, samples in self._tails.items():
+            found[folded(tail)] += samples
+        return found
 
     def is_below_root(self, path: Path) -> bool:
         """Whether `path` leads through the root, by whatever links, and not out of it again."""

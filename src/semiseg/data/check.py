@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from semiseg.data.dataset import DataConfig, Dataset, Sample, Unused
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from semiseg.data.catalog import folded
+from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
-from semiseg.data.masks import Content, check_sizes, percent, read_as, read_stored
+from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_stored
 from semiseg.data.memory import Memory
 from semiseg.data.read import Header, fit, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
@@ -19,6 +24,8 @@ from semiseg.types import IGNORE
 
 T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
+_LOOKED_AT, _FEW = 4096, 16  # pixels of a photograph in which its colors are counted; colors of a mask
+_SHOWN = 12  # names in a note
 _DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
 
 
@@ -64,6 +71,7 @@ class _Facts:
 
     header: Header
     content: Content | None = None
+    is_flat: bool = False  # the photograph has as few colors as a mask
 
     @property
     def size(self) -> Size:
@@ -98,19 +106,17 @@ def check(
 
     def look(sample: Sample) -> _Facts:
         header = read_header(sample.image)
-        if full:
-            memory.recall(sample.image, "decoded", lambda: list(read_image(sample.image).shape))
-        return _Facts(header)
+        is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
+        return _Facts(header, is_flat=is_flat and header.largest <= 255)  # dark photographs of 16 bits are flat, too
 
     def look_at_both(sample: Sample) -> _Facts:
         facts = look(sample)
         assert sample.mask is not None
-        mask = sample.mask
-        content = Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
-        swapped = dataset.coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
-        size = content.size[::-1] if swapped else content.size
-        check_sizes(sample, facts.size, size, dataset.coding)
-        return _Facts(facts.header, content)
+        content = _content(sample.mask, memory)
+        coding = coding_of(sample, dataset.coding)
+        swapped = coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
+        check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size, coding)
+        return _Facts(facts.header, content, facts.is_flat)
 
     def count() -> None:
         on_image(next(numbers), total)
@@ -125,12 +131,10 @@ def check(
     if not labeled or (dataset.unlabeled and not unlabeled):
         raise UserError(f"{skipped[0]}; no other image of its list can be read either")
     _check_crop([facts.size for facts in [*labeled.values(), *unlabeled.values()]], config)
-    contents = {
-        sample.mask: facts.content
-        for sample, facts in (labeled | val).items()
-        if sample.mask is not None and facts.content is not None
-    }
-    meaning = explain(contents, dataset.coding, dataset.classes.names, settable=hasattr(config, "values"))
+    masked, settable = labeled | val, hasattr(config, "values")
+    contents = _contents(masked, pseudo=False)
+    meaning = explain(contents, dataset.coding, dataset.classes.names, settable)
+    explain(_contents(masked, pseudo=True), MaskCoding(len(dataset.classes)), dataset.classes.names, settable=False)
     parts = {
         "labeled": _part(labeled, dataset),
         "unlabeled": _part(unlabeled, dataset),
@@ -143,6 +147,8 @@ def check(
         *_orientation_notes(labeled | val, dataset),
         *_depth_notes(labeled | val | unlabeled, config),
         *_twins(dataset),
+        *_same_masks(labeled | val),
+        *_flat_notes(labeled | val | unlabeled),
     ]
     if skipped:
         notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
@@ -182,25 +188,25 @@ def _inspect(
     return found, errors
 
 
+def _contents(masked: Mapping[Sample, _Facts], pseudo: bool) -> dict[Path, Content]:
+    """Returns what the masks of annotators store, or those of an earlier run."""
+    return {
+        sample.mask: facts.content
+        for sample, facts in masked.items()
+        if sample.mask is not None and facts.content is not None and sample.pseudo == pseudo
+    }
+
+
 def _part(found: Mapping[Sample, _Facts], dataset: Dataset) -> Part:
     pixels: Counter[int] = Counter()
     masks: Counter[int] = Counter()
-    for facts in found.values():
+    for sample, facts in found.items():
         if facts.content is not None:
-            counts = _class_counts(facts.content, dataset)
+            counts = class_pixels(facts.content, coding_of(sample, dataset.coding))
             pixels.update(counts)
             masks.update(counts.keys())
     sizes = sorted((facts.size for facts in found.values()), key=lambda size: (size[0] * size[1], size))
     return Part(len(found), (sizes[0], sizes[-1]) if sizes else None, dict(pixels), dict(masks))
-
-
-def _class_counts(content: Content, dataset: Dataset) -> dict[int, int]:
-    """Returns the number of pixels of each class, or IGNORE, in a mask."""
-    found: Counter[int] = Counter()
-    for key, index in read_as(content, dataset.coding).classes.items():
-        assert index is not None, "explain() has found a meaning for each"
-        found[index] += content.counts[key]
-    return dict(found)
 
 
 def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConfig) -> None:
@@ -209,12 +215,14 @@ def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConf
     first, names = dataset.labeled[0].mask, dataset.classes.names
     settable = hasattr(config, "values") and IGNORE not in (dataset.coding.values or {})
     if len(present) == 1 and IGNORE in parts["labeled"].masks and settable:
-        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE}"
+        pixels = parts["labeled"].pixels
+        share = percent(pixels[IGNORE], sum(pixels.values()))
+        what = f"hold only {names[present[0]]} ({present[0]}) and {IGNORE} ({share})"
         index = next(i for i in range(len(names)) if i not in present)
+        inverted = f", or '{{0: 1, {IGNORE}: 0}}' if 0 is {names[1]}" if len(names) == 2 and index == 1 else ""
         raise UserError(
             f"data.values: the labeled masks, e.g. {first}, {what}, which means 'ignored'; if {IGNORE} is a class, "
-            "e.g. "
-            f"{names[index]}, set data.values='{{{IGNORE}: {index}}}'"
+            f"e.g. {names[index]}, set data.values='{{{IGNORE}: {index}}}'{inverted}"
         )
     if not present:
         raise UserError(f"data.labeled: every labeled mask, e.g. {first}, is {IGNORE} (ignored) everywhere")
@@ -235,11 +243,18 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     names, found = dataset.classes.names, []
     absent = [name for index, name in enumerate(names) if index not in parts["labeled"].masks]
     if absent:
-        found.append(f"No labeled mask shows {', '.join(absent)}: training cannot learn what no mask shows.")
+        more = f" and {len(absent) - _SHOWN} more" if absent[_SHOWN:] else ""
+        found.append(
+            f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
+        )
+    plain = [folded(" ".join(name.split())) for name in names]
+    if alike := [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]:
+        found.append(f"Classes whose names differ in case or spaces only: {', '.join(map(repr, alike[:_SHOWN]))}.")
     ignored = [
         sample.mask
         for sample, facts in labeled.items()
-        if facts.content is not None and _class_counts(facts.content, dataset).keys() == {IGNORE}
+        if facts.content is not None
+        and class_pixels(facts.content, coding_of(sample, dataset.coding)).keys() == {IGNORE}
     ]
     if ignored:
         found.append(f"Labeled masks that are ignored ({IGNORE}) everywhere: {len(ignored)}, e.g. {ignored[0]}.")
@@ -316,9 +331,62 @@ def _twins(dataset: Dataset) -> list[str]:
     ]
 
 
+def _same_masks(masked: Mapping[Sample, _Facts]) -> list[str]:
+    """Notes masks with the same bytes beside different photographs, if they show more than one value."""
+    by_counts: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
+    for sample, facts in masked.items():
+        if facts.content is not None and len(facts.content.counts) > 1 and not sample.pseudo:
+            by_counts[tuple(facts.content.counts.items())].append(sample)
+    alike: dict[str, list[Sample]] = defaultdict(list)
+    for sample in itertools.chain(*(samples for samples in by_counts.values() if samples[1:])):
+        assert sample.mask is not None
+        alike[_digest(sample.mask)].append(sample)
+    same = [samples for samples in alike.values() if samples[1:]]
+    if not same:
+        return []
+    one, other = same[0][:2]
+    return [
+        f"Photographs whose masks are the same, byte for byte: {sum(map(len, same))}, e.g. {one.image} and "
+        f"{other.image}; are they the same photograph, or is a mask in the wrong place?"
+    ]
+
+
+def _is_flat(image: UInt8[Tensor, "3 h w"]) -> bool:
+    """Returns whether an image has few colors, as masks have; photographs have many. It looks at some pixels only."""
+    pixels = image.flatten(1)
+    some = pixels[:, :: -(-pixels.shape[1] // _LOOKED_AT)]
+    return 2 <= torch.unique(some, dim=1).shape[1] <= _FEW
+
+
+def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
+    flat = [sample.image for sample, facts in found.items() if facts.is_flat]
+    if not flat:
+        return []
+    return [
+        f"Photographs of {_FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
+        "masks, move them out of the folder of photographs (data.images), or set data.mask_suffix."
+    ]
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
+    """Counts the pixels of each class in each labeled mask. Masks that were checked before are not decoded again."""
+    memory = Memory(root)
+
+    def count(sample: Sample) -> dict[int, int]:
+        assert sample.mask is not None
+        return class_pixels(_content(sample.mask, memory), coding_of(sample, dataset.coding))
+
+    with ThreadPoolExecutor() as threads:
+        return tuple(threads.map(count, dataset.labeled))
+
+
+def _content(mask: Path, memory: Memory) -> Content:
+    return Content.from_plain(memory.recall(mask, "mask", lambda: read_stored(mask).content.plain()))
 
 
 def shares_of_classes(report: Report, names: Sequence[str]) -> str:

@@ -27,14 +27,16 @@ _RGB = r"(?P<r>\d{1,9})(?P<gap>[\s,;]+)(?P<g>\d{1,9})[\s,;]+(?P<b>\d{1,9})"
 _WITH_COLOR = (
     re.compile(rf"(?P<name>.+):(?:{_RGB})?:[^:]*:[^:]*"),
     re.compile(rf"(?P<name>.*?[^\s,;:])[\s,;:]+{_RGB}"),
-    re.compile(rf"{_RGB}[\s,;:]+(?P<name>\D.*)"),
+    re.compile(rf"{_RGB}[\s,;:]+(?P<name>[^\d\s].*)"),
 )
 _HEX = re.compile(r"(.*?[^\s,;:])[\s,;:]+#([0-9a-fA-F]{6})")
 _NUMBERED = re.compile(r"(-?\d{1,9})(?:\s*[:,;=]\s*|[.)]?\s+)(.+)")
 _COLUMN_OF_NUMBERS = re.compile(r"[,;:=]\s*\d+\s*(?:[,;]|$)|^\d+[\s,;]+\d+[\s,;]")
 _JSON = re.compile(r"\{|\[(?:\s*$|\s*[\"'{]|.*,)")  # `[sky]` is a name
-_HEADER = {"id", "index", "value", "number", "label", "labels", "class", "classes", "category", "name", "names",
-           "class_name", "label_name", "color", "r", "g", "b", "red", "green", "blue"}  # fmt: skip
+_HEADER = {"id", "index", "value", "pixel", "number", "label", "labels", "class", "classes", "category", "name",
+           "names", "class_name", "label_name", "color", "r", "g", "b", "red", "green", "blue"}  # fmt: skip
+# Headers of one column
+_HEADS = {"class", "classes", "name", "names", "label", "labels", "category", "class_name", "label_name"}
 _FORMS = "write one class a line: name, or name #RRGGBB, or name,r,g,b"
 
 
@@ -144,6 +146,10 @@ def _advice(numbers: list[int]) -> str:
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
+    if len(names) == 1 and "," in names[0]:
+        raise UserError(f"{path}: has one line, {names[0]!r}; {_FORMS}")
+    if not names:
+        raise UserError(f"{path}: has 0 classes (lines that start with # are comments); {_FORMS}")
     if len(names) == 1:
         raise UserError(
             f"{path}: has 1 class, {names[0]!r}; between 2 and 254 are needed: add the background as the first line "
@@ -155,6 +161,10 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise UserError(f"{path}: class {garbled[0]!r} has a tab or another control character in its name; remove it")
     if columns := [name for name in names if _COLUMN_OF_NUMBERS.search(name)]:
         raise UserError(f"{path}: {columns[0]!r} has columns that are not understood; {_FORMS}")
+    if names[0].lower() in _HEADS:
+        raise UserError(
+            f"{path}: class 0 is called {names[0]!r}; remove the line if it is a header, or rename the class"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: class {twice[0]!r} occurs twice; names must differ")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semiseg.files import expanded
 from semiseg.types import ClassTable
@@ -25,6 +25,7 @@ class Sample:
     image: Path
     mask: Path | None = None
     line: str | None = field(default=None, compare=False)  # of a list, if it names this mask beside the image
+    pseudo: bool = False  # whether the mask is a prediction of an earlier run
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ class Dataset:
     """Three lists of samples that share no image, and the meaning of their masks.
 
     Attributes:
-        labeled: samples with masks that training may read.
+        labeled: samples with masks that training may read, also those with pseudo-labels.
         unlabeled: the pool; training never reads a mask of these, even where one exists.
         val: samples with masks for evaluation.
         classes: the class table.
         coding: the meaning of the values and colors in masks.
         unused: files below the folders that are not used.
+        class_counts: number of pixels of each class in each labeled image; None if they were not counted.
     """
 
     labeled: tuple[Sample, ...]
@@ -87,6 +89,7 @@ class Dataset:
     classes: ClassTable
     coding: MaskCoding
     unused: tuple[Unused, ...] = ()
+    class_counts: tuple[dict[int, int], ...] | None = None
 
 
 class DataConfig(BaseModel):
@@ -99,6 +102,7 @@ class DataConfig(BaseModel):
     labeled: Path | None = None  # list of labeled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
+    pseudo: Path | None = None  # folder of masks that an earlier run predicted for unlabeled images (semiseg predict)
     long_side: LongSide | None = None  # px of the longer side; images are resized to it first; None: no resize
     val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: long_side
     white: White | None = None  # value shown as white in images of more than 8 bits a channel; None: 65535
@@ -106,6 +110,9 @@ class DataConfig(BaseModel):
     scale: tuple[Scale, Scale] = (0.5, 2.0)  # random scale, Table 1
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip, Table 1
     padding_color: tuple[Channel, Channel, Channel] = (124, 116, 104)  # RGB, around small images; ImageNet's mean
+    # class_balanced draws a class for each turn, rare ones more often, and then an image that shows it (DAFormer)
+    labeled_order: Literal["shuffled", "class_balanced"] = "shuffled"
+    temperature: float | None = Field(None, gt=0)  # of class_balanced: the lower, the rarer classes; 0.01 if not given
     cache: bool = False  # keep decoded training images in memory that loader processes share
     workers: int = Field(2, ge=0, le=256)  # number of loader processes; the result does not depend on it
     # Whether masks are drawn on photographs that are turned as EXIF says, or on the stored pixels; None: upright
@@ -131,6 +138,12 @@ class DataConfig(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         return expanded(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _temperature_is_used(self) -> "DataConfig":
+        if self.labeled_order == "shuffled" and self.temperature is not None:
+            raise ValueError("temperature belongs to labeled_order: class_balanced; remove it or choose that order")
+        return self
 
     @field_validator("scale")
     @classmethod

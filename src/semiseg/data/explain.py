@@ -26,6 +26,7 @@ from semiseg.data.masks import (
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, voc_color
 
+_BLENDED = 0.05  # share of pixels between their neighbors at edges; drawn masks of our datasets have at most 0.04
 _MANY = 3  # values beyond the classes and 255: then they are soft edges, instances or a photograph
 
 
@@ -89,13 +90,12 @@ def explain(masks: Mapping[Path, Content], coding: MaskCoding, names: Sequence[s
         raise UserError(
             f"data.values: {len(holders)} of {len(masks)} masks, e.g. {first}, hold {_listed(unknown)}, neither a "
             "class (0 to "
-            f"{coding.num_classes - 1}) nor {IGNORE} (ignored); {_proposal(values, coding, names)}"
+            f"{coding.num_classes - 1}) nor {IGNORE} (ignored); {_proposal(values, files, coding, names)}"
         )
     if settable:
         _check_unnamed(coding, {key for key in pixels if isinstance(key, int)}, names)
-    return Meaning(
-        dict(pixels), {key: len(paths) for key, paths in files.items()}, known, _notes(files, pixels, coding, names)
-    )
+    notes = _notes(files, pixels, coding, names) + _blended(masks)
+    return Meaning(dict(pixels), {key: len(paths) for key, paths in files.items()}, known, notes)
 
 
 def _terms(content: Content, reading: Reading) -> list[tuple[Key, int, int | None]]:
@@ -181,7 +181,21 @@ def _listed(keys: Iterable[Key]) -> str:
     return ", ".join(map(str, values[:12])) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
 
 
-def _proposal(values: dict[int, int], coding: MaskCoding, names: Sequence[str]) -> str:
+def _blended(masks: Mapping[Path, Content]) -> tuple[str, ...]:
+    """Notes masks whose edges show the values between two classes: they are other classes there, not invalid ones."""
+    found = [path for path, content in masks.items() if content.blended > _BLENDED]
+    if not found:
+        return ()
+    return (
+        f"Masks with values between those of both sides at their edges: {len(found)} of {len(masks)}, e.g. {found[0]}; "
+        "resizing or JPEG makes such pixels, and they count as other classes; export these masks again, resize with "
+        "nearest neighbor.",
+    )
+
+
+def _proposal(
+    values: dict[int, int], files: Mapping[Key, Sequence[Path]], coding: MaskCoding, names: Sequence[str]
+) -> str:
     """Says which values all masks hold, and how to map them to classes."""
     total, found, n = sum(values.values()), sorted(values), coding.num_classes
     held = f"all values are {shares(values, total)}"
@@ -192,9 +206,9 @@ def _proposal(values: dict[int, int], coding: MaskCoding, names: Sequence[str]) 
         rare = total - sum(sorted(values.values())[-n:])
         if rare < 0.25 * total:
             return (
-                f"{held}: {len(found)} values for {n} classes, most of them rare, as soft edges make them: save the "
-                "masks "
-                "without antialiasing and without loss, resize them with nearest neighbor, or threshold them"
+                f"{held}: {len(found)} values for {n} classes, most of them rare, as soft edges make them (or instance "
+                "numbers): save the masks without antialiasing and without loss, resize them with nearest neighbor, or "
+                "threshold them"
             )
         return (
             f"{held}: {len(found)} values for {n} classes; are these instance numbers, or photographs? Name the "
@@ -202,6 +216,17 @@ def _proposal(values: dict[int, int], coding: MaskCoding, names: Sequence[str]) 
             f"in data.values, or {IGNORE} where it does not count"
         )
     others = [value for value in found if value != IGNORE]
+    objects = [value for value in found if value]
+    if n == 2 and len(objects) > 1 and 0 in found and _apart(objects, files):
+        return (
+            f"{held}, and no mask holds two of {_listed(objects)}; if each of them means {names[1]}, set "
+            f"data.values={_text(dict.fromkeys(objects, 1))}"
+        )
+    if others == list(range(n + 1)) and _apart([0, n], files):
+        return (
+            f"{held}, and no mask holds both 0 and {n}; do some masks start at 0 and others, e.g. {files[n][0]}, at 1? "
+            "Then export them in the same way"
+        )
     if others == list(range(n + 1)):
         shifted = {0: IGNORE} | {value: value - 1 for value in range(1, n + 1)}
         return (
@@ -216,8 +241,14 @@ def _proposal(values: dict[int, int], coding: MaskCoding, names: Sequence[str]) 
         return f"{held}; if negative values do not count, set data.values={_text(dict.fromkeys(unknown, IGNORE))}"
     if order := _in_order(found, others, n):
         return f"{held}; if that is the order of the classes, set data.values={_mapping(order, names)}"
-    example = dict.fromkeys(unknown[:12], "CLASS")
+    example = dict.fromkeys([*unknown[:12], *(value for value in found if value == IGNORE)], "CLASS")
     return f"{held}; say which class each is, or {IGNORE} where it does not count: data.values={_text(example)}"
+
+
+def _apart(values: Sequence[int], files: Mapping[Key, Sequence[Path]]) -> bool:
+    """Returns whether no mask holds two of these values."""
+    holders = [path for value in values for path in files[value]]
+    return len(holders) == len({*holders})
 
 
 def _in_order(found: Sequence[int], others: Sequence[int], n: int) -> list[int] | None:

@@ -10,6 +10,7 @@ validation images depends on their names alone, so every run of every method is 
 """
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,15 +24,15 @@ from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.data.masks import parse_color
-from semiseg.data.match import match, remedy
+from semiseg.data.match import match, remedy, without_suffix
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 from semiseg.rng import folded_seed
 from semiseg.types import IGNORE
 
-# Names of folders that people use for the parts of a dataset
-_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-          "testing": "test"}  # fmt: skip
+# Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images ...
+_PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "dev": "val",
+          "validation": "val", "eval": "val", "test": "test", "testing": "test"}  # fmt: skip
 
 
 class Config(DataConfig):
@@ -99,7 +100,7 @@ def _files(config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unus
     images, masks = config.root / config.images, config.root / config.masks
     if not images.is_dir():
         parts = [folder for folder in _folders(config.root) if (folder / config.images).is_dir()]
-        if {_PARTS.get(folder.name.lower()) for folder in parts} >= {"train"}:
+        if {_part_named(folder.name) for folder in parts} >= {"train"}:
             return _files_of_parts(parts, config)
     for key, folder in (("images", images), ("masks", masks)):
         if not folder.is_dir():
@@ -134,7 +135,7 @@ def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path],
             "data.mask_suffix to what their names have more at the end, e.g. _mask"
         )
     found = scan(folder)
-    masks = {name: path for name, path in found.images.items() if name.endswith(config.mask_suffix)}
+    masks = {name: path for name, path in found.images.items() if without_suffix(name, config.mask_suffix) != name}
     images = {name: path for name, path in found.images.items() if name not in masks}
     return images, masks, _not_ours(found.unused, config)
 
@@ -151,13 +152,13 @@ def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in _PARTS)
+    return sorted(path for path in root.iterdir() if path.is_dir() and _part_named(path.name))
 
 
 def _parts(
     samples: tuple[Sample, ...], config: Config
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Unused, ...]]:
-    """Sorts images by their first folder, if people made folders for training and for validation or test.
+    """Sorts images by their folder, if people made folders for training and for validation or test.
 
     Returns:
         Images for training, images with masks for validation, and those that are used for neither. Without such
@@ -180,8 +181,14 @@ def _parts(
 
 
 def _part(sample: Sample) -> str | None:
-    folder, slash, _ = sample.name.partition("/")
-    return _PARTS.get(folder.lower()) if slash else None
+    folders = sample.name.split("/")[:-1]
+    return next((part for folder in folders if (part := _part_named(folder))), None)
+
+
+def _part_named(folder: str) -> str | None:
+    """Returns the part that the name of a folder says. A name that says two says none."""
+    said = {_PARTS[word] for word in re.split("[^a-z]+", folder.lower()) if word in _PARTS}
+    return said.pop() if len(said) == 1 else None
 
 
 def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unused, ...], config: Config) -> str:

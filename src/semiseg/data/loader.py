@@ -1,9 +1,9 @@
 """Training batches, made in worker processes. A batch depends on its step, not on the batches before it.
 
-Turn n of a list of N images is image n % N in the random order of round n // N, with a weak augmentation drawn for n.
-So resuming replays nothing, the number of workers changes nothing, and two processes with batch size b see the images
-of one process with batch size 2b. Two differences from the authors' code: every image comes once in a round, however
-long the other list is (D35), and the two lists have separate orders (D36).
+Turn n of a list gets the image that `order.py` says, with a weak augmentation drawn for n. So resuming replays nothing,
+the number of workers changes nothing, and two processes with batch size b see the images of one process with batch size
+2b. Two differences from the authors' code: every image comes once in a round, however long the other list is (D35), and
+the two lists have separate orders (D36).
 """
 
 import os
@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -25,6 +25,7 @@ from semiseg.data import weak
 from semiseg.data.cache import SHARED, Cache, free
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.masks import read_pair
+from semiseg.data.order import ClassBalanced, Order, Shuffled
 from semiseg.data.read import fit, read_image, read_size, resize_image, resize_mask
 from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
@@ -82,11 +83,7 @@ def train_loader(
         UserError: there are no unlabeled images, or batches or decoded images do not fit into memory. While iterating:
             an image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
     """
-    if unlabeled and not dataset.unlabeled:
-        raise UserError(
-            "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
-        )
-    _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps - start)
+    check_loading(dataset, config, batch_size, unlabeled, num_steps - start)
     caches = None
     if config.cache:
         pool = dataset.unlabeled if unlabeled else ()
@@ -94,8 +91,29 @@ def train_loader(
         batches_px = (2 * config.workers + 2) * batch_size * height * width  # these are in shared memory, too
         lists = (dataset.labeled, 4), (pool, 3)
         caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
-    batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches)
+    orders = _labeled_order(dataset, config, seed), Shuffled(len(dataset.unlabeled), seed, "unlabeled")
+    batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches, orders)
     return _loader(batches, range(start, num_steps), config.workers, False, on_restart)
+
+
+def check_loading(dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int) -> None:
+    """Checks what `train_loader` needs. Its arguments mean the same.
+
+    Raises:
+        UserError: there are no unlabeled images, or batches do not fit into shared memory.
+    """
+    if unlabeled and not dataset.unlabeled:
+        raise UserError(
+            "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
+        )
+    _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps)
+
+
+def _labeled_order(dataset: Dataset, config: DataConfig, seed: int) -> Order:
+    if config.labeled_order == "shuffled":
+        return Shuffled(len(dataset.labeled), seed, "labeled")
+    assert dataset.class_counts is not None, "the caller counts classes for this order"
+    return ClassBalanced.of(dataset.class_counts, config.temperature or 0.01, seed)
 
 
 def _check_shared_memory(config: DataConfig, images: int, steps: int) -> None:
@@ -270,6 +288,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     rank: int
     world_size: int
     caches: tuple[Cache, ...] | None  # one for labeled and one for unlabeled images
+    orders: tuple[Order, Order]  # of labeled and of unlabeled images
 
     def __getitem__(self, step: int) -> LoadedBatch | UserError:  # type: ignore[override]
         first = (step * self.world_size + self.rank) * self.batch_size
@@ -316,11 +335,10 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], Images], skipped: list[str]
     ) -> tuple[int, Images]:
         """Reads the sample of a turn, or the next readable one after it. Returns its position in the list, too."""
-        round_, place = divmod(turn, len(samples))
-        order = _order(self.seed, f"{stream} order", len(samples), round_)
+        order = self.orders[stream == "unlabeled"]
         attempts = min(len(samples), _MAX_SKIPS)
         for attempt in range(attempts):
-            index = int(order[(place + attempt) % len(samples)])
+            index = order.index(turn, attempt)
             try:
                 if self.caches is None:
                     return index, read(samples[index])
@@ -352,8 +370,3 @@ class _EvalItems(torch.utils.data.Dataset[EvalItem]):
         image, mask = read_pair(self.samples[index], self.dataset.coding, white=self.config.white)
         size = fit(mask.shape[0], mask.shape[1], self.config.eval_long_side)
         return EvalItem(index, resize_image(image, size).contiguous(), mask)
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, stream: str, size: int, round_: int) -> Tensor:
-    return torch.randperm(size, generator=fold_in(seed, stream, round_))

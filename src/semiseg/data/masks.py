@@ -4,6 +4,7 @@ What a file stores is not always what Pillow returns: it stretches gray levels o
 palettes reorder them. So a mask is first described (`Content`), and then each of its values or colors gets a class.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from semiseg.data.dataset import MaskCoding, Sample
+from semiseg.data.depth import largest_possible
 from semiseg.data.read import open_image, read_header, read_image, read_size, unreadable
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE, voc_color
@@ -25,6 +29,7 @@ Key = int | Color  # what a pixel stores
 
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")  # formats that change values when they are saved
 _MOST = 4096  # different values or colors that are counted; a mask has fewer
+_FEW_EDGES = 100  # pixels at edges; fewer say nothing
 _SHOWN = 12  # of them in a message
 NAME_COLORS = "write the colors into the class file (name #RRGGBB), or name them with data.colors of layout 'folder'"
 
@@ -37,8 +42,10 @@ class Content:
         size: (height, width), px.
         kind: words for format and depth, e.g. "8-bit gray PNG".
         counts: number of pixels of each stored value, or of each color in a file that stores colors.
-        palette: the color of each stored value, for a file with a palette.
+        palette: the color of each stored value, for a file with a palette, and for a TIFF whose 0 is white.
         reduced: whether the palette has only the colors that occur, as after an optimization of the file.
+        blended: the share of the pixels at edges whose value lies between those of their neighbors. A resize or lossy
+            compression makes such pixels; drawn masks have few.
     """
 
     size: tuple[int, int]
@@ -46,6 +53,7 @@ class Content:
     counts: dict[Key, int]
     palette: dict[Key, Color]
     reduced: bool = False
+    blended: float = 0.0
 
     @property
     def colored(self) -> bool:
@@ -60,18 +68,20 @@ class Content:
             list(self.counts.items()),
             list(self.palette.items()),
             self.reduced,
+            self.blended,
         ]
 
     @classmethod
     def from_plain(cls, plain: list[Any]) -> "Content":
         """Makes a content of what `plain` returned."""
-        size, kind, counts, palette, reduced = plain
+        size, kind, counts, palette, reduced, blended = plain
         return cls(
             (size[0], size[1]),
             kind,
             {tuple(key) if isinstance(key, list) else key: number for key, number in counts},
             {value: tuple(color) for value, color in palette},
             reduced,
+            blended,
         )
 
 
@@ -133,12 +143,18 @@ def read_pair(
         UserError: as in `read_image` and `read_mask`, or the two differ in size.
     """
     assert sample.mask is not None, f"{sample.name} is not labeled"
+    coding = coding_of(sample, coding)
     image, mask = read_image(sample.image, enough, white), read_mask(sample.mask, coding)
     if coding.orientation == "stored":
         mask = turned(mask, read_header(sample.image).orientation)
     size = image.shape[1:] if enough is None else read_size(sample.image)  # `image` may be smaller than the file
     check_sizes(sample, tuple(size), tuple(mask.shape), coding)
     return image, mask
+
+
+def coding_of(sample: Sample, coding: MaskCoding) -> MaskCoding:
+    """Returns the coding of a sample's mask: pseudo-labels are class indices of upright images."""
+    return MaskCoding(coding.num_classes, orientation="upright") if sample.pseudo else coding
 
 
 def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], coding: MaskCoding) -> None:
@@ -191,6 +207,7 @@ def read_stored(path: Path) -> StoredMask:
     with open_image(path) as image:
         try:
             kind, pages, stretch = image.format or "", getattr(image, "n_frames", 1), _stretch(image)
+            is_white_zero, largest = _is_white_zero(image), largest_possible(image)
             lossy = kind in _LOSSY or (kind == "WEBP" and _is_lossy_webp(path))
             if not lossy:
                 image.load()
@@ -204,6 +221,8 @@ def read_stored(path: Path) -> StoredMask:
         )
     if pages > 1:
         raise UserError(f"{path}: holds {pages} pages; a mask has one, with the class index of each pixel")
+    if largest > 255 and not image.mode.startswith(("I", "F")):  # Pillow drops the lower bytes
+        raise UserError(f"{path}: the mask holds several channels of 16 bits; save it with one channel, or with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         if image.getchannel("A" if "A" in image.mode else "a").getextrema() != (255, 255):
             raise UserError(
@@ -220,7 +239,7 @@ def read_stored(path: Path) -> StoredMask:
             f"{path}: the mask holds {what}; save it with one channel (gray or palette PNG) that holds the class index "
             "of each pixel"
         )
-    return _values(image, kind, stretch)
+    return _values(image, kind, stretch, is_white_zero)
 
 
 def _is_lossy_webp(path: Path) -> bool:
@@ -235,7 +254,7 @@ def _is_lossy_webp(path: Path) -> bool:
     return False
 
 
-def _values(image: Image.Image, kind: str, stretch: tuple[int, int] | None) -> StoredMask:
+def _values(image: Image.Image, kind: str, stretch: tuple[int, int] | None, is_white_zero: bool) -> StoredMask:
     pixels = np.asarray(image)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
@@ -257,7 +276,23 @@ def _values(image: Image.Image, kind: str, stretch: tuple[int, int] | None) -> S
     palette, reduced = _palette(image, values) if image.mode == "P" else ({}, False)
     bits = "1-bit" if image.mode == "1" else "8-bit" if pixels.dtype == np.uint8 else "16-bit"
     words = f"palette {kind}" if palette else f"{bits} gray {kind}"
-    return StoredMask(pixels, Content((image.height, image.width), words, values, palette, reduced))
+    if is_white_zero:  # back to what the file stores
+        largest = 1 if image.mode == "1" else stretch[0] if stretch else 255
+        words, pixels = f"{words} whose 0 is white", largest - pixels
+        palette = {largest - _packed(value): (_packed(value) * 255 // largest,) * 3 for value in values}
+        values = {largest - _packed(value): number for value, number in values.items()}
+    blended = 0.0 if palette else _blended(pixels)
+    return StoredMask(pixels, Content((image.height, image.width), words, values, palette, reduced, blended))
+
+
+def _blended(pixels: Integer[np.ndarray, "h w"]) -> float:
+    """Returns the share of the pixels at vertical or horizontal edges whose value lies between their neighbors'."""
+    edges = between = 0
+    for values in (pixels, pixels.T):
+        left, middle, right = values[:, :-2], values[:, 1:-1], values[:, 2:]
+        edges += int(np.count_nonzero(left != right))
+        between += int(np.count_nonzero(((left < middle) & (middle < right)) | ((left > middle) & (middle > right))))
+    return between / max(_FEW_EDGES, edges)
 
 
 def _palette(image: Image.Image, values: Mapping[Key, int]) -> tuple[dict[Key, Color], bool]:
@@ -282,7 +317,9 @@ def _colors(image: Image.Image, kind: str, path: Path) -> StoredMask:
     for number, color in sorted(found, reverse=True):
         assert isinstance(color, tuple)
         colors[color[0], color[1], color[2]] = number
-    return StoredMask(np.asarray(image), Content((image.height, image.width), f"color {kind}", colors, {}))
+    pixels = np.asarray(image)
+    blended = _blended(pixels[..., 0]) if _is_gray({color: color for color in colors}) else 0.0
+    return StoredMask(pixels, Content((image.height, image.width), f"color {kind}", colors, {}, blended=blended))
 
 
 def _stretch(image: Image.Image) -> tuple[int, int] | None:
@@ -297,8 +334,15 @@ def _stretch(image: Image.Image) -> tuple[int, int] | None:
     if codec in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and image.mode in ("L", "I"):
         most = 255 if image.mode == "L" else 65535
         return (int(arguments[-1]), most) if arguments[-1] != most else None
-    raw = arguments[0] if isinstance(arguments, tuple) else arguments
-    return {"L;2": (3, 255), "L;4": (15, 255)}.get(str(raw)) if image.mode == "L" else None
+    raw = str(arguments[0] if isinstance(arguments, tuple) else arguments).removesuffix("I")
+    return {"L;2": (3, 255), "L;4": (15, 255)}.get(raw) if image.mode == "L" else None
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Returns whether an image is a TIFF whose value 0 is white, so that Pillow will return its negative."""
+    if not isinstance(image, TiffImageFile) or image.mode not in ("1", "L"):
+        return False
+    return image.tag_v2.get(Base.PhotometricInterpretation) == 0
 
 
 def class_of(value: Key, coding: MaskCoding) -> int | None:
@@ -365,10 +409,20 @@ def read_as(content: Content, coding: MaskCoding) -> Reading:
     if in_order == sorted({*in_order}) and grays.get(0, 0) < 128:
         return by_value
     pairs = ", ".join(f"{value} is {hex_color(palette[value])}" for value in sorted(palette, key=_packed))
+    what = "palette" if content.kind.startswith("palette") else "TIFF's order of gray levels"
     raise UserError(
-        f"its palette contradicts its values ({pairs}: not from dark to light); say which class each color is with "
+        f"its {what} contradicts its values ({pairs}: not from dark to light); say which class each color is with "
         "data.colors, or save it as gray PNG without a palette"
     )
+
+
+def class_pixels(content: Content, coding: MaskCoding) -> dict[int, int]:
+    """Returns the number of pixels of each class, or IGNORE, in a mask whose values and colors all have a meaning."""
+    found: Counter[int] = Counter()
+    for key, index in read_as(content, coding).classes.items():
+        assert index is not None, "masks without meaning are refused earlier"
+        found[index] += content.counts[key]
+    return dict(found)
 
 
 def says_nothing(palette: Mapping[Key, Color]) -> bool:

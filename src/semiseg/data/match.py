@@ -1,9 +1,11 @@
 """Finds the mask of each image by its name."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from semiseg.data.catalog import folded
 from semiseg.data.dataset import Unused
 
 
@@ -13,7 +15,8 @@ def match(
     """Finds the mask of each image.
 
     A mask belongs to the image that has its name: the path below its folder without extension. If there is none, it
-    belongs to the image whose name differs in upper and lower case only, unless several do.
+    belongs to the image whose name differs in upper and lower case only (or in how accents are written), unless several
+    do.
 
     Args:
         images: name -> file.
@@ -29,14 +32,14 @@ def match(
         >>> {name: str(path) for name, path in found.items()}, unused
         ({'a/1': 'm/1_mask.png', 'a/2': 'A/2.png'}, ())
     """
-    folded: dict[str, list[str]] = defaultdict(list)
+    alike: dict[str, list[str]] = defaultdict(list)
     for name in images:
-        folded[name.casefold()].append(name)
+        alike[folded(name)].append(name)
     found: dict[str, Path] = {}
     left: dict[str, Path] = {}
     for name, path in sorted(masks.items(), key=lambda item: item[0] not in images):  # exact names first
-        wanted = name if name in images or not suffix else name.removesuffix(suffix)
-        candidates = [wanted] if wanted in images else folded[wanted.casefold()]
+        wanted = name if name in images or not suffix else without_suffix(name, suffix)
+        candidates = [wanted] if wanted in images else alike[folded(wanted)]
         if len(candidates) == 1 and candidates[0] not in found:
             found[candidates[0]] = path
         else:
@@ -45,6 +48,11 @@ def match(
         return found, ()
     what = f"masks that belong to no image (of {len(masks)})"
     return found, (Unused(what, tuple(left.values()), remedy(images, left)),)
+
+
+def without_suffix(name: str, suffix: str) -> str:
+    """Removes `suffix` from the end of a name, in upper or lower case."""
+    return name[: -len(suffix)] if folded(name[-len(suffix) :]) == folded(suffix) else name
 
 
 def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
@@ -64,12 +72,14 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
             "values are class indices: merge them"
         )
     if common and 2 * common[0][1] > len(masks):
-        return f"their names have {common[0][0]!r} more at the end; set data.mask_suffix={common[0][0]}"
+        rest = common[0][0]
+        written = rest if re.fullmatch(r"[\w.-]+", rest) else f"\"'{rest}'\""  # quoted for the shell and for YAML
+        return f"their names have {rest!r} more at the end; set data.mask_suffix={written}"
     by_file = defaultdict(list)
     for name in images:
-        by_file[name.rpartition("/")[2].casefold()].append(name)
+        by_file[folded(name.rpartition("/")[2])].append(name)
     for name, path in masks.items():
-        elsewhere = by_file[name.rpartition("/")[2].casefold()]
+        elsewhere = by_file[folded(name.rpartition("/")[2])]
         if elsewhere:
             wanted = f"{elsewhere[0]}{path.suffix}"
             return f"the image of the same name is in another folder: move {name}{path.suffix} to {wanted}"
@@ -83,13 +93,16 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
 def _rests(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
     """Finds masks whose name begins with that of an image: mask name -> (image name, what follows).
 
-    The longest such image counts: `im10_mask` belongs to `im10`, not to `im1`.
+    The longest such image counts: `im10_mask` belongs to `im10`, not to `im1`. Numbers are not cut: `001` does not
+    begin with `0`.
     """
-    names = {name.casefold(): name for name in images}
+    names = {folded(name): name for name in images}
     found = {}
     for mask in masks:
         for end in range(len(mask) - 1, 0, -1):
-            if (image := names.get(mask[:end].casefold())) is not None:
+            if mask[end - 1 : end + 1].isdecimal():
+                continue
+            if (image := names.get(folded(mask[:end]))) is not None:
                 found[mask] = (image, mask[end:])
                 break
     return found

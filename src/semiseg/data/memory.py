@@ -10,7 +10,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-_VERSION = 1  # of the entries; others are not read
+_VERSION = 2  # of the entries; others are not read
 
 
 class Memory:

@@ -37,9 +37,11 @@ def describe(dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
 
 def labels(dataset: Dataset) -> dict[str, Any]:
     """Returns the numbers of images, and the hash and the published name of the labeled partition."""
-    digest = partition_hash([sample.name for sample in dataset.labeled])
+    annotated = [sample.name for sample in dataset.labeled if not sample.pseudo]
+    digest, pseudo = partition_hash(annotated), len(dataset.labeled) - len(annotated)
     return {
-        "labeled": len(dataset.labeled),
+        "labeled": len(annotated),
+        **({"pseudo_labeled": pseudo} if pseudo else {}),
         "unlabeled": len(dataset.unlabeled),
         "val": len(dataset.val),
         "partition": digest,

@@ -122,7 +122,10 @@ class ProgressBar:
         """Shows the new mIoU."""
         now = self.clock()
         self.evaluation_s, self.since = now - self.since, now
-        self.done, self.miou = record["step"], f"mIoU {miou_percent(record['miou'], record['iou'])}"
+        others = list(record.get("networks", {}).items())[1:]  # the first one is that of the record
+        beside = ", ".join(f"{name} {miou_percent(scores['miou'], scores['iou'])}" for name, scores in others)
+        self.miou = f"mIoU {miou_percent(record['miou'], record['iou'])}" + (f" ({beside})" if beside else "")
+        self.done = record["step"]
         self._update(self._status(), self.miou, self._left())
         if not self.console.is_terminal:
             self._line(self.miou, self._status(), self._left())

@@ -41,12 +41,16 @@ def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
     table = Table("", *(Column(Text(name)) for name in runs), title="mIoU and IoU in %, on the validation images")
     last = {name: run.last() for name, run in runs.items()}
     best = {name: run.best() for name, run in runs.items()}
+    others = _other_networks(list(last.values()))
     table.add_row("mIoU, last", *(_bold(_miou(record)) for record in last.values()))
     table.add_row(
         "mIoU, best (step)",
         *(f"{_miou(r)} ({r['step']})" if r else "-" for r in best.values()),
-        end_section=True,
+        end_section=not others,
     )
+    for name in others:
+        each = [(record or {}).get("networks", {}).get(name) for record in last.values()]
+        table.add_row(f"mIoU of {name}, last", *map(_miou, each), end_section=name == others[-1])
     for index, name in enumerate(classes):
         table.add_row(Text(name), *(percent(record and record["iou"][index]) for record in last.values()))
     table.add_section()
@@ -79,6 +83,12 @@ def rehearsal(found: dict[str, float]) -> Table:
 
 def _bold(text: str) -> Text:
     return Text(text, style="bold")
+
+
+def _other_networks(records: list[dict[str, Any] | None]) -> list[str]:
+    """Returns the names of networks that were evaluated beside the first one of a run, in order."""
+    named = [name for record in records if record for name in list(record.get("networks", {}))[1:]]
+    return list(dict.fromkeys(named))
 
 
 def _miou(record: dict[str, Any] | None) -> str:
