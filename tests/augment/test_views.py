@@ -59,9 +59,7 @@ def test_strong_views_are_aligned_with_the_weak_view(seed):
     weak[..., 4:24, 2:22] = torch.tensor([200, 160, 180], dtype=torch.uint8)[:, None, None]
     outside = torch.ones(48, 40, dtype=torch.bool)
     outside[:31, :29] = False
-    of = LoadedBatch(
-        weak, weak[:, 0], weak, torch.ones(6, 48, 40, dtype=torch.bool), torch.arange(6), torch.arange(6)
-    )
+    of = LoadedBatch(weak, weak[:, 0], weak, torch.ones(6, 48, 40, dtype=torch.bool), torch.arange(6), torch.arange(6))
     (strong,) = batch(seed=seed, of=of).strong
     inner, outer = strong[..., 11:17, 9:15].flatten(2), strong[..., outside]
     torch.testing.assert_close(inner, inner[..., :1].expand_as(inner))

@@ -71,7 +71,9 @@ def test_white_is_that_of_training(predictor, photo):
 @pytest.mark.parametrize("long_side", [15, 60])
 def test_images_are_resized_as_in_training_and_back(predictor, photo, long_side):
     seen = []
-    predictor.networks[0].net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    predictor.networks[0].net.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
     label = replace(predictor, long_side=long_side).predict(torch.zeros(3, 20, 30, dtype=torch.uint8))
     assert seen == [(1, 3, long_side * 2 // 3, long_side)]
     assert label.shape == (20, 30)
@@ -79,7 +81,9 @@ def test_images_are_resized_as_in_training_and_back(predictor, photo, long_side)
 
 def test_by_windows(predictor, photo):
     seen = []
-    predictor.networks[0].net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    predictor.networks[0].net.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
     windows = replace(predictor, evaluate=Config(mode="sliding", window=16, stride=16))
     image = torch.from_numpy(np.asarray(Image.open(photo)).copy()).permute(2, 0, 1)
     assert np.array_equal(windows.predict(image), EXPECTED)

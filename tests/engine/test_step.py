@@ -168,10 +168,7 @@ def test_the_gradients_tell_when_micro_batches_are_ranked_by_themselves(take, mo
     parts = Stepper._parts
 
     def by_themselves(self: Stepper, batches: list[SemiBatch], at: Progress) -> list[Part]:
-        return [
-            replace(part, observed=part.own, rows=slice(0, 4))
-            for part in parts(self, batches, at)
-        ]
+        return [replace(part, observed=part.own, rows=slice(0, 4)) for part in parts(self, batches, at)]
 
     monkeypatch.setattr(Stepper, "_parts", by_themselves)
     assert difference(whole, take("imas", 4)) > 1000 * CLOSE
