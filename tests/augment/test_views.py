@@ -87,6 +87,22 @@ def test_each_view_has_its_own_pool():
     assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
 
 
+def test_labeled_images_can_be_augmented_too():
+    """With operations of their own, image by image; labels and strong views stay as they are."""
+    views, of = Views(strong=ONE.strong, labeled=intensity.Config()), loaded(6, size=16)
+    plain, made = batch(of=of), batch(views, of=of)
+    drawn = intensity.sample(fold_in(0, "strong labeled", 7), 6, intensity.Config())
+    assert torch.equal(made.image, IMAGENET(intensity.apply(of.image, drawn)))
+    assert not torch.equal(made.image, plain.image)
+    for name in ("label", "weak", "valid"):
+        assert torch.equal(getattr(made, name), getattr(plain, name))
+    assert torch.equal(made.strong[0], plain.strong[0])
+    parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
+    assert torch.equal(torch.cat([part.image for part in parts]), made.image)
+    alone = batch(Views(unlabeled=False, labeled=intensity.Config()), of=loaded(6, size=16, unlabeled=False))
+    assert alone.image.shape == made.image.shape
+
+
 def test_strong_views_depend_on_seed_and_step_alone():
     alone = batch().strong[0]
     for step in range(7):

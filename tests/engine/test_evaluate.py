@@ -159,6 +159,70 @@ def test_an_earlier_runtime_keeps_its_precision():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
+# several networks
+
+
+class Fixed(nn.Module):
+    """Says the same probabilities of two classes for every pixel."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor([first, 1 - first]).log()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits[:, None, None].expand(len(image), 2, *image.shape[-2:])
+
+
+def fixed(first: float) -> Network:
+    return Network(Undivided(Fixed(first)), Normalization(), 1)
+
+
+def test_each_name_has_scores_of_its_own(tiny, cpu):
+    evaluated = items((9, 7), (8, 8))
+    one, other = tiny(0), tiny(1)
+    found = evaluate({"teacher": (one,), "student": (other,)}, evaluated, 3, WHOLE, cpu)
+    assert list(found) == ["teacher", "student"]
+    assert_close(found["teacher"], slow_scores(one, evaluated, 3))
+    assert_close(found["student"], slow_scores(other, evaluated, 3))
+    assert found["teacher"].miou != found["student"].miou
+
+
+@pytest.mark.parametrize("config", [WHOLE, Config(mode="sliding", window=16)])
+def test_networks_with_one_name_are_scored_by_the_mean_of_their_probabilities(cpu, config):
+    """Their votes would be for the other class in the first case, and the mean of their logits in the second one."""
+    image = torch.zeros(3, 20, 24, dtype=torch.uint8)
+    mask = torch.zeros(20, 24, dtype=torch.uint8)
+    mask[:5] = 1  # a quarter
+    several = {
+        "sure": (fixed(0.999), fixed(0.3), fixed(0.3)),  # mean 0.533
+        "unsure": (fixed(0.001), fixed(0.8), fixed(0.8)),  # mean 0.534
+        "low": (fixed(0.03), fixed(0.9)),
+    }
+    found = evaluate(several, [EvalItem(0, image, mask)], 2, config, cpu)
+    assert {name: result.accuracy for name, result in found.items()} == {"sure": 0.75, "unsure": 0.75, "low": 0.25}
+    assert found["sure"].iou == (0.75, 0.0)
+
+
+def test_the_mean_of_probabilities_by_hand(cpu):
+    image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    mean = WHOLE.mean_probabilities((fixed(0.9), fixed(0.2), fixed(0.4)), image)
+    torch.testing.assert_close(mean, torch.tensor([0.5, 0.5])[None, :, None, None].expand(1, 2, 4, 4))
+    alone = WHOLE.mean_probabilities((fixed(0.9),), image)
+    torch.testing.assert_close(alone[0, :, 0, 0], torch.tensor([0.9, 0.1]))
+
+
+def test_each_network_has_its_own_normalization(cpu):
+    class Red(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat([image[:, :1], torch.zeros_like(image[:, :1])], 1)
+
+    image = torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)  # 0.2
+    normalizations = Normalization((0.2,) * 3, (1.0,) * 3), Normalization((0.1,) * 3, (0.1,) * 3)
+    networks = [Network(Undivided(Red()), each, 1) for each in normalizations]
+    mean = WHOLE.mean_probabilities(networks, image)[0, 0, 0, 0].item()
+    assert mean == pytest.approx((0.5 + 1 / (1 + math.exp(-1))) / 2, abs=1e-6)
+
+
 # sliding windows
 
 

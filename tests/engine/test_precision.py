@@ -132,6 +132,8 @@ def test_an_overflow_leaves_a_step_out_and_lowers_the_scale(prepare, scale, afte
     start = build_method(recipe, dataset.classes).state_dict()
     runtime = half(scale)
     engine.train(recipe, dataset, run, runtime=runtime)
+    (record,) = run.metrics("train")
+    assert (record["gradient_norm"] is None) == (after < scale)  # JSON has no number for it
     saved = checkpoint.newest(run.checkpoints)
     assert saved.scaler == runtime.scaler_state()
     assert saved.scaler["scale"] == after

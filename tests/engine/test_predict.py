@@ -90,6 +90,32 @@ def test_by_windows(predictor, photo):
     assert seen == [(1, 3, 16, 16)] * 4
 
 
+def test_of_several_networks_the_mean_of_their_probabilities_counts(predictor):
+    """Logits would have another mean: the first network is very sure of class 1, the other two are rather for 2."""
+
+    class Sure(nn.Module):
+        def __init__(self, *logits: float) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.logits[:, None, None].expand(len(image), 3, *image.shape[-2:])
+
+    def network(*logits: float) -> Network:
+        net = Undivided(Sure(*logits)).requires_grad_(False)
+        return Network(net, Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
+
+    each = network(0.0, 9.0, 0.0), network(0.0, 0.0, 1.5), network(0.0, 0.0, 1.5)
+    image = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    assert [replace(predictor, networks=(one,)).predict(image).unique().item() for one in each] == [1, 2, 2]
+    # The probabilities are (0, 1, 0) and twice (0.15, 0.15, 0.69): their mean is (0.1, 0.44, 0.46).
+    several = replace(predictor, networks=each)
+    assert several.predict(image).unique().item() == 2
+    assert torch.stack([one.net.encoder.net.logits for one in each]).mean(0).argmax() == 1
+    for other in (each[:2], (*each[:2], network(0.0, 0.0, 1.6))):
+        assert replace(several, networks=other).fingerprint() != several.fingerprint()
+
+
 def test_index_image():
     image = index_image(torch.tensor([[0, 1], [2, 1]], dtype=torch.uint8), CLASSES)
     assert image.mode == "P"
