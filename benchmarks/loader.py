@@ -20,8 +20,8 @@ from views import VIEWS
 from semiseg import data
 from semiseg.augment.views import make_batch
 from semiseg.data.dataset import Dataset
+from semiseg.data.layouts.voc import Config
 from semiseg.data.loader import train_loader
-from semiseg.data.voc import Config
 from semiseg.engine.runtime import Runtime
 from semiseg.types import Normalization
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semiseg.data.scenes import scene
 from semiseg.errors import UserError
+from semiseg.scenes import scene
 
 IMAGES, MASKS = "JPEGImages", "SegmentationClassAug"  # the authors' names
 

@@ -171,7 +171,7 @@ def tiny() -> Callable[..., nn.Module]:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes of 32 px in the plain layout: 6 labeled, 8 unlabeled, 4 for validation. Not to be changed."""
-    from semiseg.data.scenes import write_scenes
+    from semiseg.scenes import write_scenes
 
     root = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(root, num_train=14, num_val=4, size=32, seed=0, labeled=6)

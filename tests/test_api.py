@@ -15,10 +15,10 @@ from semiseg import api, config, data
 from semiseg.data.dataset import MaskCoding
 from semiseg.data.masks import read_mask
 from semiseg.data.read import read_image
-from semiseg.data.scenes import CLASSES
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.metrics import add_confusion, scores
 from semiseg.runs import Run
+from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
 
 

@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 import semiseg
-from semiseg.data.scenes import write_scenes
+from semiseg.scenes import write_scenes
 
 package = Path(semiseg.__file__).resolve().parent
 assert package.is_relative_to(Path(sys.prefix).resolve()), f"{{package}} is not in this environment"

@@ -242,7 +242,8 @@ def _acquire(lock: Lock, console: Console) -> None:
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
-    check_loading(dataset, recipe.data, recipe.engine.batch_size, method.views.unlabeled, recipe.engine.steps)
+    views, engine = method.views, recipe.engine
+    check_loading(dataset, recipe.data, engine.batch_size, views.unlabeled, engine.steps, views.min_unlabeled)
     check_shapes(recipe, method, runtime)
     with counting("checking the data", console) as count:
         return check_files(dataset, recipe.data, on_image=count)

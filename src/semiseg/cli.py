@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from semiseg.engine.signals import leaving_at_once
-from semiseg.errors import Interrupted, UserError
+from semiseg.errors import Interrupted, UserError, first_line
 
 app = typer.Typer(
     name="semiseg",
@@ -317,9 +317,5 @@ def main() -> None:
         remedy = "lower engine.batch_size, data.crop or data.long_side"
         if sys.argv[1:2] == ["predict"]:
             remedy = "cut the image into tiles, or train with a data.long_side"
-        _complain(f"not enough memory; {remedy} ({_first_line(error)})")
+        _complain(f"not enough memory; {remedy} ({first_line(error)})")
     sys.exit(2)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -53,7 +53,7 @@ def validate(values: dict[Any, Any], where: str, texts: dict[Any, Any] | None = 
         if not isinstance(section[key], dict):
             raise UserError(f"{where}: {key}: is a section with keys, not {_short(section[key])}")
     method_values = dict(section["method"])
-    for key, name, known in (("data", "layout", data.layouts()), ("method", "name", methods.names())):
+    for key, name, known in (("data", "layout", data.layouts.names()), ("method", "name", methods.names())):
         value = section[key].get(name)
         if not isinstance(value, str):
             raise UserError(f"{where}: {key}.{name}: is missing; choose one of {', '.join(known)}")
@@ -61,7 +61,7 @@ def validate(values: dict[Any, Any], where: str, texts: dict[Any, Any] | None = 
             raise UserError(f"{where}: {key}.{name}: there is no {_short(value)}; choose one of {', '.join(known)}")
     method_name = method_values.pop("name")
     written = {key: text if isinstance(text := (texts or {}).get(key), dict) else {} for key in SECTIONS}
-    layout = data.layout_module(section["data"]["layout"])
+    layout = data.layouts.module(section["data"]["layout"])
     return Recipe(
         data=_section(layout.Config, section["data"], written["data"], f"{where}: data"),
         model=_section(build.Config, section["model"], written["model"], f"{where}: model"),

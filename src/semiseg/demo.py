@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from semiseg import api, config
-from semiseg.data.scenes import write_scenes
 from semiseg.engine.progress import counting
 from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
 from semiseg.report import sheet, table
 from semiseg.runs import Run
+from semiseg.scenes import write_scenes
 
 NUM_TRAIN, NUM_LABELED, NUM_VAL, SIZE_PX, CROP_PX = 600, 40, 100, 96, 80
 STEPS = 300

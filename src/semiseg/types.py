@@ -179,7 +179,7 @@ class Prediction:
 class PseudoLabels:
     """Images with the labels that a teacher gave them."""
 
-    weak: Float[Tensor, "u 3 h w"]
+    image: Float[Tensor, "u 3 h w"]  # any view: weak or strong
     label: Int[Tensor, "u h w"]  # pseudo-label
     confidence: Float[Tensor, "u h w"]  # the teacher's probability of the pseudo-label
     valid: Bool[Tensor, "u h w"]  # False where the image was padded
@@ -192,11 +192,15 @@ class PseudoLabels:
         """Pastes image, pseudo-label, confidence and padding of `patch` into the boxes (Eq. 9)."""
         return replace(
             self,
-            weak=torch.where(box[:, None], patch.weak, self.weak),
+            image=torch.where(box[:, None], patch.image, self.image),
             label=torch.where(box, patch.label, self.label),
             confidence=torch.where(box, patch.confidence, self.confidence),
             valid=torch.where(box, patch.valid, self.valid),
         )
+
+    def kept(self, threshold: float) -> Int[Tensor, "u h w"]:
+        """Returns the labels of confident pixels. All others, and padded ones, are IGNORE."""
+        return torch.where((self.confidence >= threshold) & self.valid, self.label, IGNORE)
 
 
 @dataclass(frozen=True)

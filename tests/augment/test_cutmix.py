@@ -12,6 +12,7 @@ from semiseg.augment.cutmix import (
     random_partners,
     sample_boxes,
     sample_boxes_official,
+    sample_some_boxes,
     triggered,
 )
 from semiseg.rng import fold_in
@@ -142,7 +143,36 @@ def test_official_boxes_share_their_side_and_are_clipped_at_every_border():
     assert len(set(uncut)) == 1
 
 
-@samplers
+def test_some_boxes_have_an_area_and_a_ratio_in_the_range():
+    places = [rectangle(box) for box in sample_some_boxes(3000, 100, 200, fold_in(0))]
+    some = [place for place in places if place[2]]
+    assert len(some) / len(places) == pytest.approx(0.5, abs=0.03)
+    tall, wide = torch.tensor([(place[2] / 100, place[3] / 200) for place in some]).unbind(1)
+    area, ratio = tall * wide, tall / wide
+    half = 0.5 / 100 * (tall + wide)  # sides are rounded
+    assert (area > 0.02 - half).all()
+    assert (area < 0.4 + half).all()
+    assert area.mean().item() == pytest.approx(0.21, abs=0.01)  # uniform in area, not in the sides
+    assert 0.26 < ratio.min() < 0.4
+    assert 2.9 < ratio.max() < 3.7
+    small = area < 0.15  # these fit with every ratio
+    assert ratio[small].mean().item() == pytest.approx((0.3 + 1 / 0.3) / 2, abs=0.1)
+    assert {place[0] for place in some} >= set(range(40))  # everywhere inside
+    assert all(place[0] + place[2] <= 100 and place[1] + place[3] <= 200 for place in some)
+
+
+@pytest.mark.parametrize("area", [0.25, 1.0])
+def test_some_boxes_of_an_exact_area(area):
+    boxes = sample_some_boxes(50, 40, 20, fold_in(1), probability=1.0, area=(area, area), ratio=(1.0, 1.0))
+    assert {rectangle(box)[2:] for box in boxes} == {(40 * area**0.5, 20 * area**0.5)}
+    assert not sample_some_boxes(50, 40, 20, fold_in(1), probability=0.0).any()
+    largest = sample_some_boxes(300, 100, 100, fold_in(1), probability=1.0, area=(0.4, 0.4))  # not with every ratio
+    assert largest.float().mean((1, 2)).sub(0.4).abs().max() < 0.01
+    tall = sample_some_boxes(50, 40, 20, fold_in(1), probability=1.0, area=(0.25, 0.25), ratio=(4.0, 4.0))
+    assert {rectangle(box)[2:] for box in tall} == {(40, 5)}  # fits exactly
+
+
+@pytest.mark.parametrize("sample", [sample_boxes, sample_boxes_official, sample_some_boxes])
 def test_boxes_depend_on_the_generator_alone(sample):
     assert torch.equal(sample(3, 20, 30, fold_in(7)), sample(3, 20, 30, fold_in(7)))
     assert not torch.equal(sample(3, 20, 30, fold_in(7)), sample(3, 20, 30, fold_in(8)))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from semiseg.data import folder as layout
 from semiseg.data.check import Report, check, shares_of_classes
+from semiseg.data.layouts import folder as layout
 from semiseg.errors import UserError
 
 

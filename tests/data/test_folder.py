@@ -6,7 +6,7 @@ import pytest
 
 from semiseg.data import load
 from semiseg.data.dataset import Dataset, Sample
-from semiseg.data.folder import Config
+from semiseg.data.layouts.folder import Config
 from semiseg.errors import UserError
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from semiseg.data import cityscapes, folder, layout_module, layouts, load, voc
+from semiseg.data import layouts, load
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample
+from semiseg.data.layouts import cityscapes, folder, voc
 from semiseg.data.masks import read_mask
 from semiseg.errors import UserError
 from semiseg.types import IGNORE
@@ -29,10 +30,10 @@ def assert_refused(config: DataConfig, *parts: str) -> None:
 
 
 def test_layouts_are_found_by_name():
-    assert {"cityscapes", "folder", "voc"} <= set(layouts())
-    assert not {"scenes", "dataset", "loader"} & set(layouts())
-    for name in layouts():
-        module = layout_module(name)
+    assert {"cityscapes", "folder", "voc"} <= set(layouts.names())
+    assert not {"scenes", "dataset", "loader"} & set(layouts.names())
+    for name in layouts.names():
+        module = layouts.module(name)
         assert module.Config.model_fields["layout"].default == name
         assert issubclass(module.Config, DataConfig)
 
@@ -40,7 +41,7 @@ def test_layouts_are_found_by_name():
 @pytest.mark.parametrize("name", ["coco", "loader", "no.such.module"])
 def test_an_unknown_layout_is_told_the_known_ones(name):
     with pytest.raises(UserError, match=r"cityscapes, folder.*, voc") as caught:
-        layout_module(name)
+        layouts.module(name)
     assert name in str(caught.value)
 
 
@@ -50,9 +51,9 @@ def test_a_layout_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch)
     (tmp_path / "my_pkg/mine.py").write_text("class Config: pass\ndef load(config): return 7\n")
     (tmp_path / "my_pkg/needy.py").write_text("import not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert layout_module("my_pkg.mine").load(None) == 7
+    assert layouts.module("my_pkg.mine").load(None) == 7
     with pytest.raises(ModuleNotFoundError, match="not_installed"):  # not reported as a missing layout
-        layout_module("my_pkg.needy")
+        layouts.module("my_pkg.needy")
     sys.modules.pop("my_pkg", None)
 
 
@@ -234,18 +235,18 @@ def test_cityscapes_errors(cityscapes_root, tmp_path, write):
 
 
 def test_plain_folder_by_itself(folder):
-    dataset = load(layout_module("folder").Config(root=folder))
+    dataset = load(layouts.module("folder").Config(root=folder))
     assert len(dataset.labeled) == 6
     assert len(dataset.val) == 2  # 0.2 of 8, rounded
     assert [sample.name for sample in dataset.unlabeled] == ["08", "09", "10", "11"]
     assert sorted(sample.name for sample in dataset.labeled + dataset.val) == [f"{n:02}" for n in range(8)]
     assert dataset.classes.background is None
-    assert dataset == load(layout_module("folder").Config(root=folder))
+    assert dataset == load(layouts.module("folder").Config(root=folder))
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 4), (0.01, 1), (0.8, 6)])
 def test_val_fraction(folder, fraction, count):
-    dataset = load(layout_module("folder").Config(root=folder, val_fraction=fraction))
+    dataset = load(layouts.module("folder").Config(root=folder, val_fraction=fraction))
     assert len(dataset.val) == count
     assert len(dataset.labeled) == 8 - count
 
@@ -253,7 +254,7 @@ def test_val_fraction(folder, fraction, count):
 def test_validation_is_not_taken_from_listed_images(folder, write):
     write("labeled.txt", "00\n01\n02\n")
     write("unlabeled.txt", "03\n10\n")
-    config = layout_module("folder").Config(root=folder, labeled="labeled.txt", val_fraction=0.9)
+    config = layouts.module("folder").Config(root=folder, labeled="labeled.txt", val_fraction=0.9)
     dataset = load(config)
     assert names(dataset)[0] == ["00", "01", "02"]
     assert len(dataset.val) == 5  # 0.9 of all 8 would be 7; no list names these 5
@@ -274,7 +275,7 @@ def test_held_out_images_stay_when_others_are_added():
 
 @pytest.mark.parametrize("fraction", [None, 0.4])
 def test_lists_of_training_images_change_nothing_in_validation(folder, write, fraction):
-    config = layout_module("folder").Config(root=folder, val_fraction=fraction)
+    config = layouts.module("folder").Config(root=folder, val_fraction=fraction)
     whole = load(config)
     labeled, *others = (f"{sample.name}\n" for sample in whole.labeled + whole.unlabeled)
     lists = {"labeled": write("labeled.txt", labeled), "unlabeled": write("unlabeled.txt", "".join(others))}
@@ -285,7 +286,7 @@ def test_lists_of_training_images_change_nothing_in_validation(folder, write, fr
 
 
 def test_a_larger_share_contains_the_smaller(folder):
-    config = layout_module("folder").Config
+    config = layouts.module("folder").Config
     shares = [{*load(config(root=folder, val_fraction=n / 10)).val} for n in range(1, 9)]
     assert [len(share) for share in shares] == [1, 2, 2, 3, 4, 5, 6, 6]
     assert all(one <= other for one, other in itertools.pairwise(shares))
@@ -300,13 +301,13 @@ def test_folder_settings(write, tmp_path):
     write("names.txt", "# comment\n\nsky blue #0000ff\r\nroad\n")
     write("val.txt", "b/1\n")
     settings = {"images": "photos", "masks": "truth", "classes": "names.txt", "values": {128: 1}, "val": "val.txt"}
-    dataset = load(layout_module("folder").Config(root=tmp_path, background="road", **settings))
+    dataset = load(layouts.module("folder").Config(root=tmp_path, background="road", **settings))
     assert names(dataset) == [["a/1"], ["a/2"], ["b/1"]]
     assert dataset.classes.names == ("sky blue", "road")
     assert dataset.classes.colors == ((0, 0, 255), (128, 0, 0))
     assert dataset.classes.background == 1
     assert dataset.coding.values == {128: 1}
-    assert load(layout_module("folder").Config(root=tmp_path, background=0, **settings)).classes.background == 0
+    assert load(layouts.module("folder").Config(root=tmp_path, background=0, **settings)).classes.background == 0
 
 
 @pytest.mark.parametrize(
@@ -331,4 +332,4 @@ def test_folder_settings(write, tmp_path):
 def test_folder_errors(folder, write, files, settings, says):
     for name, text in files.items():
         write(name, text)
-    assert_refused(layout_module("folder").Config(root=folder, **settings), *says)
+    assert_refused(layouts.module("folder").Config(root=folder, **settings), *says)

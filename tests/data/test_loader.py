@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from semiseg.data import folder as layout
 from semiseg.data import loader as loader_module
 from semiseg.data.dataset import Dataset
-from semiseg.data.loader import eval_loader, train_loader
+from semiseg.data.layouts import folder as layout
+from semiseg.data.loader import check_loading, eval_loader, train_loader
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, LoadedBatch
 
@@ -256,7 +256,7 @@ def test_a_worker_that_died_is_told_from_one_that_failed(dataset, config, monkey
     tell = {"on_restart": lambda key, reason: told.append((key, reason))}
     if dead:
         assert_equal(batches(dataset, config, **tell), plain)
-        assert told == [(1, (str(error).splitlines() or ["EOFError"])[0])]
+        assert told == [(1, str(error).strip() or "EOFError")]
     else:
         with pytest.raises(type(error)):
             batches(dataset, config, **tell)
@@ -378,3 +378,11 @@ def test_class_balanced_labels_are_drawn_by_their_classes(folder):
     batches = train_loader(dataset, config, batch_size=4, unlabeled=False, seed=0, start=0, num_steps=5)
     drawn = torch.cat([batch.labeled_index for batch in batches])
     assert (drawn == 3).all()  # at this temperature class 1 is always drawn
+
+
+def test_a_method_that_needs_partners_is_told_before_training(dataset, config):
+    alone = replace(dataset, unlabeled=dataset.unlabeled[:1])
+    check_loading(alone, config, 4, True, 9)
+    check_loading(alone, config, 4, False, 9, min_unlabeled=2)
+    with pytest.raises(UserError, match="data.unlabeled: 1 image is too few: .* needs 2"):
+        check_loading(alone, config, 4, True, 9, min_unlabeled=2)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semiseg.data import folder as layout
 from semiseg.data.dataset import MaskCoding, Sample
+from semiseg.data.layouts import folder as layout
 from semiseg.data.partitions import (
     class_presence,
     nested_partitions,

@@ -5,7 +5,7 @@ import pytest
 
 from semiseg.data import load
 from semiseg.data.check import check, count_classes
-from semiseg.data.folder import Config
+from semiseg.data.layouts.folder import Config
 from semiseg.data.masks import read_pair
 from semiseg.engine.environment import labels
 from semiseg.errors import UserError

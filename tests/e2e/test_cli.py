@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from semiseg import cli, config, methods, recipe_file
 from semiseg.data.partitions import partition_hash
-from semiseg.data.scenes import CLASSES
 from semiseg.engine import progress
 from semiseg.engine.recipe import build_method
 from semiseg.metrics import percent
 from semiseg.runs import Run
+from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
 
 COMMANDS = ("demo", "train", "check", "evaluate", "predict", "recipes", "methods", "partitions")

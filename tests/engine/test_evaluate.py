@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg import data
-from semiseg.data import folder as layout
 from semiseg.data.dataset import MaskCoding
+from semiseg.data.layouts import folder as layout
 from semiseg.data.loader import EvalItem, eval_loader
 from semiseg.data.masks import read_pair
 from semiseg.engine.evaluate import Config, evaluate

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from semiseg import config, data
 from semiseg.data.read import read_image
-from semiseg.data.scenes import write_scenes
 from semiseg.engine import checkpoint
 from semiseg.engine import train as engine
 from semiseg.engine.recipe import Recipe, build_method
@@ -21,6 +20,7 @@ from semiseg.methods import imas
 from semiseg.models.predict import predict, whole
 from semiseg.rng import fold_in
 from semiseg.runs import Run
+from semiseg.scenes import write_scenes
 
 Prepared = tuple[Recipe, data.Dataset, Run]
 

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 import yaml
 
-from semiseg.data.scenes import write_scenes
 from semiseg.engine import environment
 from semiseg.runs import Run
+from semiseg.scenes import write_scenes
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = {

@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"every method: {name}": {"name": name} for name in methods.names()},
     "supervised": {"name": "supervised"},
     "supervised, OHEM": {"name": "supervised", "labeled_loss": {"kind": "ohem", "min_kept": 500}},
+    "fixmatch, EMA": {"name": "fixmatch", "threshold": 0.3, "teacher": "ema", "ema_decay": 0.5},
+    "unimatch, micro-batches": {"name": "unimatch", "threshold": 0.3, "micro_batch_size": 2},
     "imas": {},
     "imas, micro-batches": {"micro_batch_size": 1},
     "imas, no adaptation": {"loss": "standard", "intensity": "standard", "cutmix": "standard"},
@@ -55,8 +57,8 @@ def in_double_precision(method: torch.nn.Module) -> torch.nn.Module:
     method.double()
     for network in method.modules():
         if isinstance(network, Network):
-            network.register_forward_pre_hook(lambda _, images: tuple(image.double() for image in images))
-            network.register_forward_hook(lambda _, __, logits: logits.float())
+            network.encode = lambda image, encode=network.encode: encode(image.double())
+            network.classify = lambda decoded, size, classify=network.classify: classify(decoded, size).float()
     return method
 
 

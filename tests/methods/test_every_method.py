@@ -320,6 +320,13 @@ def test_without_learning_every_network_predicts_what_it_predicted(make):
         torch.testing.assert_close(one, other)
 
 
+def test_cutmix_needs_a_partner(make):
+    config = type(make()).Config
+    if "cutmix_probability" in config.model_fields and config().cutmix_probability is not None:
+        assert make().views.min_unlabeled == 2
+        assert make(cutmix_probability=0).views.min_unlabeled == 1
+
+
 def test_labeled_images_may_be_augmented(make):
     pool = intensity.Config(num_ops=1)
     method = make(labeled=pool)

@@ -635,3 +635,17 @@ def test_a_network_that_needs_large_images_takes_small_ones():
         padded[..., :height, :width] = image
         assert torch.equal(network(image), network.net(padded)[..., :height, :width])
     assert make().smallest == 32  # others take a single cell
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "options"),
+    [("unet", "resnet18", {}), ("dpt", "tu-vit_tiny_patch16_224", {"dynamic_img_size": True})],  # DPT: class tokens
+)
+def test_features_are_taken_apart_and_joined(architecture, encoder, options):
+    network = make(architecture, encoder, options=options).eval()
+    images = torch.rand(3, 3, 64, 64, generator=fold_in(0))
+    with torch.no_grad():
+        features = network.encode(images)
+        again = features[1:].joined(features[:1])
+        torch.testing.assert_close(network.classify(network.decode(again), again.size), network(images[[1, 2, 0]]))
+        assert len(features[1:].maps[-1]) == 2

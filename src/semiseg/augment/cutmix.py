@@ -1,4 +1,4 @@
-"""CutMix between unlabeled images: partners, boxes, the paste, and whether it happens (iMAS, Eq. 9, 10)."""
+"""CutMix between unlabeled images: partners, boxes, the paste, and whether it happens (e.g. iMAS, Eq. 9, 10)."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,9 +40,51 @@ def sample_boxes(
     positions inside the image.
     """
     fraction = uniform(generator, side[0], side[1], 2, batch_size)
+    return _placed(fraction, height, width, generator)
+
+
+def sample_some_boxes(
+    batch_size: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Bool[Tensor, "b h w"]:
+    """Draws for each image whether it gets a box, and the box: a mask that is True inside.
+
+    The box of an image covers a part of it that is drawn from U(area). Its height over its width, both as fractions of
+    the image's, is drawn from U(ratio), but only from ratios with which the box fits. Its position is uniform over all
+    positions inside the image.
+
+    UniMatch uses these ranges. The authors' code draws ratio and position again until the box fits. So it prefers boxes
+    that have many positions: small and square ones.
+
+    Args:
+        batch_size: number of images.
+        height: of an image, px.
+        width: of an image, px.
+        generator: a CPU generator.
+        probability: that an image gets a box. Without one its mask is False everywhere.
+        area: range of the area of a box over that of the image.
+        ratio: range of the ratio of its sides.
+    """
+    covered = uniform(generator, *area, batch_size)
+    # sides sqrt(covered * ratio) and sqrt(covered / ratio) must be at most 1
+    low, high = covered.clamp(min=ratio[0]), covered.reciprocal().clamp(max=ratio[1])
+    drawn = torch.lerp(low, high, uniform(generator, 0.0, 1.0, batch_size))
+    boxes = _placed(torch.stack([covered * drawn, covered / drawn]).sqrt(), height, width, generator)
+    return boxes & (uniform(generator, 0.0, 1.0, batch_size) < probability)[:, None, None]
+
+
+def _placed(
+    fraction: Float[Tensor, "2 b"], height: int, width: int, generator: torch.Generator
+) -> Bool[Tensor, "b {height} {width}"]:
+    """Draws the positions of boxes whose height and width are fractions of the image's."""
     extent = (fraction * torch.tensor([[height], [width]])).round().clamp(min=1)
     last = torch.tensor([[height], [width]]) - extent  # last possible start
-    start = (uniform(generator, 0.0, 1.0, 2, batch_size) * (last + 1)).floor().minimum(last)
+    start = (uniform(generator, 0.0, 1.0, 2, fraction.shape[1]) * (last + 1)).floor().minimum(last)
     return _inside(start, start + extent, height, width)
 
 

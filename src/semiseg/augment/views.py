@@ -15,11 +15,13 @@ class Views:
         unlabeled: whether the method uses unlabeled images. If not, none are loaded.
         strong: the pool of operations of each strong view. All strong views have the geometry of the weak view.
         labeled: the pool of operations on labeled images; None: they are augmented weakly only.
+        min_unlabeled: number of unlabeled images that the data must have, e.g. 2 if each needs another one as partner.
     """
 
     unlabeled: bool = True
     strong: tuple[Strong, ...] = ()
     labeled: Strong | None = None
+    min_unlabeled: int = 1
 
 
 def make_batch(

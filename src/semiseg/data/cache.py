@@ -71,3 +71,8 @@ def _too_much(needed: int, spare: int) -> UserError:
         f"this run, and {SHARED} has {free() / 1e9:.2f} GB free; use cache: false, a smaller long_side (it only "
         "makes large JPEGs smaller), or give the machine or container more shared memory"
     )
+
+
+def megabytes(size: int | float) -> str:
+    """Writes a number of bytes as megabytes."""
+    return f"{size / 1e6:.2f} MB"

@@ -6,15 +6,10 @@ the number of workers changes nothing, and two processes with batch size b see t
 the two lists have separate orders (D36).
 """
 
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.queues import Queue
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -22,20 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semiseg.data import weak
-from semiseg.data.cache import SHARED, Cache, free
+from semiseg.data.cache import SHARED, Cache, free, megabytes
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.masks import read_pair
 from semiseg.data.order import ClassBalanced, Order, Shuffled
 from semiseg.data.read import fit, read_image, read_size, resize_image, resize_mask
+from semiseg.data.restart import OnRestart, RestartingLoader, restarting
 from semiseg.errors import UnreadableError, UserError
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch
 
 T = TypeVar("T", covariant=True)
 Images = tuple[Tensor, ...]  # an image, and its mask if there is one
-OnRestart = Callable[[int, str], None]
 
-_MAX_DEATHS = 3  # worker deaths before the next batch: then new workers do not help
 _MAX_SKIPS = 100  # unreadable images in a row: then the cause is probably the disk
 
 
@@ -93,18 +87,25 @@ def train_loader(
         caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
     orders = _labeled_order(dataset, config, seed), Shuffled(len(dataset.unlabeled), seed, "unlabeled")
     batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches, orders)
-    return _loader(batches, range(start, num_steps), config.workers, False, on_restart)
+    return restarting(batches, range(start, num_steps), config.workers, False, on_restart)
 
 
-def check_loading(dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int) -> None:
+def check_loading(
+    dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int, min_unlabeled: int = 1
+) -> None:
     """Checks what `train_loader` needs. Its arguments mean the same.
 
     Raises:
-        UserError: there are no unlabeled images, or batches do not fit into shared memory.
+        UserError: there are fewer than `min_unlabeled` unlabeled images, or batches do not fit into shared memory.
     """
     if unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
+        )
+    if unlabeled and len(dataset.unlabeled) < min_unlabeled:
+        raise UserError(
+            f"data.unlabeled: {len(dataset.unlabeled)} image is too few: the method pastes boxes of one image into "
+            f"another and needs {min_unlabeled}; add images, or choose another method"
         )
     _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps)
 
@@ -130,19 +131,10 @@ def _check_shared_memory(config: DataConfig, images: int, steps: int) -> None:
     fitting = max(0, int(available // batch) - 2) // 2
     fewer = f"data.workers={fitting} or " if fitting else ""
     raise UserError(
-        f"data.workers: the batches of {config.workers} loader processes take {_mb(needed)} of shared memory, and "
-        f"{SHARED} has {_mb(available)} free; use {fewer}data.workers=0, a smaller batch or crop, or more shared "
-        f"memory (docker run --shm-size={-(-needed // 2**30)}g)"
+        f"data.workers: the batches of {config.workers} loader processes take {megabytes(needed)} of shared memory, "
+        f"and {SHARED} has {megabytes(available)} free; use {fewer}data.workers=0, a smaller batch or crop, or more "
+        f"shared memory (docker run --shm-size={-(-needed // 2**30)}g)"
     )
-
-
-def _free_of_it() -> str:
-    short = f" ({SHARED} has {_mb(free())} free; in a container docker run --shm-size gives it more)"
-    return short if SHARED.is_dir() else ""
-
-
-def _mb(size: int | float) -> str:
-    return f"{size / 1e6:.2f} MB"
 
 
 def eval_loader(
@@ -153,7 +145,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     on_restart: OnRestart = lambda key, reason: None,
-) -> "_Loader[EvalItem]":
+) -> RestartingLoader[EvalItem]:
     """Yields `samples` one by one, each in exactly one of the processes. Its workers live until it is closed.
 
     Args:
@@ -169,100 +161,7 @@ def eval_loader(
             die repeatedly.
     """
     items = _EvalItems(tuple(samples), dataset, config)
-    return _loader(items, range(rank, len(samples), world_size), config.workers, True, on_restart)
-
-
-class _Loader(DataLoader[T], Generic[T]):
-    """A DataLoader that replaces dead worker processes, and raises a UserError of a worker unchanged."""
-
-    def __init__(self, items: torch.utils.data.Dataset[T], keys: range, on_restart: OnRestart, **options: Any) -> None:
-        super().__init__(items, batch_size=None, sampler=keys, worker_init_fn=_init_worker, **options)
-        self.keys, self.on_restart, self.options = keys, on_restart, options
-
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        done, deaths = 0, 0  # items yielded, and restarts since the last one
-        rest: DataLoader[T] = self
-        batches: Iterator[T] | None = None
-        while done < len(self.keys):
-            try:
-                if batches is None:
-                    batches = self._workers_of(rest)  # kept workers may have died since the last item
-                item = next(batches)
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                if not _is_death(error):
-                    raise
-                self._iterator = batches = None
-                deaths += 1
-                if deaths == _MAX_DEATHS:
-                    raise UserError(
-                        f"data.workers: loader processes died {deaths} times in a row ({_first_line(error)}); "
-                        f"if memory is short{_free_of_it()}, use fewer than {self.num_workers}, or 0"
-                    ) from error
-                self.on_restart(self.keys[done], _first_line(error))
-                rest = DataLoader(
-                    self.dataset, batch_size=None, sampler=self.keys[done:], worker_init_fn=_init_worker, **self.options
-                )
-                continue
-            if isinstance(item, UserError):
-                self._iterator = batches = None  # ends the workers now, whoever keeps the error and with it this frame
-                raise item
-            yield item
-            done, deaths = done + 1, 0
-
-    def close(self) -> None:
-        """Ends the workers now. The garbage collector alone would leave them running."""
-        self._iterator = None
-
-    def _workers_of(self, loader: DataLoader[T]) -> Iterator[T]:
-        """Starts workers, without torch's handler of SIGCHLD.
-
-        torch's handler raises an error at any point of the training process as soon as a worker dies. Without it, the
-        death is noticed when the worker's next item is fetched.
-        """
-        if threading.current_thread() is not threading.main_thread() or not loader.num_workers:
-            return DataLoader.__iter__(loader)
-        before = signal.getsignal(signal.SIGCHLD)
-        try:
-            return DataLoader.__iter__(loader)
-        finally:
-            signal.signal(signal.SIGCHLD, before)
-
-
-def _init_worker(_: int) -> None:
-    warnings.filterwarnings("ignore", module="PIL")  # as the command line does; a spawned process starts anew
-    # A batch that cannot be sent, e.g. because shared memory is full, would be lost, and the training process would
-    # wait for it without end. So the worker ends; that is noticed.
-    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
-    for signum in (signal.SIGINT, signal.SIGHUP):  # they go to all processes; only the training process acts on them
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def _end(error: Exception, item: object) -> NoReturn:
-    os._exit(1)
-
-
-def _is_death(error: Exception) -> bool:
-    """Returns whether a worker died: the error is torch's, or the connection broke while a batch was fetched."""
-    broken_off = isinstance(error, (ConnectionError, EOFError)) and "in DataLoader worker process" not in str(error)
-    return broken_off or "DataLoader worker (pid" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _loader(
-    items: torch.utils.data.Dataset[T], keys: range, workers: int, keep_workers: bool, on_restart: OnRestart
-) -> _Loader[T]:
-    # torch gives each worker one thread, so workers do not slow down the training process more than needed
-    return _Loader(
-        items,
-        keys,
-        on_restart,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=keep_workers and workers > 0,
-    )
+    return restarting(items, range(rank, len(samples), world_size), config.workers, True, on_restart)
 
 
 def _sizes(samples: Sequence[Sample], config: DataConfig) -> list[tuple[int, int] | None]:

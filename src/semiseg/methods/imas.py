@@ -70,7 +70,7 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Observed(PseudoLabels):
-    """What iMAS knows about unlabeled images before the first gradient: pseudo-labels and easiness."""
+    """What iMAS knows about weak views before the first gradient: pseudo-labels and easiness."""
 
     easy: Float[Tensor, " u"]  # 1 - gamma, Eq. 7
 
@@ -124,13 +124,13 @@ class Method(SemiMethod, config=Config):
         everyone: Observed = part.observed
         own: Observed = part.own
 
-        first = blend(own.weak, batch.strong[0], own.easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
+        first = blend(own.image, batch.strong[0], own.easy) if cfg.intensity == "adaptive" else batch.strong[0]  # Eq. 8
         fires, partner, box = self._draw_cutmix(everyone, at)  # Eq. 10
-        box = box[part.rows].to(own.weak.device, non_blocking=True) & fires
+        box = box[part.rows].to(own.image.device, non_blocking=True) & fires
         mixed = own.pasted(everyone[partner[part.rows]], box)  # Eq. 9
-        second = torch.where(fires, mixed.weak, first)
+        second = torch.where(fires, mixed.image, first)
 
-        views = [batch.image, first, second] + ([own.weak] if cfg.extra_weak_forward else [])
+        views = [batch.image, first, second] + ([own.image] if cfg.extra_weak_forward else [])
         logits = self.student(torch.cat(views)).split([len(view) for view in views])
 
         labeled = cfg.labeled_loss(logits[0], batch.label, part)  # Eq. 3

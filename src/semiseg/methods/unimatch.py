@@ -1,0 +1,137 @@
+"""UniMatch: two strong views and a view of perturbed features (Yang et al., CVPR 2023).
+
+One network labels the weak view. It learns these labels on two strong views of the image, each with CutMix, and on the
+weak view's features with half of their channels dropped.
+
+docs/methods/unimatch.md says where each equation is. Deviations from the paper and the authors' code: the partner of
+CutMix is another image of the same batch, while the code may paste another crop of the same image; the pool of strong
+operations is a setting; labeled images get no perturbed features, which the code computes and does not use.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from semiseg.augment import intensity
+from semiseg.augment.cutmix import paste, random_partners, sample_some_boxes
+from semiseg.augment.features import sample_channel_dropout, scale_channels
+from semiseg.augment.pools import Pool
+from semiseg.augment.views import Views
+from semiseg.errors import UserError
+from semiseg.hardness import confident_ratio
+from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.method import MethodConfig, SemiMethod
+from semiseg.models.build import Build, Features, Network, Undivided
+from semiseg.models.predict import predict, prediction
+from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
+
+
+class Config(MethodConfig):
+    """Settings of UniMatch. The defaults are those of the paper on PASCAL VOC."""
+
+    threshold: float = Field(0.95, ge=0, le=1)  # tau; the paper uses 0 on Cityscapes
+    unlabeled_weight: float = Field(1.0, ge=0)
+    cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
+    feature_dropout: float = Field(0.5, gt=0, lt=1)  # share of the channels that are dropped
+    strong: Pool = intensity.Config()  # of both strong views
+    labeled_loss: LabeledLoss = LabeledLoss()
+
+
+@dataclass(frozen=True)
+class Observed(PseudoLabels):
+    """What an image gives to its partner: its strong views, and what the network predicts for it in eval mode."""
+
+    second: Float[Tensor, "u 3 h w"]  # the second strong view; `image` is the first
+
+
+class Method(SemiMethod, config=Config):
+    """UniMatch with its three unlabeled views (UniPerb and DusPerb)."""
+
+    def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
+        super().__init__(config, build, classes)
+        self.config = config
+        partners = 2 if config.cutmix_probability else 1
+        self.views = Views(strong=(config.strong, config.strong), labeled=config.labeled, min_unlabeled=partners)
+        self.student = build()
+        if isinstance(self.student.net, Undivided):
+            raise UserError(
+                "method.name: unimatch perturbs the feature maps of an encoder, and this network has no encoder of its "
+                "own; use another model.architecture, or method fixmatch"
+            )
+
+    def observe(self, batch: SemiBatch, at: Progress) -> Observed:
+        """Predicts the weak views in eval mode, for the partners in CutMix."""
+        predicted = predict(self.student, batch.weak)
+        return Observed(batch.strong[0], predicted.label, predicted.confidence, batch.valid, batch.strong[1])
+
+    def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
+        """Computes the losses, in one pass over labeled images and weak views and one over strong views.
+
+        An image's own pseudo-labels are from the first pass, in train mode, as in the authors' code.
+        """
+        cfg, student, (b, u) = self.config, self.student, (len(batch.image), len(batch.weak))
+        features = student.encode(torch.cat([batch.image, batch.weak]))
+        features = features.joined(self._perturbed(features[b:], at, part))
+        logits = student.classify(student.decode(features), features.size)
+        on_image, on_weak, on_features = torch.split(logits, [b, u, u])
+        weak = prediction(on_weak)
+        own = PseudoLabels(batch.weak, weak.label, weak.confidence, batch.valid)
+        mixed, valid_px = self._cutmix(own, batch, at, part)
+        on_first, on_second = student(torch.cat([view.image for view in mixed])).split(u)
+
+        labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_s
+        perturbed = cross_entropy(on_features, own.kept(cfg.threshold), part.valid_px)  # H(p^w, p^fp)
+        first = cross_entropy(on_first, mixed[0].kept(cfg.threshold), valid_px[0])  # H(p^w, p^s1)
+        second = cross_entropy(on_second, mixed[1].kept(cfg.threshold), valid_px[1])  # H(p^w, p^s2)
+        strong = (first + second) / 2
+        unlabeled = 0.5 * strong + 0.5 * perturbed  # L_u
+        return Losses(
+            total=(labeled + cfg.unlabeled_weight * unlabeled) / 2,
+            scalars={
+                "labeled": labeled.detach(),
+                "unlabeled": unlabeled.detach(),
+                "strong": strong.detach(),
+                "features": perturbed.detach(),
+                "confident": confident_ratio(own.confidence, cfg.threshold, own.valid).mean() * part.share,
+            },
+        )
+
+    def _perturbed(self, features: Features, at: Progress, part: Part) -> Features:
+        """Drops channels of every feature map, other channels in each image: `features.each(F.dropout2d)`."""
+        generator, num_slots = at.generator("feature dropout"), len(part.observed.label)
+
+        def drop(value: Tensor) -> Tensor:
+            factor = sample_channel_dropout(generator, num_slots, value.shape[1], self.config.feature_dropout)
+            return scale_channels(value, factor[part.rows])
+
+        return features.each(drop)
+
+    def _cutmix(
+        self, own: PseudoLabels, batch: SemiBatch, at: Progress, part: Part
+    ) -> tuple[list[PseudoLabels], list[Int[Tensor, ""]]]:
+        """Pastes boxes of another image's strong views into the strong views, with its pseudo-labels.
+
+        Both views have the same partner, and boxes of their own.
+
+        Returns:
+            The two views, and for each its number of valid pixels in the whole batch.
+        """
+        everyone: Observed = part.observed
+        generator, device = at.generator("cutmix"), own.label.device
+        partner = random_partners(len(everyone.label), generator).to(device, non_blocking=True)
+        patch = everyone[partner[part.rows]]
+        views, valid_px = [], []
+        for image, its_image in zip(batch.strong, (patch.image, patch.second), strict=True):
+            box = sample_some_boxes(
+                *everyone.valid.shape, generator=generator, probability=self.config.cutmix_probability
+            ).to(device, non_blocking=True)
+            views.append(replace(own, image=image).pasted(replace(patch, image=its_image), box[part.rows]))
+            valid_px.append(paste(everyone.valid, everyone.valid[partner], box).sum())
+        return views, valid_px
+
+    def evaluated(self) -> dict[str, tuple[Network, ...]]:
+        """Returns the one network."""
+        return {"student": (self.student,)}
