@@ -12,7 +12,9 @@ from pathlib import Path
 import common
 import torch
 
+from semiseg import optim
 from semiseg.engine import checkpoint
+from semiseg.engine.optimizers import Optimizers
 from semiseg.methods import imas
 from semiseg.models.build import Config, build
 from semiseg.rng import seeded
@@ -21,32 +23,28 @@ from semiseg.types import ClassTable, Normalization
 CLASSES = ClassTable.of([str(number) for number in range(21)], background=0)
 
 
-def trained(encoder: str) -> tuple[imas.Method, torch.optim.Optimizer]:
-    """Makes a method, and an optimizer that has momentum."""
+def trained(encoder: str, device: torch.device) -> tuple[imas.Method, Optimizers]:
+    """Makes a method, and optimizers that have momentum."""
     with seeded(0):
         method = imas.Method(imas.Config(), lambda: build(Config(encoder=encoder, weights=None), 21), CLASSES)
-    optimizer = torch.optim.SGD(method.param_groups(10.0), lr=1e-3, momentum=0.9)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    return method, optimizer
+    method.to(device)
+    return method, Optimizers(optim.Config(), method)
 
 
-def save(folder: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> Path:
+def save(folder: Path, method: imas.Method, optimizers: Optimizers) -> Path:
     """Saves a checkpoint. First it removes an existing one, which `checkpoint.save` would keep."""
     shutil.rmtree(checkpoint.path_of(folder, "step", 1), ignore_errors=True)
     return checkpoint.save(
-        folder, step=1, recipe={}, classes=CLASSES, normalization=Normalization(), predictor="teacher",
-        model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer, method),
+        folder, step=1, recipe={}, classes=CLASSES, normalization=Normalization(), predictor=["teacher"],
+        model=method.state_dict(), optimizer=optimizers.tensors(method),
     )  # fmt: skip
 
 
-def load(path: Path, method: imas.Method, optimizer: torch.optim.Optimizer) -> None:
+def load(path: Path, method: imas.Method, optimizers: Optimizers) -> None:
     """Loads a checkpoint as a resumed run does."""
     found = checkpoint.read(path)
     found.load_model(method)
-    checkpoint.load_optimizer_tensors(optimizer, method, found.optimizer_state())
+    optimizers.load(method, found.optimizer_state())
 
 
 def plain_write(path: Path, content: bytes) -> None:
@@ -65,25 +63,23 @@ def measure(run: common.Settings, results: common.Results) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        method, optimizer = trained(encoder)
-        method.to(run.device)
-        content = b"".join(file.read_bytes() for file in save(folder, method, optimizer).iterdir())
+        method, optimizers = trained(encoder, run.device)
+        content = b"".join(file.read_bytes() for file in save(folder, method, optimizers).iterdir())
         results.settings |= {"encoder": encoder}
         results.figure("size", "MB", len(content) / 1e6)
         path = checkpoint.path_of(folder, "step", 1)
         results.time(
             {
-                "save": lambda: save(folder, method, optimizer),
+                "save": lambda: save(folder, method, optimizers),
                 "disk alone, as many bytes": lambda: plain_write(folder / "plain", content),
-                "load": lambda: load(path, method, optimizer),
+                "load": lambda: load(path, method, optimizers),
             },
             usual=7,
         )
         results.ratio("save / disk alone", "save", "disk alone, as many bytes")
         runs: dict[float, Callable[[], object]] = {}
         for each in encoders:
-            parts = trained(each)
-            parts[0].to(run.device)
+            parts = trained(each, run.device)
             size = sum(value.numel() for value in parts[0].state_dict().values()) / 1e6
             runs[round(size, 1)] = lambda parts=parts, each=each: save(folder / each, *parts)
         results.grow("save", "million values in student and teacher", runs, 5)

@@ -75,7 +75,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
     results.settings |= {"image, px": f"{height} x {2 * height}", "window, px": window, "classes": CLASSES}
 
     def ours(network: Network, mode: str, precision: Precision) -> float:
-        iou = evaluate(network, [item], CLASSES, modes[mode], runtimes[precision]).iou
+        iou = evaluate({"it": (network,)}, [item], CLASSES, modes[mode], runtimes[precision])["it"].iou
         return float(torch.tensor(iou).nan_to_num().mean())  # as the peers do: absent classes count as 0
 
     own = network_of(run, CLASSES)
@@ -110,7 +110,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
     results.grow(
         "whole", "px an image",
         {
-            pixels: lambda each=each: evaluate(own, [each], CLASSES, modes["whole"], runtimes["fp32"])
+            pixels: lambda each=each: evaluate({"it": (own,)}, [each], CLASSES, modes["whole"], runtimes["fp32"])
             for pixels, each in items.items()
         },
         5,
@@ -120,7 +120,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
         "whole", "classes",
         {
             classes: lambda network=network, classes=classes: evaluate(
-                network, [items[min(items)]], classes, modes["whole"], runtimes["fp32"]
+                {"it": (network,)}, [items[min(items)]], classes, modes["whole"], runtimes["fp32"]
             )
             for classes, network in growing.items()
         },

@@ -65,27 +65,34 @@ def correctness(run: common.Settings, results: common.Results) -> None:
     results.ratio("largest difference / allowed", "largest relative difference of a loss", "allowed")
 
 
-class InDoublePrecision(nn.Module):
-    """A network that computes in fp64, so that rounding errors, which grow in training, stay far below real errors.
+def in_double_precision(encoder: str) -> build.Network:
+    """Builds a network that computes in fp64: rounding errors, which grow in training, stay far below real errors.
 
     It has no dropout, because dropout draws other numbers on a GPU than on a CPU.
     """
+    options = {"decoder_aspp_dropout": 0.0}
+    with seeded(0, "correctness"):
+        network = build.build(build.Config(encoder=encoder, weights=None, options=options), CLASSES).double()
+    network.net.encoder = nn.Sequential(_Double(), network.net.encoder)
+    network.net.segmentation_head = nn.Sequential(network.net.segmentation_head, _Float())
+    return network
 
-    def __init__(self, encoder: str) -> None:
-        super().__init__()
-        options = {"decoder_aspp_dropout": 0.0}
-        with seeded(0, "correctness"):
-            config = build.Config(encoder=encoder, weights=None, options=options)
-            self.network = build.build(config, CLASSES).double()
 
+class _Double(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
-        """Computes fp32 logits, as the method expects them. The factor makes some pixels of a new network confident."""
-        return 8 * self.network(image.double()).float()
+        return image.double()
+
+
+class _Float(nn.Module):
+    """Makes fp32 logits, as the method expects them. The factor makes some pixels of a new network confident."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return 8 * logits.float()
 
 
 def steps(device: torch.device, encoder: str, batch: int, side: int) -> list[Losses]:
     """Takes the steps on a device and returns their losses."""
-    ours = step.Ours(device, num_classes=CLASSES, threshold=0.3, lr=1e-5, network=lambda: InDoublePrecision(encoder))
+    ours = step.Ours(device, num_classes=CLASSES, threshold=0.3, lr=1e-5, network=lambda: in_double_precision(encoder))
     loaded = step.loaded_batch(batch, side, CLASSES, device)
     return [ours.take(turned(loaded, number)) for number in range(STEPS)]
 

@@ -28,10 +28,10 @@ from semiseg.engine.precision import Precision
 from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
-from semiseg.method import SemiMethod
+from semiseg.method import SemiMethod, predictor
 from semiseg.methods import imas
 from semiseg.methods import load as method_module
-from semiseg.models.build import Network
+from semiseg.models.build import Network, Undivided
 from semiseg.types import ClassTable, LoadedBatch, Normalization
 
 NETWORK_PHASES = ("hardness forwards", "student forward", "backward")
@@ -92,8 +92,7 @@ class Ours:
         if network is None:
             self.method = build_method(recipe, classes)
         else:
-            build = network
-            self.method = method_module(method)(recipe.method, lambda: wrapped(build()), classes)
+            self.method = method_module(method)(recipe.method, lambda: wrapped(network()), classes)
         self.method = self.method.to(device).to(memory_format=torch.channels_last)
         self.stepper = Stepper(recipe, self.method, Runtime(device.type, precision))
         self.stepper.start()
@@ -106,8 +105,8 @@ class Ours:
 
 
 def wrapped(network: nn.Module) -> Network:
-    """Wraps a peer's network as one of ours."""
-    return Network(_Logits(network), Normalization(), 1)
+    """Wraps a peer's network as one of ours. One of ours stays as it is."""
+    return network if isinstance(network, Network) else Network(Undivided(_Logits(network)), Normalization(), 1)
 
 
 class _Logits(nn.Module):
@@ -183,7 +182,7 @@ class Phases:
             (method, "forward", "mixing", True),
             (method.student, "forward", "student forward", False),
             (stepper.runtime, "backward", "backward", True),
-            (stepper.runtime, "step", "optimizer", True),
+            (stepper.optimizers, "step", "optimizer", True),
             (method, "after_step", "EMA", True),
         ]
         with ExitStack() as stack:
@@ -247,7 +246,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
     candidates = everyone(run, results, side, batch, encoder, precision)
     ours = Ours(run.device, encoder=encoder, precision=precision)
     profile(run, results, ours, (side, batch))
-    weigh(results, "semiseg", ours.method.predictor(), side, run.device)
+    weigh(results, "semiseg", predictor(ours.method)[0], side, run.device)
     forward = results.figures["semiseg, network, forward of an image"].median
     operations = results.figure("semiseg, operations a step", "FLOP", forward * batch * NEEDED["iMAS"])
     del ours

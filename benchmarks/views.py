@@ -18,7 +18,7 @@ from semiseg.data import weak
 from semiseg.data.dataset import DataConfig
 from semiseg.engine.runtime import Runtime
 from semiseg.rng import fold_in
-from semiseg.types import LoadedBatch, Normalization
+from semiseg.types import LoadedBatch, Normalization, SemiBatch
 
 VIEWS = Views(strong=(intensity.Config(),))
 
@@ -51,6 +51,11 @@ def random_batch(batch: int, side: int, device: torch.device) -> LoadedBatch:
     ).to(device)  # fmt: skip
 
 
+def made(loaded: LoadedBatch, step: int) -> SemiBatch:
+    """Makes the strong views of a batch that has no labeled images."""
+    return make_batch(loaded, VIEWS, Normalization(), 0, step, whole_size=len(loaded.weak))
+
+
 def measure(run: common.Settings, results: common.Results) -> None:
     """Times both pipelines on the same images, on one core, and how ours grows."""
     number, crop, batch = run.size((32, 321, 16), (64, 513, 16), (8, 32, 4))
@@ -66,7 +71,7 @@ def measure(run: common.Settings, results: common.Results) -> None:
 
     def at(batch: int, side: int) -> object:
         loaded, turn = random_batch(batch, side, run.device), iter(range(10**9))
-        return lambda: make_batch(loaded, VIEWS, Normalization(), 0, next(turn))
+        return lambda: made(loaded, next(turn))
 
     sides, batches = run.size((129, 257, 513), (129, 257, 513), (17, 33)), run.size((1, 4, 16), (4, 16, 64), (1, 2))
     results.grow("strong views", "px an image", {side * side: at(batches[1], side) for side in sides}, 15)
@@ -84,7 +89,7 @@ def compare(run: common.Settings, results: common.Results, photos: Photographs, 
         number = next(turn)
         for first in range(0, len(images), batch):
             loaded = weak_views(images[first : first + batch], crop, number)
-            make_batch(loaded.to(run.device), VIEWS, Normalization(), 0, number)
+            made(loaded.to(run.device), number)
 
     loaded = weak_views(images[:batch], crop, 0).to(run.device)
     candidates = {"semiseg, an image": ours}
@@ -103,9 +108,7 @@ def compare(run: common.Settings, results: common.Results, photos: Photographs, 
     results.time(candidates, usual=9, per=len(images))
     parts = {
         "semiseg, weak view, an image": lambda: weak_views(images[:batch], crop, next(turn)),
-        "semiseg, strong view and normalization, an image": lambda: make_batch(
-            loaded, VIEWS, Normalization(), 0, next(turn)
-        ),
+        "semiseg, strong view and normalization, an image": lambda: made(loaded, next(turn)),
     }
     results.time(parts, usual=9, per=min(batch, len(images)))
     if "imas" in results.peers:

@@ -111,8 +111,8 @@ def test_load(trained):
     assert best.step == Run(trained).best()["step"]
     assert last.step == 4
     assert best.classes.names == CLASSES
-    assert not best.network.training
-    assert not any(parameter.requires_grad for parameter in last.network.parameters())  # the teacher
+    assert not best.networks[0].training
+    assert not any(parameter.requires_grad for parameter in last.networks[0].parameters())  # the teacher
 
 
 def test_a_run_can_be_used_where_its_weights_file_is_gone(tmp_path, recipe):
@@ -142,7 +142,7 @@ def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
     image = read_image(scenes / "images/val/0000.png")
     assert torch.equal(api.load(alone).predict(image), api.load(trained).predict(image))
     assert not any(name.startswith("antigravity") for name in sys.modules)
-    assert (state["format"], state["recipe"]["model"]["encoder"]) == (3, "tu-test_efficientnet")
+    assert (state["format"], state["recipe"]["model"]["encoder"]) == (4, "tu-test_efficientnet")
     assert state["classes"]["names"] == list(CLASSES)
 
 

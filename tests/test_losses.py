@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, Whole
+from semiseg.types import IGNORE, Part
 
 
 def of_probability(probability: list[list[float]]) -> tuple[Tensor, Tensor]:
@@ -216,10 +217,15 @@ def test_the_host_never_waits(no_host_sync):
         assert no_host_sync(confident_cross_entropy, logits, label, confidence, 0.5, mask).is_meta
 
 
+def part_of(label: Tensor) -> Part:
+    """A part that is the whole batch."""
+    return Part(None, None, slice(0, len(label)), 1.0, (label != IGNORE).sum(), torch.tensor(0))
+
+
 def test_the_labeled_loss_that_a_recipe_asks_for():
     logits, label, _, valid = random_case(5)
     label = torch.where(valid, label, IGNORE)
-    whole = Whole(len(label), (label != IGNORE).sum(), None, slice(0))
+    whole = part_of(label)
     assert torch.equal(LabeledLoss()(logits, label, whole), cross_entropy(logits, label))
     settings = {"kind": "ohem", "ohem_threshold": 0.2, "min_kept": 7}
     assert torch.equal(LabeledLoss(**settings)(logits, label, whole), ohem_cross_entropy(logits, label, 0.2, 7))
@@ -234,13 +240,13 @@ def test_the_shares_of_the_parts_add_up():
     logits, label, _, valid = random_case(6)
     label = torch.where(valid, label, IGNORE)
     label[0, 1:] = IGNORE
-    whole = Whole(len(label), (label != IGNORE).sum(), None, slice(0))
+    third = replace(part_of(label), share=1 / 3)
     parts = [(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
-    shares = [LabeledLoss()(*part, whole) for part in parts]
+    shares = [LabeledLoss()(*part, third) for part in parts]
     torch.testing.assert_close(sum(shares), cross_entropy(logits, label))
     ohem = LabeledLoss(kind="ohem", ohem_threshold=0.1, min_kept=2 * len(parts))
     mined = [ohem_cross_entropy(*part, 0.1, 2) for part in parts]
-    torch.testing.assert_close(sum(ohem(*part, whole) for part in parts), torch.stack(mined).mean())
+    torch.testing.assert_close(sum(ohem(*part, third) for part in parts), torch.stack(mined).mean())
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Settings of optimizers, and groups of parameters that a method gives to them. The engine makes the optimizers."""
 
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
@@ -26,9 +25,7 @@ class Config(BaseModel):
     weight_decay: float = Field(1e-4, ge=0)  # 5e-4 on Cityscapes (D26)
     power: float = Field(0.9, ge=0)  # exponent of the learning rate's decay
     warmup_steps: int = Field(0, ge=0)  # the learning rate rises linearly in these steps
-    layer_decay: float | None = Field(
-        None, gt=0, le=1
-    )  # of vision transformers: lr of a layer over that of the next one
+    layer_decay: float | None = Field(None, gt=0, le=1)  # of vision transformers: lr of a layer over that of the next
     max_grad_norm: float | None = Field(None, gt=0)  # longer gradients are shortened to this norm
 
     @model_validator(mode="after")
@@ -92,25 +89,22 @@ def encoder_and_rest(module: nn.Module, optim: Config) -> list[Group]:
 
 
 def _layer_factors(module: nn.Module, decay: float) -> dict[str, float]:
-    """Returns the factor of each encoder parameter, by name: decay ** (number of layers above its own)."""
+    """Returns the factor of each trained encoder parameter, by name: decay ** (number of trained layers above its own).
+
+    The layers are those that timm's models tell. The classifier of a vision transformer is not trained, so it is none.
+    """
+    from timm.models import group_parameters
+
     factors: dict[str, float] = {}
     for prefix, part in module.named_modules():
         if ".encoder." in f".{prefix}." and hasattr(part, "group_matcher"):
-            layers = _layers(part)
-            top = max(layers.values())
-            factors |= {f"{prefix}.{name}": decay ** (top - layer) for name, layer in layers.items()}
+            layers: dict[str, int] = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            trained = {name: layers[name] for name, value in part.named_parameters() if value.requires_grad}
+            top = max(trained.values(), default=0)
+            factors |= {f"{prefix}.{name}": decay ** (top - layer) for name, layer in trained.items()}
     if not factors:
         raise UserError(
             "optim.layer_decay: the encoder does not tell its layers; use an encoder of timm (tu-...) that is a vision "
             "transformer, or remove layer_decay"
         )
     return factors
-
-
-def _layers(part: Any) -> dict[str, int]:
-    """Returns the number of the layer of each parameter, as timm groups them."""
-    from timm.models import group_parameters
-
-    numbered: dict[str, int] = defaultdict(int)
-    numbered.update(group_parameters(part, part.group_matcher(coarse=False), reverse=True))
-    return numbered

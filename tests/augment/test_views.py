@@ -13,17 +13,18 @@ TWO = Views(strong=(intensity.Config(), intensity.Config()))
 IMAGENET = Normalization()
 
 
-def loaded(labeled: int = 3, unlabeled: int = 3, size: int = 12) -> LoadedBatch:
+def loaded(slots: int = 3, size: int = 12, unlabeled: bool = True) -> LoadedBatch:
     generator = fold_in(0, "loaded", size)
-    label = torch.randint(5, (labeled, size, size), dtype=torch.uint8, generator=generator)
+    label = torch.randint(5, (slots, size, size), dtype=torch.uint8, generator=generator)
+    num_unlabeled = slots if unlabeled else 0
     label[:, 0] = IGNORE
     return LoadedBatch(
-        torch.randint(256, (labeled, 3, size, size), dtype=torch.uint8, generator=generator),
+        torch.randint(256, (slots, 3, size, size), dtype=torch.uint8, generator=generator),
         label,
-        torch.randint(256, (unlabeled, 3, size, size), dtype=torch.uint8, generator=generator),
-        torch.rand(unlabeled, size, size, generator=generator) < 0.9,
-        torch.arange(labeled) + 40,
-        torch.arange(unlabeled) + 7,
+        torch.randint(256, (num_unlabeled, 3, size, size), dtype=torch.uint8, generator=generator),
+        torch.rand(num_unlabeled, size, size, generator=generator) < 0.9,
+        torch.arange(slots) + 40,
+        torch.arange(num_unlabeled) + 7,
     )
 
 
@@ -68,7 +69,7 @@ def test_strong_views_are_aligned_with_the_weak_view(seed):
 
 
 def test_every_image_and_every_view_draws_its_own_operations():
-    of = loaded(labeled=8, unlabeled=8, size=16)
+    of = loaded(8, size=16)
     first, second = batch(TWO, of=of).strong
     assert torch.equal(batch(ONE, of=of).strong[0], first)  # a further view leaves the first as it is
     assert not torch.equal(first, second)
@@ -79,7 +80,7 @@ def test_every_image_and_every_view_draws_its_own_operations():
 
 def test_each_view_has_its_own_pool():
     neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), solarize=(0, 0))
-    of = loaded(labeled=8, unlabeled=8, size=16)
+    of = loaded(8, size=16)
     _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
     drawn = neutral.sample(fold_in(0, "strong", 1, 7), 8)
     assert drawn.op.shape == (8, 1)
@@ -97,7 +98,7 @@ def test_strong_views_depend_on_seed_and_step_alone():
 
 
 def test_the_parts_of_a_batch_are_augmented_as_the_whole():
-    of = loaded(labeled=6, unlabeled=6, size=16)
+    of = loaded(6, size=16)
     whole = batch(TWO, of=of)
     parts = [make_batch(part, TWO, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
     for view in range(2):
@@ -108,7 +109,7 @@ def test_the_parts_of_a_batch_are_augmented_as_the_whole():
 
 @pytest.mark.parametrize("pool", [intensity.Config(ops=("hue", "invert", "color")), jitter.Config()])
 def test_labeled_images_are_augmented_and_their_labels_are_not(pool):
-    of = loaded(labeled=6, unlabeled=6, size=16)
+    of = loaded(6, size=16)
     views = Views(strong=ONE.strong, labeled=pool)
     whole, weak = batch(views, of=of), batch(ONE, of=of)
     drawn = pool.sample(fold_in(0, "strong labeled", 7), 6)
@@ -120,6 +121,8 @@ def test_labeled_images_are_augmented_and_their_labels_are_not(pool):
     parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
     assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
     assert not torch.equal(batch(views, of=of, step=8).image, whole.image)
+    alone = batch(Views(unlabeled=False, labeled=pool), of=loaded(6, size=16, unlabeled=False))
+    assert alone.image.shape == whole.image.shape
 
 
 def test_the_loaded_images_are_left_as_they_are():
@@ -131,7 +134,7 @@ def test_the_loaded_images_are_left_as_they_are():
 
 
 def test_supervised_training_has_no_strong_view():
-    made = batch(Views(unlabeled=False), of=loaded(unlabeled=0))
+    made = batch(Views(unlabeled=False), of=loaded(unlabeled=False))
     assert made.strong == ()
     assert made.weak.shape == (0, 3, 12, 12)
     assert made.image.shape == (3, 3, 12, 12)
@@ -139,6 +142,6 @@ def test_supervised_training_has_no_strong_view():
 
 def test_the_host_never_waits(no_host_sync):
     views = Views(strong=(intensity.Config(), jitter.Config()), labeled=jitter.Config())
-    made = no_host_sync(make_batch, loaded(labeled=24, unlabeled=24), views, IMAGENET, 0, 7)
+    made = no_host_sync(make_batch, loaded(24), views, IMAGENET, 0, 7)
     assert made.strong[1].is_meta
     assert made.weak.is_meta

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from semiseg import api, config
-from semiseg.engine import checkpoint, schedule
-from semiseg.engine import step as stepping
-from semiseg.method import SemiMethod
+from semiseg.engine import checkpoint
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -147,13 +145,9 @@ def test_resumed_between_two_steps_with_hardness_of_the_student(check, recipe, t
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 5))
 
 
-def test_resumed_with_an_optimizer_that_counts_its_steps(check, recipe, tmp_path, monkeypatch):
-    def adamw(settings: schedule.Config, method: SemiMethod) -> torch.optim.Optimizer:
-        groups = [group for group in method.param_groups(settings.head_lr_factor) if group["params"]]
-        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-
-    monkeypatch.setattr(stepping, "build_optimizer", adamw)
-    values = recipe("imas", engine={"steps": 3, "eval_every": 3, "save_every": 2}, optim={"lr": 0.001})
+def test_resumed_with_an_optimizer_that_counts_its_steps(check, recipe, tmp_path):
+    optim = {"kind": "adamw", "lr": 0.001, "warmup_steps": 3, "max_grad_norm": 1}
+    values = recipe("imas", engine={"steps": 3, "eval_every": 3, "save_every": 2}, optim=optim)
     whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
     assert {value.item() for key, value in whole["step-00000003"][2].items() if key.endswith(".step")} == {3}
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))

@@ -1,7 +1,6 @@
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ OPTIMIZER = {"student.weight.momentum_buffer": torch.ones(2, 3)}
 
 def save(folder: Path, step: int = 3, **changes) -> Path:
     values = {"recipe": {"engine": {"steps": 9}}, "classes": CLASSES, "normalization": NORMALIZATION}
-    values |= {"predictor": "student", "model": MODEL}
+    values |= {"predictor": ["student"], "model": MODEL}
     return checkpoint.save(folder, step=step, **(values | {"optimizer": OPTIMIZER} | changes))
 
 
@@ -121,12 +120,14 @@ def test_rewind_drops_what_an_interruption_left(tmp_path):
 
 def test_the_network_that_is_used_alone(tmp_path):
     teacher, method = nn.Linear(2, 3), nn.ModuleDict({"student": nn.Linear(2, 3), "teacher": nn.Linear(2, 3)})
-    read = checkpoint.read(save(tmp_path, predictor="teacher", model=method.state_dict()))
-    read.load_predictor(teacher)
-    assert torch.equal(teacher.weight, method["teacher"].weight)
+    read = checkpoint.read(save(tmp_path, predictor=["teacher", "student"], model=method.state_dict()))
+    assert read.predictor == ["teacher", "student"]
+    for name in ("student", "teacher"):
+        read.load_predictor(teacher, name)
+        assert torch.equal(teacher.weight, method[name].weight)
     for other in (nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 3))):
         with pytest.raises(UserError, match=r"step-00000003: its tensors are not those .*, e.g. \S+$"):
-            read.load_predictor(other)
+            read.load_predictor(other, "teacher")
     with pytest.raises(UserError, match="its tensors are not those"):
         read.load_model(nn.ModuleDict({"student": nn.Linear(2, 3)}))
 
@@ -142,7 +143,7 @@ def broken(path: Path, **changes) -> str:
 
 def test_another_format(tmp_path):
     path = save(tmp_path)
-    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 3"
+    assert broken(path, format=7) == f"{path}: is a checkpoint of format 7; this semiseg reads format 4"
 
 
 @pytest.mark.parametrize(
@@ -174,120 +175,4 @@ def test_tensors_that_cannot_be_read(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read") as caught:
         checkpoint.read(path).model_state()
-    assert "\n" not in str(caught.value)
-
-
-class Method(nn.Module):
-    """A trained convolution whose name has dots, a trained number and a frozen layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.student = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Flatten())
-        self.scale = nn.Parameter(torch.ones(()))
-        self.teacher = nn.Linear(2, 2).requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
-
-    def groups(self, turned: bool = False) -> list[dict[str, Any]]:
-        """The scale by itself; with turned=True in another order, so that no number of a parameter is the same."""
-        groups = [
-            {"params": [self.scale], "lr_factor": 2.0},
-            {"params": list(self.student.parameters()), "lr_factor": 1.0},
-        ]
-        return [groups[1], groups[0]] if turned else groups
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        image = torch.linspace(-1, 1, 2 * 3 * 5 * 5).view(2, 3, 5, 5)
-        (self.scale * self.student(image)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
-
-
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=0.01)
-
-
-def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=0.01, fused=True)
-
-
-STATES = {sgd: {"momentum_buffer"}, adamw: {"step", "exp_avg", "exp_avg_sq"}}
-PARAMETERS = ("student.0.0.weight", "student.0.0.bias", "scale")
-
-
-@pytest.mark.parametrize("make", [sgd, adamw, fused_adamw])
-def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path, make):
-    method, restored = Method(), Method()
-    optimizer, other = make(method.groups()), make(restored.groups(turned=True))
-    for _ in range(2):
-        method.step(optimizer)
-    save(tmp_path, model=method.state_dict(), optimizer=checkpoint.optimizer_tensors(optimizer, method))
-    saved = checkpoint.newest(tmp_path)
-    states = STATES.get(make, STATES[adamw])
-    assert saved.optimizer_state().keys() == {f"{name}.{state}" for name in PARAMETERS for state in states}
-    saved.load_model(restored)
-    checkpoint.load_optimizer_tensors(other, restored, saved.optimizer_state())
-    assert [group["lr_factor"] for group in other.param_groups] == [1.0, 2.0]
-    for parameter in restored.student.parameters():  # saved row by row; a fused step reads them as they lie in memory
-        for value in other.state[parameter].values():
-            assert value.dim() == 0 or value.stride() == parameter.stride()
-    for _ in range(2):
-        method.step(optimizer)
-        restored.step(other)
-    for one, its in (
-        (method.state_dict(), restored.state_dict()),
-        (checkpoint.optimizer_tensors(optimizer, method), checkpoint.optimizer_tensors(other, restored)),
-    ):
-        assert one.keys() == its.keys()
-        assert all(torch.equal(value, its[key]) and value.dtype == its[key].dtype for key, value in one.items())
-
-
-def test_a_first_step_that_was_left_out_leaves_nothing_to_load():
-    method = Method()
-    optimizer = adamw(method.groups())
-    assert checkpoint.optimizer_tensors(optimizer, method) == {}
-    checkpoint.load_optimizer_tensors(optimizer, method, {})
-    method.step(optimizer)
-
-
-def started(method: Method) -> torch.optim.Optimizer:
-    """With momentum from its start, as the engine makes it."""
-    optimizer = sgd(method.groups())
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-WEIGHT, STEP = "student.0.0.weight.momentum_buffer", "student.0.0.weight.step"
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({WEIGHT: None}, f"{WEIGHT} is missing"),
-        ({WEIGHT: None, WEIGHT.replace("student", "pupil"): torch.zeros(4, 3, 3, 3)}, f"{WEIGHT} is missing"),
-        ({"pupil.step": torch.ones(())}, "pupil.step belongs to no parameter"),
-        ({"student.0.0.step": torch.ones(())}, "student.0.0.step belongs to no parameter"),
-        ({"0.momentum_buffer": torch.ones(())}, "0.momentum_buffer belongs to no parameter"),  # format 2
-        ({"step": torch.ones(())}, "step belongs to no parameter"),
-        ({"teacher.weight.step": torch.ones(())}, "teacher.weight.step belongs to no parameter"),
-        ({WEIGHT: torch.ones(1)}, rf"{WEIGHT} has shape \(1,\), its parameter \(4, 3, 3, 3\)"),
-        ({WEIGHT: torch.ones(())}, rf"{WEIGHT} has shape \(\), its parameter"),  # one value would fill any shape
-        ({STEP: torch.ones(3)}, rf"{STEP} has shape \(3,\), its parameter"),
-    ],
-)
-def test_an_optimizer_of_another_network_is_refused(changes, says):
-    method = Method()
-    optimizer = started(method)
-    tensors = checkpoint.optimizer_tensors(optimizer, method) | changes
-    with pytest.raises(
-        UserError, match=rf"^the optimizer's tensor {says}.*; delete the newest checkpoint.*$"
-    ) as caught:
-        checkpoint.load_optimizer_tensors(
-            optimizer, method, {key: value for key, value in tensors.items() if value is not None}
-        )
     assert "\n" not in str(caught.value)

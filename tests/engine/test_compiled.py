@@ -2,7 +2,6 @@
 
 import inspect
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,9 @@ from semiseg.engine import checkpoint, compiled
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
+from semiseg.method import predictor
 from semiseg.models import build as building
-from semiseg.models.build import Network
+from semiseg.models.build import Features, Network, Undivided
 from semiseg.models.predict import sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import ClassTable, LoadedBatch, Normalization
@@ -29,11 +29,19 @@ TRACED = {"dynamic": False, "backend": "eager"}  # graphs that are made and not 
 Make = Callable[..., Stepper]
 
 
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes of networks are not checked: checks end graphs."""
+    for kind in (Network, Features, building._OneMap, building._Last):
+        for name, function in inspect.getmembers(kind, inspect.isfunction):
+            if name in vars(kind):
+                monkeypatch.setattr(kind, name, inspect.unwrap(function))
+
+
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch) -> None:
     """The graphs of the compiler without its C++, and networks whose shapes are not checked: checks end graphs."""
     monkeypatch.setattr(compiled, "_HOW", {"dynamic": False, "backend": "aot_eager"})
-    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    unchecked(monkeypatch)
     torch.compiler.reset()
     counters.clear()
 
@@ -42,9 +50,9 @@ def small(num_classes: int = 3) -> Network:
     """A network with batch norm and dropout."""
     with seeded(0, "small"):
         encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
-        return Network(
-            nn.Sequential(OrderedDict(encoder=encoder, head=nn.Conv2d(8, num_classes, 1))), Normalization(), 1
-        )
+        net = Undivided(encoder)
+        net.segmentation_head = nn.Conv2d(8, num_classes, 1)
+        return Network(net, Normalization(), 1)
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def make(recipe) -> Make:
         settings = {"steps": 10, "batch_size": 4, "compile": compile} | engine
         validated = config.validate(recipe(name, engine=settings, model=model or {}), "recipe")
 
-        def network() -> Network:
+        def network(outputs: int | None = None, channels: int = 3, _: building.Config | None = None) -> Network:
             with seeded(0, "network"):
                 return building.build(validated.model, len(CLASSES)) if model is not None else small()
 
@@ -101,7 +109,7 @@ def test_the_same_steps_with_the_same_dropout(make, name):
 )
 def test_the_same_steps_in_cpp(make, monkeypatch, name, options):
     monkeypatch.undo()
-    monkeypatch.setattr(Network, "forward", inspect.unwrap(Network.forward))
+    unchecked(monkeypatch)
     with torch._inductor.config.patch(options):
         assert_same_steps(make(name, True), make(name, False), steps=3)
     assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > 0
@@ -132,7 +140,7 @@ def test_evaluation_goes_around_the_graphs(make):
     stepper = make("imas", True)
     stepper.take(0, loaded(0))
     compiled_before = dict(counters["stats"]), dict(counters["frames"])
-    network = stepper.method.predictor()
+    network = predictor(stepper.method)[0]
     for side in (16, 20, 33, 40):
         image = torch.rand(1, 3, side, 24, generator=fold_in(0, side))
         whole(network, image)
@@ -165,7 +173,7 @@ def test_a_machine_that_cannot_compile(make, monkeypatch):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_run_goes_on_with_or_without_the_compiler(recipe, interrupted, tmp_path, monkeypatch, first):
-    monkeypatch.setattr(building, "build", lambda config, num_classes: small(num_classes))
+    monkeypatch.setattr(building, "build", lambda config, outputs, channels: small(outputs))
     engine = {"steps": 6, "log_every": 1, "eval_every": 3, "save_every": 2}
     with_it, without = (config.validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
     with interrupted("semiseg.engine.step.make_batch", 4):

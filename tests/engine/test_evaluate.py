@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from semiseg.data.masks import read_pair
 from semiseg.engine.evaluate import Config, evaluate
 from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores
-from semiseg.models.build import Network
+from semiseg.models.build import Network, Undivided
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, Normalization
 
@@ -36,6 +37,11 @@ def items(*sizes: tuple[int, int], num_classes: int = 3) -> list[EvalItem]:
         mask[torch.rand(size, generator=generator) < 0.1] = IGNORE
         made.append(EvalItem(index, image, mask))
     return made
+
+
+def score(network: Network, *args: Any) -> Scores:
+    """The scores of a single network."""
+    return evaluate({"it": (network,)}, *args)["it"]
 
 
 def resized(probability: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -82,13 +88,13 @@ def assert_close(scores: Scores, expected: tuple[float, list[float], float]) -> 
 
 def test_equals_a_slow_reference(tiny, cpu):
     network, evaluated = tiny(), items((9, 7), (8, 8), (5, 12), (1, 1))
-    assert_close(evaluate(network, evaluated, 3, WHOLE, cpu), slow_scores(network, evaluated, 3))
+    assert_close(score(network, evaluated, 3, WHOLE, cpu), slow_scores(network, evaluated, 3))
 
 
 def test_masks_keep_their_size_where_images_are_shrunk(tiny, cpu):
     network = tiny()
     evaluated = [EvalItem(item.index, item.image[:, ::2, ::3], item.mask) for item in items((16, 18), (13, 20))]
-    scores = evaluate(network, evaluated, 3, WHOLE, cpu)
+    scores = score(network, evaluated, 3, WHOLE, cpu)
     assert_close(scores, slow_scores(network, evaluated, 3))
 
 
@@ -100,7 +106,7 @@ def test_a_class_that_occurs_nowhere_is_left_out(tiny, cpu):
         def forward(self, image: Tensor) -> Tensor:
             return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(len(image), 3, *image.shape[-2:])
 
-    scores = evaluate(Network(Zero(), Normalization(), 1), blank, 3, WHOLE, cpu)
+    scores = score(Network(Undivided(Zero()), Normalization(), 1), blank, 3, WHOLE, cpu)
     assert scores.miou == scores.accuracy == scores.iou[0] == 1
     assert all(math.isnan(value) for value in scores.iou[1:])
 
@@ -109,7 +115,7 @@ def test_in_eval_mode_and_back(tiny, cpu):
     network = tiny()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
-    evaluate(network, items((8, 8)), 3, WHOLE, cpu)
+    score(network, items((8, 8)), 3, WHOLE, cpu)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -129,7 +135,7 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
 
     done: list[int] = []
     loader = eval_loader(dataset.val, dataset, config)
-    scores = evaluate(Network(Counts(), Normalization(), 1), loader, 6, WHOLE, cpu, done.append)
+    scores = score(Network(Undivided(Counts()), Normalization(), 1), loader, 6, WHOLE, cpu, done.append)
     assert seen == [(1, 3, long_side or 32, long_side or 32)] * 4  # one by one
     assert done == [1, 2, 3, 4]
     masks = [np.asarray(read_pair(sample, MaskCoding(6))[1]) for sample in dataset.val]
@@ -138,10 +144,10 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
 
 def test_low_precision_computes_in_it_and_measures_in_fp32(tiny):
     network, dtypes = tiny(), []
-    network.net.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
-    scores = evaluate(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "bf16"))
+    network.net.segmentation_head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    scores = score(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "bf16"))
     assert dtypes == [torch.bfloat16]
-    expected = evaluate(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "fp32"))
+    expected = score(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "fp32"))
     assert dtypes[1:] == [torch.float32]
     assert scores.miou == pytest.approx(expected.miou, abs=0.02)
 
@@ -153,13 +159,77 @@ def test_an_earlier_runtime_keeps_its_precision():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
+# several networks
+
+
+class Fixed(nn.Module):
+    """Says the same probabilities of two classes for every pixel."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor([first, 1 - first]).log()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits[:, None, None].expand(len(image), 2, *image.shape[-2:])
+
+
+def fixed(first: float) -> Network:
+    return Network(Undivided(Fixed(first)), Normalization(), 1)
+
+
+def test_each_name_has_scores_of_its_own(tiny, cpu):
+    evaluated = items((9, 7), (8, 8))
+    one, other = tiny(0), tiny(1)
+    found = evaluate({"teacher": (one,), "student": (other,)}, evaluated, 3, WHOLE, cpu)
+    assert list(found) == ["teacher", "student"]
+    assert_close(found["teacher"], slow_scores(one, evaluated, 3))
+    assert_close(found["student"], slow_scores(other, evaluated, 3))
+    assert found["teacher"].miou != found["student"].miou
+
+
+@pytest.mark.parametrize("config", [WHOLE, Config(mode="sliding", window=16)])
+def test_networks_with_one_name_are_scored_by_the_mean_of_their_probabilities(cpu, config):
+    """Their votes would be for the other class in the first case, and the mean of their logits in the second one."""
+    image = torch.zeros(3, 20, 24, dtype=torch.uint8)
+    mask = torch.zeros(20, 24, dtype=torch.uint8)
+    mask[:5] = 1  # a quarter
+    several = {
+        "sure": (fixed(0.999), fixed(0.3), fixed(0.3)),  # mean 0.533
+        "unsure": (fixed(0.001), fixed(0.8), fixed(0.8)),  # mean 0.534
+        "low": (fixed(0.03), fixed(0.9)),
+    }
+    found = evaluate(several, [EvalItem(0, image, mask)], 2, config, cpu)
+    assert {name: result.accuracy for name, result in found.items()} == {"sure": 0.75, "unsure": 0.75, "low": 0.25}
+    assert found["sure"].iou == (0.75, 0.0)
+
+
+def test_the_mean_of_probabilities_by_hand(cpu):
+    image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    mean = WHOLE.mean_probabilities((fixed(0.9), fixed(0.2), fixed(0.4)), image)
+    torch.testing.assert_close(mean, torch.tensor([0.5, 0.5])[None, :, None, None].expand(1, 2, 4, 4))
+    alone = WHOLE.mean_probabilities((fixed(0.9),), image)
+    torch.testing.assert_close(alone[0, :, 0, 0], torch.tensor([0.9, 0.1]))
+
+
+def test_each_network_has_its_own_normalization(cpu):
+    class Red(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.cat([image[:, :1], torch.zeros_like(image[:, :1])], 1)
+
+    image = torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)  # 0.2
+    normalizations = Normalization((0.2,) * 3, (1.0,) * 3), Normalization((0.1,) * 3, (0.1,) * 3)
+    networks = [Network(Undivided(Red()), each, 1) for each in normalizations]
+    mean = WHOLE.mean_probabilities(networks, image)[0, 0, 0, 0].item()
+    assert mean == pytest.approx((0.5 + 1 / (1 + math.exp(-1))) / 2, abs=1e-6)
+
+
 # sliding windows
 
 
 def test_one_window_is_the_whole_image(tiny, cpu):
     network, evaluated = tiny(), items((16, 16), (12, 20))
-    whole = evaluate(network, evaluated, 3, WHOLE, cpu)
-    assert evaluate(network, evaluated, 3, Config(mode="sliding", window=20), cpu) == whole
+    whole = score(network, evaluated, 3, WHOLE, cpu)
+    assert score(network, evaluated, 3, Config(mode="sliding", window=20), cpu) == whole
 
 
 def test_windows_see_no_further(cpu):
@@ -178,17 +248,17 @@ def test_windows_see_no_further(cpu):
     mask = torch.zeros(16, 48, dtype=torch.uint8)
     mask[:, 32:] = 1
     config = Config(mode="sliding", window=16, stride=16)
-    network = Network(Mean(), Normalization(), 1)
-    assert evaluate(network, [EvalItem(0, image, mask)], 2, config, cpu).miou == 1
+    network = Network(Undivided(Mean()), Normalization(), 1)
+    assert score(network, [EvalItem(0, image, mask)], 2, config, cpu).miou == 1
     assert seen == [(16, 16)] * 3
-    assert evaluate(network, [EvalItem(0, image, mask)], 2, WHOLE, cpu).miou < 0.5
+    assert score(network, [EvalItem(0, image, mask)], 2, WHOLE, cpu).miou < 0.5
 
 
 def test_windows_overlap_by_a_third_unless_told(tiny, cpu):
     seen = []
     network = tiny()
-    network.net.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
-    evaluate(network, items((24, 56)), 3, Config(mode="sliding", window=24), cpu)
+    network.net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
+    score(network, items((24, 56)), 3, Config(mode="sliding", window=24), cpu)
     assert seen == [24, 24, 24]  # at 0, 16, 32
 
 

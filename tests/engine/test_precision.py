@@ -15,7 +15,7 @@ from semiseg.engine import train as engine
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.hardness import easiness
-from semiseg.method import SemiMethod
+from semiseg.method import SemiMethod, predictor
 from semiseg.methods import imas
 from semiseg.models.predict import predict, whole
 from semiseg.rng import fold_in
@@ -52,7 +52,7 @@ def opinionated(recipe, tmp_path_factory) -> tuple[SemiMethod, Tensor]:
         if "segmentation_head" in name and name.endswith("weight"):
             parameter.data *= 30
     images = torch.stack([read_image(sample.image) for sample in dataset.unlabeled])
-    return method, method.predictor().normalization(images)
+    return method, predictor(method)[0].normalization(images)
 
 
 def test_hardness_in_low_precision(opinionated):
@@ -132,6 +132,8 @@ def test_an_overflow_leaves_a_step_out_and_lowers_the_scale(prepare, scale, afte
     start = build_method(recipe, dataset.classes).state_dict()
     runtime = half(scale)
     engine.train(recipe, dataset, run, runtime=runtime)
+    (record,) = run.metrics("train")
+    assert (record["gradient_norm"] is None) == (after < scale)  # JSON has no number for it
     saved = checkpoint.newest(run.checkpoints)
     assert saved.scaler == runtime.scaler_state()
     assert saved.scaler["scale"] == after

@@ -11,7 +11,7 @@ from semiseg.engine.evaluate import Config
 from semiseg.engine.predict import Predictor, index_image, overlay, predict_files
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
-from semiseg.models.build import Network
+from semiseg.models.build import Network, Undivided
 from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable(("sky", "red", "blue"), ((10, 20, 30), (250, 0, 0), (0, 0, 251)), background=0)
@@ -27,8 +27,8 @@ class Colors(nn.Module):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    network = Network(Colors(), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
-    return Predictor(network, CLASSES, None, Config(), Runtime("cpu"), step=3)
+    network = Network(Undivided(Colors()), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
+    return Predictor((network,), CLASSES, None, Config(), Runtime("cpu"), step=3)
 
 
 @pytest.fixture
@@ -54,15 +54,14 @@ def test_class_of_each_pixel(predictor, photo):
 
 def test_white_is_that_of_training(predictor, photo):
     """Values of 16 bits that are nearly black: all is class 0 unless 9 is white."""
-    network = Network(nn.Identity(), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
     bright = nn.Conv2d(3, 3, 1)  # class 0 below a half, class 1 above it
     bright.weight.data.zero_()[1] = 1 / 3
     bright.bias.data = torch.tensor([0.5, 0.0, -9.0])
-    network.net = bright
+    network = Network(Undivided(bright), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
     path = photo.with_name("deep.png")
     Image.fromarray(np.array([[0, 3, 7, 9, 65535]], np.uint16)).save(path)
     for white, label in ((None, [0, 0, 0, 0, 1]), (9, [0, 0, 1, 1, 1])):
-        made = replace(predictor, network=network, white=white)
+        made = replace(predictor, networks=(network,), white=white)
         made.write(path, path.with_name(f"{white}.png"))
         with Image.open(path.with_name(f"{white}.png")) as mask:
             assert np.asarray(mask).tolist() == [label]
@@ -72,7 +71,9 @@ def test_white_is_that_of_training(predictor, photo):
 @pytest.mark.parametrize("long_side", [15, 60])
 def test_images_are_resized_as_in_training_and_back(predictor, photo, long_side):
     seen = []
-    predictor.network.net.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    predictor.networks[0].net.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
     label = replace(predictor, long_side=long_side).predict(torch.zeros(3, 20, 30, dtype=torch.uint8))
     assert seen == [(1, 3, long_side * 2 // 3, long_side)]
     assert label.shape == (20, 30)
@@ -80,11 +81,39 @@ def test_images_are_resized_as_in_training_and_back(predictor, photo, long_side)
 
 def test_by_windows(predictor, photo):
     seen = []
-    predictor.network.net.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    predictor.networks[0].net.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
     windows = replace(predictor, evaluate=Config(mode="sliding", window=16, stride=16))
     image = torch.from_numpy(np.asarray(Image.open(photo)).copy()).permute(2, 0, 1)
     assert np.array_equal(windows.predict(image), EXPECTED)
     assert seen == [(1, 3, 16, 16)] * 4
+
+
+def test_of_several_networks_the_mean_of_their_probabilities_counts(predictor):
+    """Logits would have another mean: the first network is very sure of class 1, the other two are rather for 2."""
+
+    class Sure(nn.Module):
+        def __init__(self, *logits: float) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.logits[:, None, None].expand(len(image), 3, *image.shape[-2:])
+
+    def network(*logits: float) -> Network:
+        net = Undivided(Sure(*logits)).requires_grad_(False)
+        return Network(net, Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
+
+    each = network(0.0, 9.0, 0.0), network(0.0, 0.0, 1.5), network(0.0, 0.0, 1.5)
+    image = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    assert [replace(predictor, networks=(one,)).predict(image).unique().item() for one in each] == [1, 2, 2]
+    # The probabilities are (0, 1, 0) and twice (0.15, 0.15, 0.69): their mean is (0.1, 0.44, 0.46).
+    several = replace(predictor, networks=each)
+    assert several.predict(image).unique().item() == 2
+    assert torch.stack([one.net.encoder.net.logits for one in each]).mean(0).argmax() == 1
+    for other in (each[:2], (*each[:2], network(0.0, 0.0, 1.6))):
+        assert replace(several, networks=other).fingerprint() != several.fingerprint()
 
 
 def test_index_image():
@@ -182,7 +211,7 @@ def test_the_same_command_goes_on(predictor, photos, tmp_path, monkeypatch):
 
 
 OTHERS = {
-    "weights": lambda predictor, photos: predictor.network.net.last.data.fill_(1),
+    "weights": lambda predictor, photos: predictor.networks[0].net.last.data.fill_(1),
     "size": lambda predictor, photos: object.__setattr__(predictor, "long_side", 15),
     "classes": lambda predictor, photos: object.__setattr__(predictor, "classes", replace(CLASSES, background=None)),
     "image": lambda predictor, photos: Image.new("RGB", (30, 20)).save(photos / "flag.png"),
@@ -191,7 +220,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_files_of_another_network_or_image_are_not_overwritten(predictor, photo, tmp_path, other):
-    predictor.network.net.last = nn.Parameter(torch.zeros(()))
+    predictor.networks[0].net.last = nn.Parameter(torch.zeros(()))
     out = tmp_path / "out"
     predict_files(predictor, photo, out)
     assert predict_files(predictor, photo, out) == 1

@@ -1,6 +1,5 @@
 """The weights that a run starts from are a function of its recipe."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +20,12 @@ CLASSES = ClassTable.of(("sky", "tree"))
 class Own(SemiMethod, config=MethodConfig):
     """Two networks, and layers of its own before, between and behind them."""
 
-    def __init__(self, config: Any, build_model: Callable[[], build.Network], classes: ClassTable) -> None:
-        super().__init__(config, build_model, classes)
+    def __init__(self, config: Any, build: build.Build, classes: ClassTable) -> None:
+        super().__init__(config, build, classes)
         self.before = nn.Linear(2, 3)
-        self.student = build_model()
+        self.student = build()
         self.projector = nn.Linear(2, 3)
-        self.other = build_model()
+        self.other = build()
         self.behind = nn.Linear(2, 3)
 
 
@@ -62,3 +61,26 @@ def test_networks_have_initializations_of_their_own(own):
         with seeded(3, "init", number):
             network = build.build(own.model, 2)
         assert all(torch.equal(value, found[f"{name}.{key}"]) for key, value in network.state_dict().items())
+
+
+def test_a_method_may_build_networks_of_other_kinds(own, monkeypatch):
+    """Each is the next network, whatever its outputs, channels and settings."""
+    small = build.Config(architecture="fpn", encoder="tu-test_efficientnet", weights=None)
+
+    class Critic(Own, config=MethodConfig):
+        def __init__(self, config: Any, build: build.Build, classes: ClassTable) -> None:
+            super().__init__(config, build, classes)
+            self.critic = build(outputs=1, channels=5)
+            self.another = build(model=small)
+
+    monkeypatch.setattr(methods, "load", lambda name: Critic)
+    found = build_method(own, CLASSES)
+    image = torch.rand(1, 5, 32, 32)
+    assert found.critic.eval()(image).shape == (1, 1, 32, 32)
+    assert found.student.eval()(image[:, :3]).shape == found.another.eval()(image[:, :3]).shape == (1, 2, 32, 32)
+    for number, name, arguments in ((2, "critic", (own.model, 1, 5)), (3, "another", (small, 2))):
+        with seeded(3, "init", number):
+            network = build.build(*arguments)
+        assert network.state_dict().keys() == getattr(found, name).state_dict().keys()
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, getattr(found, name).state_dict()[key])

@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,10 @@ def test_times_are_those_of_a_step_and_of_all_images(dry_run, recipe, monkeypatc
         time.sleep(0.3)
         return take(self, *args)
 
-    def slow_evaluate(network: Any, items: Any, *args: Any) -> Any:
+    def slow_evaluate(networks: Any, items: Any, *args: Any) -> Any:
         time.sleep(0.2 if scored else 2)  # the first evaluation warms up
         scored.append(list(items))
-        return evaluate(network, scored[-1], *args)
+        return evaluate(networks, scored[-1], *args)
 
     monkeypatch.setattr(Stepper, "take", slow)
     monkeypatch.setattr(rehearse, "evaluate", slow_evaluate)
@@ -85,9 +86,9 @@ def test_the_largest_image_is_that_at_the_size_for_evaluation(
         Image.open(path).resize((64, 64), filter_).save(path)
     scored = []
 
-    def recorded(network: Any, items: Any, *args: Any) -> Any:
+    def recorded(networks: Any, items: Any, *args: Any) -> Any:
         scored[:] = items
-        return evaluate(network, scored, *args)
+        return evaluate(networks, scored, *args)
 
     monkeypatch.setattr(rehearse, "evaluate", recorded)
     dry_run("supervised", data={"root": str(root), "long_side": 32, "val_long_side": val_long_side})
@@ -154,7 +155,8 @@ def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, m
         return path
 
     def better_and_better(*args: Any) -> Any:
-        return type(scores := evaluate(*args))(miou=next(best) / 100, iou=scores.iou, accuracy=0.0)
+        miou = next(best) / 100
+        return {name: replace(scores, miou=miou, accuracy=0.0) for name, scores in evaluate(*args).items()}
 
     monkeypatch.setattr(checkpoint, "save", measured)
     monkeypatch.setattr(training, "evaluate", better_and_better)

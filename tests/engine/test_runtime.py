@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from semiseg import methods
+from semiseg import methods, optim
+from semiseg.engine.optimizers import Optimizers
 from semiseg.engine.runtime import Runtime
-from semiseg.engine.schedule import Config as OptimConfig
-from semiseg.engine.schedule import build_optimizer
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.models import build
@@ -71,19 +70,21 @@ def lite() -> SemiMethod:
     model = build.Config(
         architecture="unet", encoder="tu-tf_efficientnet_lite0", weights=None, options={"decoder_channels": [8] * 5}
     )
-    return methods.load("imas")(
-        methods.load("imas").Config(), lambda: build.build(model, 3), ClassTable.of(("a", "b", "c"))
-    )
+
+    def built(outputs: int | None = None, channels: int = 3, other: build.Config | None = None) -> build.Network:
+        return build.build(other or model, outputs or 3, channels)
+
+    return methods.load("imas")(methods.load("imas").Config(), built, ClassTable.of(("a", "b", "c")))
 
 
-def prepared(method: SemiMethod, device: str, processes: int) -> torch.optim.Optimizer:
-    """The optimizer of a method after it was prepared for so many devices of this kind."""
+def prepared(method: SemiMethod, device: str, processes: int) -> Optimizers:
+    """The optimizers of a method after it was prepared for so many devices of this kind."""
     runtime = Runtime("cpu")
     runtime.device, runtime.world_size = torch.device(device), processes
-    runtime.accelerator.prepare = lambda *given: given
-    wrapped, optimizer = runtime.prepare(method.train(), build_optimizer(OptimConfig(), method))
-    assert wrapped is method
-    return optimizer
+    runtime.accelerator.prepare = lambda given: given
+    optimizers = Optimizers(optim.Config(), method)
+    assert runtime.prepare(method.train()) is method
+    return optimizers
 
 
 def norms(method: SemiMethod) -> list[_BatchNorm]:
@@ -99,7 +100,7 @@ def test_batch_norm_is_synchronized_on_several_gpus(lite):
         before, count = [network.eval()(image) for network in (lite.student, lite.teacher)], len(norms(lite))
         wrong = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(lite.student)).eval()(image)
     trained = {id(p) for p in lite.student.parameters() if p.requires_grad}
-    optimizer = prepared(lite, "cuda", 2)
+    optimizers = prepared(lite, "cuda", 2)
     assert len(norms(lite)) == count > 100
     assert all(isinstance(norm, nn.SyncBatchNorm) and norm.training for norm in norms(lite))
     assert any(isinstance(norm, timm.layers.norm_act.SyncBatchNormAct) for norm in norms(lite))
@@ -107,7 +108,7 @@ def test_batch_norm_is_synchronized_on_several_gpus(lite):
         after = [network.eval()(image) for network in (lite.student, lite.teacher)]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert not torch.allclose(wrong, before[0], atol=0.01)  # torch's converter drops the activations
-    in_groups = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    in_groups = {id(parameter) for parameter in optimizers.parameters()}
     assert in_groups == trained == {id(p) for p in lite.student.parameters() if p.requires_grad}
     assert not any(parameter.requires_grad for parameter in lite.teacher.parameters())
 

@@ -18,8 +18,9 @@ from semiseg.engine.step import Stepper, check_shapes
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.methods import imas
+from semiseg.models.build import Network
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Progress, SemiBatch, Whole
+from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Part, Progress, SemiBatch
 
 CLOSE = 1e-5  # sums in another order
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
@@ -52,13 +53,13 @@ def take(recipe, tiny) -> Take:
         stepper = make(name, micro, **settings)
         gradients: dict[str, Tensor] = {}
 
-        def keep(optimizer: Any) -> None:
+        def keep(scaler: Any) -> Tensor:
             gradients.update(
                 {key: p.grad.clone() for key, p in stepper.method.named_parameters() if p.grad is not None}
             )
-            optimizer.zero_grad()
+            return torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
 
-        stepper.runtime.step = keep
+        stepper.optimizers.step = keep
         losses = stepper.take(step, batch or loaded())
         return gradients, losses
 
@@ -66,7 +67,11 @@ def take(recipe, tiny) -> Take:
         engine = {"steps": 100, "batch_size": 16, "micro_batch_size": micro}
         validated = config.validate(recipe(name, method=settings, engine=engine), "recipe")
         seeds = iter(range(10))
-        method = methods.load(name)(validated.method, lambda: tiny(next(seeds), norm=False), CLASSES)
+
+        def build(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
+            return tiny(next(seeds), norm=False, num_classes=outputs or len(CLASSES), channels=channels)
+
+        method = methods.load(name)(validated.method, build, CLASSES)
         if teacher := getattr(method, "teacher", None):  # another opinion about everything
             for own, its in zip(teacher.parameters(), tiny(9, norm=False).parameters(), strict=True):
                 own.data.lerp_(its.data, 0.1)
@@ -160,13 +165,12 @@ def test_the_agreement_of_student_and_teacher_is_that_of_the_whole_batch(take):
 
 def test_the_gradients_tell_when_micro_batches_are_ranked_by_themselves(take, monkeypatch):
     whole = next(step for step in (take("imas", None, n) for n in range(20)) if step[1].scalars["mixed"] == 1)
-    wholes = Stepper._wholes
+    parts = Stepper._parts
 
-    def by_themselves(self: Stepper, parts: list[Any], at: Progress) -> list[Whole]:
-        whole = wholes(self, parts, at)[0]
-        return [Whole(4, whole.labeled_px, self.method.observe(part, at), slice(0, 4)) for part in parts]
+    def by_themselves(self: Stepper, batches: list[SemiBatch], at: Progress) -> list[Part]:
+        return [replace(part, observed=part.own, rows=slice(0, 4)) for part in parts(self, batches, at)]
 
-    monkeypatch.setattr(Stepper, "_wholes", by_themselves)
+    monkeypatch.setattr(Stepper, "_parts", by_themselves)
     assert difference(whole, take("imas", 4)) > 1000 * CLOSE
 
 

@@ -12,13 +12,16 @@ import torch
 
 from semiseg import config, data
 from semiseg.data import partitions
+from semiseg.data.masks import read_pair
 from semiseg.engine import checkpoint, environment, reporter
 from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.log import NotFiniteError
+from semiseg.engine.predict import make_predictor
 from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.methods import imas
+from semiseg.metrics import Scores, add_confusion, scores
 from semiseg.runs import Run
 
 
@@ -137,6 +140,77 @@ def test_a_record_is_the_mean_of_its_steps(start):
     assert 0 <= record["waited"] <= 1
 
 
+def test_the_norm_of_the_gradient_is_recorded(start, monkeypatch):
+    """Before it is shortened, as its steps see it; a record has their mean."""
+    norms = []
+    take = stepping.Optimizers.step
+
+    def spy(self: stepping.Optimizers, scaler: Any) -> torch.Tensor:
+        norms.append(torch.cat([parameter.grad.flatten() for parameter in self.parameters()]).norm().item())
+        return take(self, scaler)
+
+    monkeypatch.setattr(stepping.Optimizers, "step", spy)
+    listener = Listener()
+    prepared = start(optim={"max_grad_norm": 1e-3}, engine={"log_every": 2})
+    engine.train(*prepared, listener)
+    assert len(norms) == 4
+    assert min(norms) > 0.01
+    told = [record["gradient_norm"] for kind, record in listener.told if kind == "step"]
+    assert told == pytest.approx(norms, rel=1e-4)
+    means = [(norms[0] + norms[1]) / 2, (norms[2] + norms[3]) / 2]
+    assert [r["gradient_norm"] for r in prepared[2].metrics("train")] == pytest.approx(means, rel=1e-4)
+
+
+def test_every_network_is_scored_and_the_first_one_decides(start, monkeypatch):
+    """The student's scores fall while the teacher's rise."""
+    teacher, evaluate = iter([0.2, 0.3, 0.5, 0.4]), engine.evaluate
+
+    def scripted(networks: Any, *args: Any) -> Any:
+        assert evaluate(networks, *args).keys() == networks.keys()
+        miou = next(teacher)
+        return {name: Scores(miou if name == "teacher" else 1 - miou, (0.5,) * 6, 0.25) for name in networks}
+
+    monkeypatch.setattr(engine, "evaluate", scripted)
+    prepared = start(engine={"eval_every": 1, "save_every": 4, "steps": 4})
+    engine.train(*prepared)
+    run = prepared[2]
+    for record in run.metrics("val"):
+        assert list(record["networks"]) == ["teacher", "student"]
+        for each in record["networks"].values():
+            assert each.keys() == {"miou", "accuracy", "iou"}
+        assert {name: record[name] for name in ("miou", "accuracy", "iou")} == record["networks"]["teacher"]
+        assert record["networks"]["student"]["miou"] == 1 - record["miou"]
+    assert run.best()["step"] == 3
+    assert checkpoint.newest(run.checkpoints).predictor == ["teacher"]
+
+
+def test_a_single_network_needs_no_names(start):
+    prepared = start("supervised")
+    engine.train(*prepared)
+    assert all("networks" not in record for record in prepared[2].metrics("val"))
+    assert checkpoint.newest(prepared[2].checkpoints).predictor == ["student"]
+
+
+def test_networks_that_are_used_together_are_saved_and_loaded_together(start, monkeypatch):
+    monkeypatch.setattr(
+        imas.Method, "evaluated", lambda self: {"mean": (self.student, self.teacher), "teacher": (self.teacher,)}
+    )
+    recipe, dataset, run = start()
+    engine.train(recipe, dataset, run)
+    record = run.metrics("val")[-1]
+    assert list(record["networks"]) == ["mean", "teacher"]
+    saved = checkpoint.newest(run.checkpoints)
+    assert saved.predictor == ["student", "teacher"]
+    predictor, weights = make_predictor(saved, "cpu"), saved.model_state()
+    for name, network in zip(saved.predictor, predictor.networks, strict=True):
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, weights[f"{name}.{key}"])
+    matrix = torch.zeros(6, 6, dtype=torch.int64)
+    for image, mask in (read_pair(sample, dataset.coding) for sample in dataset.val):
+        matrix = add_confusion(matrix, predictor.predict(image).long(), mask.long())
+    assert scores(matrix).miou == record["miou"]
+
+
 def test_hardness_is_one_minus_easiness(start):
     prepared = start(engine={"log_every": 1})
     engine.train(*prepared)
@@ -152,7 +226,8 @@ def test_the_best_checkpoint_is_the_best(start, monkeypatch):
     evaluate = engine.evaluate
 
     def scripted(*args: Any, **kwargs: Any) -> Any:
-        return type(evaluate(*args, **kwargs))(miou=next(miou), iou=(0.0,) * 6, accuracy=0.0)
+        best = Scores(miou=next(miou), iou=(0.0,) * 6, accuracy=0.0)
+        return dict.fromkeys(evaluate(*args, **kwargs), best)
 
     monkeypatch.setattr(engine, "evaluate", scripted)
     prepared = start(engine={"eval_every": 1, "save_every": 4})

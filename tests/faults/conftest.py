@@ -1,7 +1,6 @@
 """Faults are injected into commands that run in processes of their own."""
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from torch import nn
 
 from semiseg.models import build
-from semiseg.models.build import Network
+from semiseg.models.build import Network, Undivided
 from semiseg.types import Normalization
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,16 +18,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 
-def small(_: build.Config, num_classes: int) -> Network:
+def small(_: build.Config, num_classes: int, channels: int = 3) -> Network:
     """What commands in processes of their own train in place of the recipe's network: these tests train 150 times.
 
     It has batch norm, and its checkpoints are of a few hundred kB.
     """
-    encoder = nn.Sequential(nn.Conv2d(3, 64, 4, 4), nn.BatchNorm2d(64), nn.ReLU())
+    encoder = nn.Sequential(nn.Conv2d(channels, 64, 4, 4), nn.BatchNorm2d(64), nn.ReLU())
     body = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU())
     head, larger = nn.Conv2d(128, num_classes, 1), nn.Upsample(scale_factor=4)
-    parts = OrderedDict(encoder=encoder, body=body, head=head, larger=larger)
-    return Network(nn.Sequential(parts), Normalization(), 4)
+    net = Undivided(encoder)
+    net.segmentation_head = nn.Sequential(body, head, larger)
+    return Network(net, Normalization(), 4)
 
 
 harness.Command.network = staticmethod(small)

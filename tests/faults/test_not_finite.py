@@ -21,8 +21,8 @@ def loss_at(step: int, value: float) -> None:
     """The loss of one step, counted from 1, is `value`."""
 
     def around(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def spoilt(self: Any, batch: Any, at: Any, whole: Any = None) -> Any:
-            losses = forward(self, batch, at, whole)
+        def spoilt(self: Any, batch: Any, at: Any, part: Any) -> Any:
+            losses = forward(self, batch, at, part)
             return replace(losses, total=losses.total * value) if at.step + 1 == step else losses
 
         return spoilt
@@ -34,9 +34,9 @@ def weight_after(step: int, network: str) -> None:
     """A weight of one network is infinite once a step is taken whose loss was finite."""
 
     def around(after_step: Callable[..., Any]) -> Callable[..., Any]:
-        def spoilt(self: Any, number: int) -> None:
-            after_step(self, number)
-            if number + 1 == step:
+        def spoilt(self: Any, at: Any, observed: Any) -> None:
+            after_step(self, at, observed)
+            if at.step + 1 == step:
                 weight = next(getattr(self, network).parameters()).detach()
                 weight[(0,) * weight.dim()] = math.inf
 

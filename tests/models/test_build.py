@@ -1,3 +1,4 @@
+import copy
 import importlib
 import os
 import pickle
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from semiseg import config
 from semiseg.errors import UserError
-from semiseg.models.build import Config, Network, build
+from semiseg.models.build import Config, Network, Undivided, build
 from semiseg.rng import fold_in, seeded
 from semiseg.types import Normalization
 
@@ -81,6 +82,121 @@ def test_networks_of_every_kind(architecture, encoder, output_stride, stride, co
         assert network(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
 
 
+VIT = {
+    "dynamic_img_size": True,
+    "embed_dim": 24,
+    "num_heads": 2,
+    "decoder_intermediate_channels": [8, 8, 8, 8],
+    "decoder_fusion_channels": 8,
+}
+WRAPPED = {name: ("resnet18", {}) for name in sorted(smp.MODEL_ARCHITECTURES_MAPPING)}
+WRAPPED["dpt"] = ("tu-vit_tiny_patch16_224", VIT)  # it takes no other encoders
+
+
+@pytest.mark.parametrize("architecture", WRAPPED)
+def test_a_network_in_three_parts_is_the_network_that_it_wraps(architecture):
+    """To the last bit, gradients included. The parts have their maps, and dropout its draws, in one order."""
+    encoder, options = WRAPPED[architecture]
+    with seeded(0):
+        net = smp.create_model(architecture, encoder_name=encoder, encoder_weights=None, classes=5, **options)
+    times = 2 if architecture == "pan" else 1  # it takes no smaller images
+    network, image = Network(net, Normalization(), 64 * times), IMAGE.repeat(2, 1, times, times)
+    image[1] += 0.5
+    image[..., 50 * times :, :] = image[..., 45 * times :] = 0  # what is padded
+    size = slice(50 * times), slice(45 * times)
+    state, found = copy.deepcopy(net.state_dict()), []
+    for forward in (lambda: network(image[..., *size]), lambda: net(image)[..., *size]):
+        net.load_state_dict(state)
+        net.zero_grad()
+        with seeded(1):
+            logits = forward()
+        logits.square().mean().backward()
+        gradients = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+        found.append([logits.detach(), *gradients, *copy.deepcopy(list(net.buffers()))])
+    assert found[0][0].shape == (2, 5, 50 * times, 45 * times)
+    assert len(found[0]) == len(found[1]) > 50
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    with torch.no_grad():
+        network.eval()
+        assert torch.equal(network(image[..., *size]), net(image)[..., *size])
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv3plus", "dpt"])
+def test_the_parts_of_a_network(architecture):
+    encoder, options = WRAPPED[architecture]
+    network = make(architecture, encoder, options=options).eval()
+    image = IMAGE[..., :33, :47]
+    with torch.no_grad():
+        features = network.encode(image)
+        assert features.size == (33, 47)
+        assert (features.rest is not None) == (architecture == "dpt")  # the class token
+        assert all(isinstance(value, Tensor) and len(value) == 1 for value in features.maps)
+        decoded = network.decode(features)
+        assert torch.equal(network.classify(decoded, features.size), network(image))
+        assert torch.equal(network.classify(network.decode(network.encode(image)), (33, 47)), network(image))
+
+
+@pytest.mark.parametrize("architecture", ["unet", "dpt"])
+def test_each_map_of_the_features_is_changed(architecture):
+    encoder, options = WRAPPED[architecture]
+    network, seen = make(architecture, encoder, options=options).eval(), []
+
+    def change(value: Tensor) -> Tensor:
+        seen.append(value)
+        return value * 0
+
+    with torch.no_grad():
+        features = network.encode(IMAGE)
+        before = [value.clone() for value in features.maps]
+        changed = features.each(change)
+        assert len(seen) == len(features.maps)
+        assert all(one is other for one, other in zip(seen, features.maps, strict=True))
+        assert all(torch.equal(value, one) for value, one in zip(features.maps, before, strict=True))
+        assert not any(value.any() for value in changed.maps)
+        assert changed.size == features.size
+        assert changed.rest is features.rest
+        same = features.each(lambda value: value.clone())
+        decoded = [network.classify(network.decode(each), each.size) for each in (features, same, changed)]
+    assert torch.equal(decoded[0], decoded[1])
+    assert not torch.allclose(decoded[0], decoded[2])
+
+
+def test_dropout_on_features_drops_whole_channels():
+    network = make().eval()
+    with torch.no_grad(), seeded(0):
+        features = network.encode(IMAGE)
+        dropped = features.each(nn.functional.dropout2d)
+    for value, one in zip(features.maps[1:], dropped.maps[1:], strict=True):
+        kept = one.flatten(2).any(2)
+        assert torch.equal(one, value * 2 * kept[:, :, None, None])
+        assert 0.2 < kept.float().mean() < 0.8
+
+
+def test_a_network_of_any_kind_is_its_own_encoder():
+    """Logits, names of parameters and sizes; all of it has the encoder's learning rate."""
+    with seeded(0):
+        net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5)).eval()
+    network = Network(Undivided(net), Normalization(), 8)
+    assert torch.equal(network(IMAGE), net(IMAGE))
+    features = network.encode(IMAGE[..., :13, :24])
+    assert [tuple(value.shape) for value in features.maps] == [(1, 5, 16, 24)]
+    assert network.classify(network.decode(features), features.size).shape == (1, 5, 13, 24)
+    assert [name for name, _ in network.named_parameters()] == [
+        f"net.encoder.net.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias")
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["unet", "deeplabv3plus"])
+def test_other_numbers_of_channels(architecture):
+    with seeded(0):
+        config = Config(architecture=architecture, encoder="resnet18", weights=None)
+        network = build(config, 2, channels=7).eval()
+    assert network(torch.rand(1, 7, 33, 47)).shape == (1, 2, 33, 47)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network(torch.rand(2, 7, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained)
+
+
 def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_color():
     seen: list[Tensor] = []
 
@@ -89,7 +205,7 @@ def test_an_image_of_any_size_is_padded_below_and_on_the_right_with_the_mean_col
             seen.append(image)
             return image[:, :2]
 
-    network, image = Network(Net(), Normalization(), 8), IMAGE[..., :13, :24] + 5
+    network, image = Network(Undivided(Net()), Normalization(), 8), IMAGE[..., :13, :24] + 5
     logits = network(image)
     assert seen[0].shape == (1, 3, 16, 24)
     assert torch.equal(seen[0][..., :13, :24], image)
@@ -104,7 +220,7 @@ def test_logits_at_another_scale_are_brought_to_the_size_of_the_image():
         def forward(self, image: Tensor) -> Tensor:
             return image[..., ::2, ::2] * 0 + torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
-    logits = Network(Half(), Normalization(), 8)(IMAGE[..., :13, :24])
+    logits = Network(Undivided(Half()), Normalization(), 8)(IMAGE[..., :13, :24])
     torch.testing.assert_close(logits, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(1, 3, 13, 24))
     assert make("fpn", options={"encoder_depth": 3}).eval()(IMAGE[..., :33, :47]).shape == (1, 5, 33, 47)
 

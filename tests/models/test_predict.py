@@ -15,7 +15,7 @@ from semiseg.types import Normalization
 
 
 def network(net: nn.Module) -> Network:
-    return Network(net, Normalization(), 1)
+    return Network(Undivided(net), Normalization(), 1)
 
 
 def answering(logits: Tensor) -> Network:
@@ -206,7 +206,7 @@ def test_every_module_returns_to_its_own_mode(tiny):
     net = tiny().train()
     net.net.encoder[1].eval()
     predict(net, noise(1, 3, 8, 8))
-    assert net.net.head.training
+    assert net.net.segmentation_head.training
     assert not net.net.encoder[1].training
 
 

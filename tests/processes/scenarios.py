@@ -4,7 +4,6 @@ import hashlib
 import os
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -110,19 +109,20 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _small(_: build.Config, num_classes: int) -> build.Network:
+def _small(_: build.Config, num_classes: int, channels: int = 3) -> build.Network:
     """A network without batch statistics, so that images do not influence each other.
 
     It decides for squares of 4 px: the fewer decisions there are, the seldomer a rounding error makes another one. And
     it is sure enough of itself for pseudo-labels.
     """
-    encoder = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.GroupNorm(4, 16), nn.ReLU())
+    encoder = nn.Sequential(nn.Conv2d(channels, 16, 4, 4), nn.GroupNorm(4, 16), nn.ReLU())
     body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU())
     head = nn.Conv2d(16, num_classes, 1)
     with torch.no_grad():
         head.weight *= 4
-    parts = OrderedDict(encoder=encoder, body=body, head=head, larger=nn.Upsample(scale_factor=4))
-    return build.Network(nn.Sequential(parts), Normalization(), 4)
+    net = build.Undivided(encoder)
+    net.segmentation_head = nn.Sequential(body, head, nn.Upsample(scale_factor=4))
+    return build.Network(net, Normalization(), 4)
 
 
 @contextmanager

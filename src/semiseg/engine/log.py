@@ -146,7 +146,9 @@ class Log:
         means = dict(zip(self.names, torch.stack([step.scalars for step in self.steps]).mean(0).tolist(), strict=True))
         means.pop("stop")
         seconds, images = now - self.clock, self.images_per_step * (done - self.clock_step)
-        record = {"kind": "train", "step": done, **{name: round(value, 6) for name, value in means.items()}, "lr": lr}
+        # the gradient norm of a step that overflows in fp16 is infinite, which JSON does not have
+        known = {name: round(value, 6) if math.isfinite(value) else None for name, value in means.items()}
+        record: dict[str, Any] = {"kind": "train", "step": done, **known, "lr": lr}
         record["images_per_step"] = self.images_per_step
         record["images_per_second"] = round(images / seconds, 2)
         record["waited"] = round(self.waited / seconds, 4)

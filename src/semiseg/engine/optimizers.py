@@ -21,10 +21,13 @@ class Optimizers:
     Args:
         settings: the optimizer settings of the recipe.
         method: the method whose groups are trained.
+
+    Attributes:
+        lr: the learning rate of the recipe, as it was set last; that of encoders.
     """
 
     def __init__(self, settings: optim.Config, method: SemiMethod) -> None:
-        self.settings = settings
+        self.settings, self.lr = settings, settings.lr
         groups: dict[optim.Config, list[optim.Group]] = {}
         for group in method.groups(settings):
             if group.parameters:
@@ -33,15 +36,10 @@ class Optimizers:
 
     def set_lr(self, step: int, num_steps: int) -> None:
         """Sets the learning rates of step `step` of `num_steps`: that of the settings times the factor of the group."""
+        self.lr = self.settings.lr_at(step, num_steps)
         for config, optimizer in self.each:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(step, num_steps) * group["lr_factor"]
-
-    @property
-    def lr(self) -> float:
-        """Returns the learning rate of the encoder, as it was set last."""
-        group = self.each[0][1].param_groups[0]
-        return group["lr"] / group["lr_factor"]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yields every parameter that is trained."""
