@@ -183,6 +183,29 @@ def test_cutmix_pastes_half_of_the_next_image_with_all_that_is_known_of_it(make)
             assert torch.equal(getattr(mixed, name), torch.where(inside, following, value)), name
 
 
+def test_anchors_are_pixels_of_the_mixed_images_and_positives_of_the_whole_ones(make, monkeypatch):
+    method = filled(make(pixels=144, anchor_probability=0.5))
+    at, seen = when(True, method), {}
+    monkeypatch.setattr(
+        method.bank, "contrast", lambda *args: seen.update(label=args[2], positive=args[3]) or args[0].sum()
+    )
+    part = method.alone(BATCH, at)
+    method(BATCH, at, part)
+    everyone, pixel = part.observed, method._pixels(BATCH.valid, at)
+    threshold = method._threshold(everyone, at)
+    mixed, _ = method._mixed(everyone, at)
+    for slot in range(4):
+        for n in range(0, 144, 5):
+            y, x = divmod(pixel[n].item(), 12)
+            sure = mixed.valid[slot, y, x] and mixed.entropy[slot, y, x] <= threshold
+            wanted = mixed.label[slot, y, x] if sure and mixed.confidence[slot, y, x] > 0.5 else 5
+            assert seen["label"].view(4, 2, 144)[slot, 1, n] == wanted
+    keys, labels = everyone.key.flatten(0, 2), method._classes(everyone, threshold, pixel)
+    assert not torch.equal(labels, seen["label"])
+    for c in labels.unique()[:-1]:
+        torch.testing.assert_close(seen["positive"][c], F.normalize(keys[labels == c].mean(0), dim=0))
+
+
 def test_negatives_of_a_class(make):
     """In a labeled image another class that the teacher finds likely; in an unlabeled one a class of middle rank."""
     method = make(low_rank=2, high_rank=4)

@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 
 from semiseg.models.bank import Bank, choose, prototypes
@@ -10,18 +13,32 @@ def unit(*angles: float) -> torch.Tensor:
 
 
 def test_new_representations_replace_the_oldest():
-    bank = Bank(num_classes=2, size=3, channels=2)
+    bank = Bank(num_classes=2, size=3, channels=2, new=2)
     for start in (0.1, 0.3):
         bank.add(2 * unit(start, start + 0.1), torch.tensor([[True, True], [False, False]]), fold_in(0, "order"))
     assert bank.count.tolist() == [4, 0]
     assert bank.filled.tolist() == [3, 0]
     bank.add(unit(0.9), torch.tensor([[True], [True]]), fold_in(0, "order"))
-    angles = [torch.atan2(*row.flip(1).unbind(1)) for row in bank.key]
-    kept = sorted(round(angle, 4) for angle in angles[0].tolist())
-    assert kept[-1] == 0.9
-    assert set(kept[:2]) == {0.3, 0.4}
+    angles = torch.atan2(bank.key[0, :, 1], bank.key[0, :, 0])
+    torch.testing.assert_close(angles.sort().values, torch.tensor([0.3, 0.4, 0.9]))
     torch.testing.assert_close(bank.key[1, 0], unit(0.9)[0])
     assert not bank.key[1, 1:].any()
+
+
+def test_classes_without_anchors_or_negatives_do_not_count():
+    bank = Bank(num_classes=3, size=1, channels=2)
+    bank.key[:2], bank.count[:2] = unit(1.5), 1
+    arguments = {"positive": unit(0.0, 0.0, 0.0), "num_anchors": 9, "num_negatives": 2, "temperature": 0.5}
+
+    def loss(*labels: int) -> float:
+        return bank.contrast(unit(0.2, 0.6), 0, torch.tensor(labels), generator=fold_in(0), **arguments).item()
+
+    own, other = (math.log(1 + 2 * math.exp((math.cos(1.5 - angle) - math.cos(angle)) / 0.5)) for angle in (0.2, 0.6))
+    assert loss(0, 1) == pytest.approx((own + other) / 2, rel=1e-5)  # a mean over two classes
+    assert loss(0, 0) == pytest.approx((own + other) / 2, rel=1e-5)  # a mean over two anchors
+    assert loss(0, 2) == pytest.approx(own, rel=1e-5)  # class 2 has no negatives
+    assert loss(3, 1) == pytest.approx(other, rel=1e-5)
+    assert loss(3, 3) == loss(2, 3) == 0
 
 
 def test_a_step_does_not_flood_the_bank():
