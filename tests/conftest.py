@@ -184,7 +184,10 @@ def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
 
     def recipe(method: str = "imas", /, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
         # fast, and a teacher that is easily sure: hardness varies and unlabeled images count from the first steps on
-        settings = {"imas": {"threshold": 0.3, "ema_decay": 0.5}}.get(method, {})
+        settings: dict[str, Any] = {
+            "imas": {"threshold": 0.3, "ema_decay": 0.5},
+            "u2pl": {"channels": 16, "pixels": 200, "anchors": 16, "negatives": 8, "bank_size": 100},
+        }.get(method, {})
         lists = {name: f"splits/{name}.txt" for name in ("labeled", "unlabeled", "val")}
         values: dict[str, dict[str, Any]] = {
             "data": {

@@ -86,9 +86,7 @@ class Method(SemiMethod, config=Config):
             decoded = self.teacher.decode(features)
             probability = self.teacher.classify(decoded, features.size).float().softmax(1)
             representation = self.teacher_head(decoded)
-        unlabeled = probability[len(batch.image) :]
-        confidence, label = unlabeled.max(1)
-
+        confidence, label = probability[len(batch.image) :].max(1)
         pixel = self._pixels(batch.valid, at)
         at_pixel = torch.stack(probability.flatten(2).index_select(2, pixel).mT.chunk(2), dim=1)
         label_at = batch.label.flatten(1).index_select(1, pixel)
@@ -100,7 +98,7 @@ class Method(SemiMethod, config=Config):
             label,
             confidence,
             batch.valid,
-            entropy=torch.special.entr(unlabeled).sum(1),
+            entropy=torch.special.entr(probability[len(batch.image) :]).sum(1),
             label_at=label_at,
             probability_at=at_pixel[:, 0].gather(-1, torch.where(known, label_at[..., None], 0)).squeeze(-1),
             key=torch.stack(values_at(self.teacher, representation, pixel, features.size).chunk(2), dim=1),
@@ -127,25 +125,19 @@ class Method(SemiMethod, config=Config):
         reliable = mixed.valid & (mixed.entropy <= threshold)
         valid_px, reliable_px = mixed.valid.sum().clamp(min=1), reliable.sum().clamp(min=1)
         loss = F.cross_entropy(on_mixed.float(), own.label, reduction="none")
-        mean = torch.where(reliable[part.rows], loss, 0.0).sum() / reliable_px
-        unlabeled = mean * (valid_px / reliable_px)
+        unlabeled = torch.where(reliable[part.rows], loss, 0.0).sum() / reliable_px * (valid_px / reliable_px)
 
         own_pixels = torch.stack([of_image, of_mixed], dim=1).flatten(0, 2)
-        first = part.rows.start * 2 * len(pixel)
         anchor, member = (self._classes(seen, threshold, pixel) for seen in (mixed, everyone))
         positive = prototypes(everyone.key.flatten(0, 2), member, self.num_classes)
-        settings = (cfg.anchors, cfg.negatives, cfg.temperature)
-        contrast = self.bank.contrast(own_pixels, first, anchor, positive, *settings, at.generator("contrast"))
+        settings = (cfg.anchors, cfg.negatives, cfg.temperature, at.generator("contrast"))
+        contrast = self.bank.contrast(own_pixels, part.rows.start * 2 * len(pixel), anchor, positive, *settings)
         weight = float(at.step >= cfg.warmup_steps)
+        terms = {"labeled": labeled, "unlabeled": unlabeled, "contrastive": contrast}
+        shares = {"reliable": reliable[part.rows].sum() / valid_px, "mixed": fires * part.share}
         return Losses(
             total=labeled + weight * (cfg.unlabeled_weight * unlabeled + cfg.contrastive_weight * contrast),
-            scalars={
-                "labeled": labeled.detach(),
-                "unlabeled": unlabeled.detach(),
-                "contrastive": contrast.detach(),
-                "reliable": reliable[part.rows].sum() / valid_px,
-                "mixed": fires * part.share,
-            },
+            scalars={name: term.detach() for name, term in terms.items()} | shares,
         )
 
     def _mixed(self, everyone: Observed, at: Progress) -> tuple[Observed, Bool[Tensor, ""]]:
@@ -180,13 +172,12 @@ class Method(SemiMethod, config=Config):
 
     def after_step(self, at: Progress, observed: Observed) -> None:
         """Adds negatives of each class to the bank and updates the teacher."""
-        cfg = self.config
-        if at.step >= cfg.warmup_steps:
+        if at.step >= self.config.warmup_steps:
             unsure = observed.valid & (observed.entropy > self._threshold(observed, at))
             unsure_at = unsure.flatten(1).index_select(1, self._pixels(observed.valid, at))
             negative = observed.negative & torch.stack([torch.ones_like(unsure_at), unsure_at], 1)[..., None]
             self.bank.add(observed.key.flatten(0, 2), negative.flatten(0, 2).mT, at.generator("bank"))
-        decay = ema_decay(max(0, at.step - cfg.warmup_steps), cfg.ema_decay)
+        decay = ema_decay(max(0, at.step - self.config.warmup_steps), self.config.ema_decay)
         ema_(self.teacher, self.student, decay, buffers=not self.own_statistics)
         ema_(self.teacher_head, self.head, decay, buffers=not self.own_statistics)
 
@@ -201,8 +192,9 @@ def _ranks(config: Config, num_classes: int) -> tuple[int, int]:
         raise UserError(f"method.name: u2pl contrasts classes, so it needs two or more; the data have {num_classes}")
     low = min(3, num_classes - 1) if config.low_rank is None else config.low_rank
     if low >= num_classes:
-        works = "1" if num_classes == 2 else f"a number from 1 to {num_classes - 1}"
-        raise UserError(f"method.low_rank: {low} leaves no negatives, as there are {num_classes} classes; use {works}")
+        raise UserError(
+            f"method.low_rank: {low} leaves no negatives of {num_classes} classes; use 1 or more, below {num_classes}"
+        )
     if low >= config.high_rank:
         raise UserError(f"method.high_rank: {config.high_rank} must be larger than low_rank, which is {low}")
     return low, config.high_rank
