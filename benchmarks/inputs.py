@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision import io
 from torchvision.transforms.v2 import functional as tv
 
-from semiseg.augment.intensity import _TABLE
+from semiseg.augment.ops import OPERATIONS
 from semiseg.data import weak
 from semiseg.data.dataset import MaskCoding
 from semiseg.data.masks import read_mask
@@ -186,7 +186,7 @@ def photometric(results: common.Results, images: list[Tensor]) -> None:
     }  # fmt: skip
     batches, pictures = [image[None] for image in images], [picture(image) for image in images]
     for name, (magnitude, of_tensor, of_picture) in operations.items():
-        ours, drew = _TABLE[name][0], torch.tensor([magnitude])
+        ours, drew = OPERATIONS[name], torch.tensor([magnitude])
         ways = {
             "semiseg": each(lambda image, ours=ours, drew=drew: ours(image, drew), batches),
             "torchvision": each(of_tensor, images),

@@ -213,6 +213,20 @@ def refused(values: dict, **changes) -> str:
         ({"engine": {"stepz": 1}}, "engine.stepz: unknown key; did you mean steps?"),
         ({"engine": {"evaluate": {"windw": 1}}}, "engine.evaluate.windw: unknown key; did you mean window?"),
         ({"method": {"strong": {"hueue": 1}}}, "method.strong.hueue: unknown key; did you mean hue?"),
+        ({"method": {"strong": {"pool": "jitter", "sigmma": 1}}},
+         "method.strong.sigmma: unknown key; did you mean sigma?"),
+        ({"method": {"strong": {"pool": "jitter", "num_ops": 1}}},
+         "method.strong.num_ops: unknown key; known are pool, jitter_probability, brightness, contrast, saturation, "
+         "hue, grayscale_probability, blur_probability, sigma"),
+        ({"method": {"labeled": {"brightnes": 1, "pool": "jitter"}}},
+         "method.labeled.brightnes: unknown key; did you mean brightness?"),
+        ({"method": {"labeled": {"ops": ["blur", "hue"]}}},
+         "method.labeled.ops: there is no operation 'blur'; known are identity, invert, autocontrast, equalize, "
+         "gaussian_blur, contrast, sharpness, color, brightness, hue, posterize, solarize (got ['blur', 'hue'])"),
+        ({"method": {"strong": {"pool": "jiter"}}},
+         "method.strong: should be a section whose key pool is one of intensity, jitter"),
+        ({"method": {"labeled": 3}},
+         "method.labeled: should be a section whose key pool is one of intensity, jitter (got 3)"),
         ({"engine": {"steps": 0}}, "engine.steps: should be greater than or equal to 1 (got 0)"),
         ({"engine": {"steps": 0, "seed": -1}}, "engine.steps: should be greater than or equal to 1 (got 0); 1 more"),
         ({"data": {"scale": [2, 1]}}, "data.scale: the smaller scale comes first, e.g. (1.0, 2.0) (got [2, 1])"),
@@ -236,6 +250,23 @@ def refused(values: dict, **changes) -> str:
 )  # fmt: skip
 def test_one_line_that_names_the_key(recipe, sections, message):
     assert refused(recipe(**sections)) == f"here.yaml: {message}"
+
+
+@pytest.mark.parametrize("settings", [
+    {"strong": {"pool": "jitter"}},
+    {"strong": {"pool": "jitter", "hue": 0.1, "sigma": [0.5, 1]}, "labeled": {"pool": "jitter"}},
+    {"labeled": {"pool": "intensity", "ops": ["brightness", "hue"]}},
+    {"labeled": {"ops": ["solarize"], "num_ops": 1, "solarize": [100, 200]}},
+])  # fmt: skip
+def test_pools_survive_the_round_trip(write, tmp_path, settings):
+    loaded = config.load(write(method=settings))
+    again = tmp_path / "config.yaml"
+    again.write_text(config.dump(loaded))
+    assert config.load(again) == loaded
+    for key, wanted in settings.items():
+        pool = getattr(loaded.method, key)
+        assert pool.pool == wanted.get("pool", "intensity")
+        assert {name: pool.model_dump(mode="json")[name] for name in wanted} == wanted
 
 
 def test_what_is_missing_is_named(recipe):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.hardness import confident_ratio, confusion, easiness, shrink, subsample, weighted_iou
+from semiseg.hardness import confident_ratio, confusion, easiness, quantile, shrink, subsample, weighted_iou
 from semiseg.rng import fold_in
 from semiseg.types import Prediction
 
@@ -336,3 +336,14 @@ def test_a_smaller_look_never_waits(no_host_sync):
     prediction = Prediction(torch.zeros(2, 8, 8, dtype=torch.int64), torch.rand(2, 8, 8), 3)
     assert no_host_sync(shrink, torch.rand(2, 3, 8, 8), 0.5).is_meta
     assert no_host_sync(subsample, prediction, prediction.label == 0, (4, 4))[1].is_meta
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.83, 1.0])
+def test_quantile_is_that_of_torch(share):
+    value = torch.rand(3, 7, 11, generator=fold_in(0, "quantile"))
+    counted = torch.rand(value.shape, generator=fold_in(0, "counted")) < 0.7
+    wanted = torch.quantile(value[counted].double(), share, interpolation="lower")
+    assert quantile(value, counted, share) == wanted
+    value[~counted] = -9.0
+    assert quantile(value, counted, share) == wanted
+    assert quantile(value, torch.zeros_like(counted), share) == torch.inf

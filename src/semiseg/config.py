@@ -3,12 +3,13 @@
 import difflib
 import reprlib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from semiseg import data, methods, optim, recipe_file
@@ -174,7 +175,7 @@ def _first_error(error: ValidationError, config: type[BaseModel], values: dict[A
     details = found[place]
     first = details[0]
     if first["type"] == "extra_forbidden":
-        message = f"unknown key{_closest(place[-1], _known(config, place[:-1]))}"
+        message = f"unknown key{_closest(place[-1], _known(config, first['loc'][:-1]))}"
     elif first["type"] == "missing" and place[-1:] == (first["loc"][-1],):
         message = "is missing"
     else:
@@ -206,13 +207,28 @@ def _place(detail: ErrorDetails, values: Any) -> tuple[str, ...]:
     return tuple(place)
 
 
-def _known(config: type[BaseModel], place: tuple[str, ...]) -> list[str]:
-    """Returns the known keys of the section at `place` below `config`."""
-    for part in place:
-        field = config.model_fields.get(part)
-        if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            config = field.annotation
+def _known(config: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Returns the known keys of the section at pydantic's location `loc` below `config`."""
+    tagged: dict[Any, type[BaseModel]] = {}
+    for part in loc:
+        if part in tagged:
+            config = tagged[part]
+        elif field := config.model_fields.get(str(part)):
+            tagged = dict(_sections(field.annotation))
+            config = next(iter(tagged.values()), config)
     return list(config.model_fields)
+
+
+def _sections(annotation: Any, tag: str | None = None) -> Iterator[tuple[str | None, type[BaseModel]]]:
+    """Yields the kinds of section that a setting may have, with the tags by which pydantic's locations name them."""
+    if get_origin(annotation) is Annotated:
+        annotation, *notes = get_args(annotation)
+        yield from _sections(annotation, next((note.tag for note in notes if isinstance(note, Tag)), tag))
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _sections(member)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield tag, annotation
 
 
 def _short(value: Any) -> str:

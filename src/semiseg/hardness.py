@@ -106,6 +106,16 @@ def confident_ratio(
     return (confident & valid).float().sum((1, 2)) / valid.float().sum((1, 2)).clamp(min=1)
 
 
+def quantile(value: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], share: float) -> Float[Tensor, ""]:
+    """Returns a value of the batch that about `share` of the counted values do not exceed; infinity without any.
+
+    It equals torch.quantile(value[counted], share, interpolation="lower"), which would make the host wait.
+    """
+    ordered = torch.where(counted, value, torch.inf).flatten().sort().values
+    last = (counted.sum() - 1).clamp(min=0)
+    return ordered.index_select(0, (last.double() * share).long()[None])[0]
+
+
 def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 H W"]:
     """Resizes `image` to `scale` times its size, for a cheaper forward pass. With scale 1 it returns `image` itself."""
     if scale == 1:

@@ -77,6 +77,29 @@ def confident_cross_entropy(
     return torch.where(counted & valid, loss, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
+def contrastive(
+    anchor: Float[Tensor, "c a d"],
+    positive: Float[Tensor, "c d"],
+    negative: Float[Tensor, "c a m d"],
+    temperature: float,
+) -> Float[Tensor, "c a"]:
+    """Computes InfoNCE of each anchor: -log softmax of its similarity to the positive, among those to the negatives.
+
+    All vectors have length 1, so their products are cosines. The products are sums of fp32 values: a matrix product
+    would be in low precision inside autocast.
+
+    Args:
+        anchor: anchors of each class.
+        positive: the positive of each class.
+        negative: negatives of each anchor.
+        temperature: the similarities are divided by it.
+    """
+    own = (anchor.float() * positive[:, None].float()).sum(-1, keepdim=True)
+    others = (anchor[:, :, None].float() * negative.float()).sum(-1)
+    similarity = torch.cat([own, others], dim=-1) / temperature
+    return similarity.logsumexp(-1) - similarity[..., 0]
+
+
 class LabeledLoss(BaseModel):
     """The loss on labeled pixels, with its settings."""
 

@@ -11,6 +11,7 @@ from semiseg.augment.cutmix import (
     paste,
     random_partners,
     sample_boxes,
+    sample_boxes_of_area,
     sample_boxes_official,
     sample_some_boxes,
     triggered,
@@ -250,3 +251,34 @@ def test_the_host_never_waits(no_host_sync):
     assert no_host_sync(paste, image, image[partner], box).is_meta
     assert no_host_sync(paste, image[:, 0], image[partner, 0], box).is_meta
     assert no_host_sync(triggered, easiness.mean(), fold_in(0)).is_meta
+
+
+# Several boxes of a given area.
+
+
+@given(seeds, st.integers(1, 4), st.integers(20, 50), st.integers(20, 50))
+def test_one_box_has_the_area_that_was_asked_for(seed, batch_size, height, width):
+    for box in sample_boxes_of_area(batch_size, height, width, fold_in(seed), area=(0.5, 0.5), num_boxes=1):
+        _, _, tall, wide = rectangle(box)
+        # each side is rounded: at most half a pixel
+        assert (tall - 0.5) * (wide - 0.5) <= 0.5 * height * width <= (tall + 0.5) * (wide + 0.5)
+
+
+def test_several_boxes_share_the_area_and_cancel_where_two_overlap():
+    """The boxes are found again: of 3 boxes in 100 images, some overlap."""
+    generator, again = fold_in(0, "boxes"), fold_in(0, "boxes")
+    mask = sample_boxes_of_area(100, 60, 80, generator)
+    fraction = 0.25 + 0.25 * torch.rand(300, generator=again)
+    aspect, position = torch.rand(300, generator=again), torch.rand(2, 300, generator=again)
+    expected, areas = torch.zeros(100, 60, 80, dtype=torch.int), torch.zeros(100)
+    for number in range(300):
+        height = fraction[number] ** aspect[number]
+        tall = int((height / 3**0.5 * 60).round())
+        wide = int((fraction[number] / height / 3**0.5 * 80).round())
+        top, left = int(position[0, number] * (61 - tall)), int(position[1, number] * (81 - wide))
+        expected[number % 100, top : top + tall, left : left + wide] += 1
+        areas[number % 100] += tall * wide / (60 * 80)
+    assert torch.equal(mask, expected % 2 == 1)
+    assert (expected == 2).any()
+    assert ((areas > 0.24) & (areas < 0.51)).all()
+    assert (mask.float().mean((1, 2)) <= areas + 1e-6).all()

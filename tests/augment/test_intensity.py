@@ -11,7 +11,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 from torchvision.transforms.v2 import functional as tv
 
-from semiseg.augment.intensity import OPS, Config, IntensityParams, apply, sample
+from semiseg.augment.intensity import _MAGNITUDES, Config
+from semiseg.augment.ops import OPS, Drawn, apply
 from semiseg.rng import fold_in
 
 
@@ -26,9 +27,9 @@ def photos(batch: int = 5, height: int = 37, width: int = 29) -> torch.Tensor:
     return (noise(batch, 3, height, width) * gain + ramp + 10).to(torch.uint8)
 
 
-def draws(op: str, *magnitudes: float) -> IntensityParams:
+def draws(op: str, *magnitudes: float) -> Drawn:
     magnitude = torch.tensor(magnitudes)[:, None]
-    return IntensityParams(torch.full(magnitude.shape, OPS.index(op)), magnitude)
+    return Drawn(torch.full(magnitude.shape, OPS.index(op)), magnitude)
 
 
 def pil(image: torch.Tensor) -> Image.Image:
@@ -118,16 +119,14 @@ def test_factor_zero_is_degenerate():
 
 def test_operations_follow_one_another_in_the_order_drawn():
     image = photos(1)
-    params = IntensityParams(
-        torch.tensor([[OPS.index("solarize"), OPS.index("posterize")]]), torch.tensor([[90.0, 4.0]])
-    )
+    params = Drawn(torch.tensor([[OPS.index("solarize"), OPS.index("posterize")]]), torch.tensor([[90.0, 4.0]]))
     expected = apply(apply(image, draws("solarize", 90.0)), draws("posterize", 4.0))
     assert torch.equal(apply(image, params), expected)
     assert not torch.equal(expected, apply(apply(image, draws("posterize", 4.0)), draws("solarize", 90.0)))
 
 
 sizes = st.tuples(st.integers(0, 6), st.sampled_from([8, 9, 16]), st.sampled_from([8, 13]))
-configs = st.builds(Config, num_ops=st.integers(1, 4), with_replacement=st.booleans())
+configs = st.fixed_dictionaries({"num_ops": st.integers(1, 4), "with_replacement": st.booleans()})
 
 
 @settings(deadline=None, max_examples=40)
@@ -136,7 +135,7 @@ def test_properties(size, config, seed, order):
     batch, height, width = size
     image = noise(batch, 3, height, width, seed=seed)
     untouched = image.clone()
-    params = sample(fold_in(seed), batch, config)
+    params = Config(**config).sample(fold_in(seed), batch)
     out = apply(image, params)
     assert out.dtype == torch.uint8
     assert out.shape == image.shape
@@ -145,7 +144,7 @@ def test_properties(size, config, seed, order):
     assert torch.equal(out, apply(image, params))
 
     permutation = torch.tensor(order.sample(range(batch), batch), dtype=torch.long)
-    permuted = IntensityParams(params.op[permutation], params.magnitude[permutation])
+    permuted = Drawn(params.op[permutation], params.magnitude[permutation])
     assert torch.equal(apply(image[permutation], permuted), out[permutation])
 
 
@@ -155,7 +154,7 @@ def test_only_rows_that_drew_an_operation_change(op, rows):
     image = photos(len(rows), 17, 19)  # equalize leaves images of fewer than 256 pixels, as in PIL
     magnitude = {"gaussian_blur": 1.5, "hue": 0.3, "posterize": 4.0, "solarize": 64.0}.get(op, 0.4)
     index = torch.tensor([[OPS.index(op) if drew else 0] for drew in rows])
-    out = apply(image, IntensityParams(index, torch.full(index.shape, magnitude)))
+    out = apply(image, Drawn(index, torch.full(index.shape, magnitude)))
     assert [not torch.equal(a, b) for a, b in zip(image, out, strict=True)] == rows
 
 
@@ -176,14 +175,14 @@ def test_constant_images(op):
 
 def test_never_reads_a_pixel_on_the_host():
     """Tensors on the meta device have no values, so whatever had to wait for a GPU's cannot run."""
-    params = sample(fold_in(0), 64, Config())
+    params = Config().sample(fold_in(0), 64)
     assert set(params.op.unique().tolist()) == set(range(len(OPS)))
     assert apply(torch.empty(64, 3, 16, 16, dtype=torch.uint8, device="meta"), params).device.type == "meta"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_devices_agree():
-    image, params = noise(64, 3, 33, 47), sample(fold_in(0), 64, Config())
+    image, params = noise(64, 3, 33, 47), Config().sample(fold_in(0), 64)
     on_gpu = image.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -199,7 +198,7 @@ class Fixed:
     """Draws of `many` images, magnitudes by operation."""
 
     def __init__(self, config: Config, many: int = 6000) -> None:
-        self.params = sample(fold_in(0, "fixed"), many, config)
+        self.params = config.sample(fold_in(0, "fixed"), many)
 
     def __getitem__(self, op: str) -> torch.Tensor:
         return self.params.magnitude[self.params.op == OPS.index(op)]
@@ -274,8 +273,29 @@ def test_replacement():
     assert torch.equal(everything.sort(dim=1).values, torch.arange(12).expand(50, 12))
 
 
+@pytest.mark.parametrize("with_replacement", [False, True])
+def test_a_pool_of_some_operations(with_replacement):
+    pool = ("hue", "identity", "gaussian_blur")
+    config = Config(ops=pool, with_replacement=with_replacement, hue=(0.1, 0.2), sigma=(1.0, 2.0))
+    drawn = Fixed(config)
+    assert set(drawn.params.op.unique().tolist()) == {OPS.index(name) for name in pool}
+    for position in drawn.params.op.unbind(1):
+        share = torch.bincount(position, minlength=12)[[OPS.index(name) for name in pool]] / len(position)
+        assert (share - 1 / 3).abs().max() < 0.03
+    assert 0.1 <= drawn["hue"].abs().min() <= drawn["hue"].abs().max() <= 0.2 + 1e-6
+    assert 1.0 <= drawn["gaussian_blur"].min() <= drawn["gaussian_blur"].max() <= 2.0
+    twice = (drawn.params.op[:, 0] == drawn.params.op[:, 1]).double().mean()
+    assert twice == 0 if not with_replacement else abs(twice - 1 / 3) < 0.03
+
+
+def test_naming_all_operations_is_naming_none():
+    all_, none = (Config(ops=ops).sample(fold_in(0), 32) for ops in (OPS, None))
+    assert torch.equal(all_.op, none.op)
+    assert torch.equal(all_.magnitude, none.magnitude)
+
+
 def test_draws_depend_on_the_generator_alone():
-    first, again, other = (sample(fold_in(seed, "strong"), 32, Config()) for seed in (1, 1, 2))
+    first, again, other = (Config().sample(fold_in(seed, "strong"), 32) for seed in (1, 1, 2))
     assert torch.equal(first.op, again.op)
     assert torch.equal(first.magnitude, again.magnitude)
     assert not torch.equal(first.op, other.op)
@@ -283,7 +303,7 @@ def test_draws_depend_on_the_generator_alone():
 
 
 def test_params_are_on_the_cpu_and_frozen():
-    params = sample(fold_in(0), 3, Config())
+    params = Config().sample(fold_in(0), 3)
     assert params.op.device.type == params.magnitude.device.type == "cpu"
     with pytest.raises(AttributeError):
         params.op = params.op
@@ -292,7 +312,7 @@ def test_params_are_on_the_cpu_and_frozen():
 
 def test_params_of_another_batch():
     with pytest.raises(AssertionError, match="3 draws for 2 images"):
-        apply(noise(2, 3, 8, 8), sample(fold_in(0), 3, Config()))
+        apply(noise(2, 3, 8, 8), Config().sample(fold_in(0), 3))
 
 
 @pytest.mark.parametrize(
@@ -309,6 +329,12 @@ def test_params_of_another_batch():
         ({"sigma": (0.0, 2.0)}, "sigma needs to lie within"),
         ({"num_ops": 0}, "greater than or equal to 1"),
         ({"num_ops": 13}, "num_ops 13 needs with_replacement"),
+        ({"ops": ("hue",)}, "num_ops 2 needs with_replacement: the pool has 1 operations"),
+        ({"ops": ("hue", "blur")}, "there is no operation 'blur'; known are identity, invert, .*, solarize"),
+        ({"ops": ("hue", "hue")}, r"each once, got \['hue', 'hue'\]"),
+        ({"ops": ()}, r"at least one operation, and each once, got \[\]"),
+        ({"ops": ("hue", "invert"), "sigma": (0.5, 1.0)}, "sigma belongs to gaussian_blur, which ops leaves out"),
+        ({"ops": ("hue", "invert"), "factor": (0.5, 1.0)}, "factor belongs to contrast and sharpness and color and"),
         ({"num_opps": 2}, "Extra inputs are not permitted"),
     ],
 )
@@ -332,5 +358,6 @@ def test_settings_are_the_papers():
         "posterize",
         "solarize",
     )
+    assert tuple(_MAGNITUDES) == OPS
     assert Config().num_ops == 2
     assert Config(num_ops=20, with_replacement=True).num_ops == 20

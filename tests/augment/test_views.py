@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semiseg.augment import intensity
+from semiseg.augment import intensity, jitter
 from semiseg.augment.views import Views, make_batch
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, LoadedBatch, Normalization, SemiBatch
@@ -73,8 +73,8 @@ def test_every_image_and_every_view_draws_its_own_operations():
     first, second = batch(TWO, of=of).strong
     assert torch.equal(batch(ONE, of=of).strong[0], first)  # a further view leaves the first as it is
     assert not torch.equal(first, second)
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, intensity.Config())
-    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
+    drawn = intensity.Config().sample(fold_in(0, "strong", 1, 7), 8)
+    assert torch.equal(second, IMAGENET(intensity.Config().apply(of.weak, drawn)))
     assert len(set(map(tuple, drawn.op.tolist()))) > 1
 
 
@@ -82,25 +82,9 @@ def test_each_view_has_its_own_pool():
     neutral = intensity.Config(num_ops=1, factor=(0, 0), hue=(0, 0), bits=(8, 8), solarize=(0, 0))
     of = loaded(8, size=16)
     _, second = batch(Views(strong=(intensity.Config(), neutral)), of=of).strong
-    drawn = intensity.sample(fold_in(0, "strong", 1, 7), 8, neutral)
+    drawn = neutral.sample(fold_in(0, "strong", 1, 7), 8)
     assert drawn.op.shape == (8, 1)
-    assert torch.equal(second, IMAGENET(intensity.apply(of.weak, drawn)))
-
-
-def test_labeled_images_can_be_augmented_too():
-    """With operations of their own, image by image; labels and strong views stay as they are."""
-    views, of = Views(strong=ONE.strong, labeled=intensity.Config()), loaded(6, size=16)
-    plain, made = batch(of=of), batch(views, of=of)
-    drawn = intensity.sample(fold_in(0, "strong labeled", 7), 6, intensity.Config())
-    assert torch.equal(made.image, IMAGENET(intensity.apply(of.image, drawn)))
-    assert not torch.equal(made.image, plain.image)
-    for name in ("label", "weak", "valid"):
-        assert torch.equal(getattr(made, name), getattr(plain, name))
-    assert torch.equal(made.strong[0], plain.strong[0])
-    parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
-    assert torch.equal(torch.cat([part.image for part in parts]), made.image)
-    alone = batch(Views(unlabeled=False, labeled=intensity.Config()), of=loaded(6, size=16, unlabeled=False))
-    assert alone.image.shape == made.image.shape
+    assert torch.equal(second, IMAGENET(neutral.apply(of.weak, drawn)))
 
 
 def test_strong_views_depend_on_seed_and_step_alone():
@@ -123,10 +107,28 @@ def test_the_parts_of_a_batch_are_augmented_as_the_whole():
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
+@pytest.mark.parametrize("pool", [intensity.Config(ops=("hue", "invert", "color")), jitter.Config()])
+def test_labeled_images_are_augmented_and_their_labels_are_not(pool):
+    of = loaded(6, size=16)
+    views = Views(strong=ONE.strong, labeled=pool)
+    whole, weak = batch(views, of=of), batch(ONE, of=of)
+    drawn = pool.sample(fold_in(0, "strong labeled", 7), 6)
+    assert torch.equal(whole.image, IMAGENET(pool.apply(of.image, drawn)))
+    assert (whole.image != weak.image).flatten(1).any(1).sum() >= 4
+    for name in ("label", "weak", "valid", "index"):
+        assert torch.equal(getattr(whole, name), getattr(weak, name))
+    assert torch.equal(whole.strong[0], weak.strong[0])
+    parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 6) for n, part in enumerate(of.split(2))]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+    assert not torch.equal(batch(views, of=of, step=8).image, whole.image)
+    alone = batch(Views(unlabeled=False, labeled=pool), of=loaded(6, size=16, unlabeled=False))
+    assert alone.image.shape == whole.image.shape
+
+
 def test_the_loaded_images_are_left_as_they_are():
     of = loaded()
     before = of.weak.clone(), of.image.clone()
-    batch(TWO, of=of)
+    batch(Views(strong=TWO.strong, labeled=jitter.Config()), of=of)
     assert torch.equal(of.weak, before[0])
     assert torch.equal(of.image, before[1])
 
@@ -139,6 +141,7 @@ def test_supervised_training_has_no_strong_view():
 
 
 def test_the_host_never_waits(no_host_sync):
-    made = no_host_sync(make_batch, loaded(24), TWO, IMAGENET, 0, 7)
+    views = Views(strong=(intensity.Config(), jitter.Config()), labeled=jitter.Config())
+    made = no_host_sync(make_batch, loaded(24), views, IMAGENET, 0, 7)
     assert made.strong[1].is_meta
     assert made.weak.is_meta

@@ -384,5 +384,5 @@ def test_a_method_that_needs_partners_is_told_before_training(dataset, config):
     alone = replace(dataset, unlabeled=dataset.unlabeled[:1])
     check_loading(alone, config, 4, True, 9)
     check_loading(alone, config, 4, False, 9, min_unlabeled=2)
-    with pytest.raises(UserError, match="data.unlabeled: 1 image is too few: .* needs 2"):
+    with pytest.raises(UserError, match=r"data\.unlabeled: 1 image is too few: .* needs 2"):
         check_loading(alone, config, 4, True, 9, min_unlabeled=2)

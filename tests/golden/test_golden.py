@@ -20,6 +20,7 @@ from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.models.build import Network
+from semiseg.models.flaws import FlawDetector
 from semiseg.recipe_file import shipped
 
 FILE = Path(__file__).with_name("losses.json")
@@ -29,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"every method: {name}": {"name": name} for name in methods.names()},
     "supervised": {"name": "supervised"},
     "supervised, OHEM": {"name": "supervised", "labeled_loss": {"kind": "ohem", "min_kept": 500}},
+    "cps, CutMix": {"name": "cps", "cutmix": True},
     "fixmatch, EMA": {"name": "fixmatch", "threshold": 0.3, "teacher": "ema", "ema_decay": 0.5},
     "unimatch, micro-batches": {"name": "unimatch", "threshold": 0.3, "micro_batch_size": 2},
     "imas": {},
@@ -59,6 +61,9 @@ def in_double_precision(method: torch.nn.Module) -> torch.nn.Module:
         if isinstance(network, Network):
             network.encode = lambda image, encode=network.encode: encode(image.double())
             network.classify = lambda decoded, size, classify=network.classify: classify(decoded, size).float()
+        elif isinstance(network, FlawDetector):
+            network.register_forward_pre_hook(lambda _, images: tuple(image.double() for image in images))
+            network.register_forward_hook(lambda _, __, flaws: flaws.float())
     return method
 
 

@@ -116,3 +116,13 @@ def test_networks_of_different_shape_are_not_averaged():
 def test_the_host_never_waits(no_host_sync):
     student = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     no_host_sync(ema_, make_teacher(student), copy.deepcopy(student), 0.5)
+
+
+def test_parameters_alone():
+    teacher, student = make_teacher(Small(0)), Small(1)
+    before, source = values(teacher), values(student)
+    ema_(teacher, student, 0.25, buffers=False)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(values(teacher)[name], 0.25 * before[name] + 0.75 * source[name])
+    for name in ("mean", "count"):
+        assert torch.equal(values(teacher)[name], before[name])

@@ -248,3 +248,21 @@ def test_one_class_of_a_large_image_is_resized_at_once(monkeypatch):
     )
     most_likely_at(noise(1, 21, 5, 5), 2000, 3000)
     assert sizes == [2000 * 3000] * 21
+
+
+def test_a_prediction_may_use_the_statistics_of_the_batch():
+    """Batch norm is in train mode then, and nothing else: dropout is not."""
+    with seeded(0):
+        conv, norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+    own = Network(Undivided(nn.Sequential(conv, norm, nn.Dropout(0.9))), Normalization(), 1)
+    image = noise(2, 3, 5, 5)
+    with torch.no_grad():
+        expected = norm(conv(image))
+    norm.reset_running_stats()
+    found = predict(own, image, batch_statistics=True)
+    assert torch.equal(found.label, expected.argmax(1))
+    torch.testing.assert_close(found.confidence, expected.softmax(1).amax(1))
+    assert norm.num_batches_tracked == 1
+    assert all(module.training for module in own.modules())
+    predict(own, image)
+    assert norm.num_batches_tracked == 1

@@ -1,5 +1,7 @@
 """CutMix between unlabeled images: partners, boxes, the paste, and whether it happens (e.g. iMAS, Eq. 9, 10)."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -98,6 +100,27 @@ def sample_boxes_official(
     start = (center - (extent / 2).floor()).clamp(min=0)
     stop = torch.minimum(center + (extent / 2).floor(), size)
     return _inside(start, stop, height, width)
+
+
+def sample_boxes_of_area(
+    batch_size: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    area: tuple[float, float] = (0.25, 0.5),
+    num_boxes: int = 3,
+) -> Bool[Tensor, "b h w"]:
+    """Draws several rectangles for each image: a mask that is True inside an odd number of them.
+
+    So do CutMix-Seg (French et al., BMVC 2020) and CPS. The area of a box, as a fraction of the image's, is drawn from
+    U(area) / num_boxes. Its shape and its position inside the image are random. Where two boxes overlap, the mask is
+    False again.
+    """
+    count = num_boxes * batch_size
+    covered = uniform(generator, *area, count)
+    tall = covered ** uniform(generator, 0.0, 1.0, count)  # the height, between all of `covered` and all of the image
+    boxes = _placed(torch.stack([tall, covered / tall]) / math.sqrt(num_boxes), height, width, generator)
+    return boxes.view(num_boxes, batch_size, height, width).sum(0) % 2 == 1
 
 
 BOXES = {"each": sample_boxes, "official": sample_boxes_official}

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from pydantic import Discriminator, Tag
 from torch import Tensor
 
-from semiseg.augment import intensity
+from semiseg.augment import intensity, jitter
 
 
 @runtime_checkable
@@ -22,7 +22,14 @@ class Strong(Protocol):
 
 
 def _name(settings: Any) -> str:
-    return str(settings.get("pool", "intensity") if isinstance(settings, dict) else settings.pool)
+    return str(settings.get("pool", "intensity") if isinstance(settings, dict) else getattr(settings, "pool", None))
 
 
-Pool = Annotated[Annotated[intensity.Config, Tag("intensity")], Discriminator(_name)]
+Pool = Annotated[
+    Annotated[intensity.Config, Tag("intensity")] | Annotated[jitter.Config, Tag("jitter")],
+    Discriminator(
+        _name,
+        custom_error_type="pool",
+        custom_error_message="should be a section whose key pool is one of intensity, jitter",
+    ),
+]

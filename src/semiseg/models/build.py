@@ -120,7 +120,7 @@ class Network(nn.Module):
         """Pads images and computes their feature maps."""
         height, width = image.shape[-2:]
         bottom, right = (
-            padded - side for padded, side in zip(self._padded((height, width)), (height, width), strict=True)
+            padded - side for padded, side in zip(self.padded((height, width)), (height, width), strict=True)
         )
         maps = self.net.encoder(F.pad(image, (0, right, 0, bottom)))
         maps, rest = maps if isinstance(maps, tuple) else (maps, None)
@@ -136,12 +136,13 @@ class Network(nn.Module):
     ) -> Float[Tensor, "b c {size[0]} {size[1]}"]:
         """Computes logits at the size (height, width) of the image: resizes them and cuts the padding off."""
         logits = self.net.segmentation_head(decoded)
-        padded = self._padded(size)
+        padded = self.padded(size)
         if logits.shape[-2:] != padded:  # some logits have another scale, e.g. those of a shallow FPN
             logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
         return logits[..., : size[0], : size[1]]
 
-    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+    def padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size (height, width) to which `encode` pads an image of this size."""
         height, width = (max(self.smallest, side + -side % self.stride) for side in size)
         return height, width
 

@@ -32,13 +32,14 @@ def ema_decay(step: int, decay: float, copy_steps: int = 0) -> float:
 
 
 @torch.no_grad()
-def ema_(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def ema_(teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = True) -> None:
     """Updates the teacher in place: `decay * teacher + (1 - decay) * student` (Eq. 2).
 
-    It averages parameters and buffers (D22). Buffers that are not floating point (counters) are copied.
+    It averages parameters and buffers (D22). Buffers that are not floating point (counters) are copied. Without
+    `buffers` it averages parameters only; then batch norm of the teacher must see images itself, in train mode.
     """
     averaged: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for own, its in zip(_state(teacher), _state(student), strict=True):
+    for own, its in zip(_state(teacher, buffers), _state(student, buffers), strict=True):
         if own.is_floating_point():
             averaged[0].append(own)
             averaged[1].append(its)
@@ -48,5 +49,5 @@ def ema_(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
 
 
-def _state(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _state(module: nn.Module, buffers: bool) -> list[torch.Tensor]:
+    return [*module.parameters(), *(module.buffers() if buffers else ())]

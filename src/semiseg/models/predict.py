@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from semiseg.models.build import Network
 from semiseg.types import Prediction
@@ -29,9 +30,19 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predict(network: Network, image: Float[Tensor, "b 3 h w"]) -> Prediction:
-    """Predicts a class for each pixel, in eval mode (D16), with its confidence in fp32."""
+def predict(network: Network, image: Float[Tensor, "b 3 h w"], batch_statistics: bool = False) -> Prediction:
+    """Predicts a class for each pixel, in eval mode (D16), with its confidence in fp32.
+
+    Args:
+        network: the network.
+        image: the images, normalized.
+        batch_statistics: batch norm is in train mode: it uses the statistics of these images and adds them to its
+            running ones. All other modules are in eval mode, so no random numbers are drawn.
+    """
     with evaluating(network):
+        for module in network.modules():
+            if batch_statistics and isinstance(module, _BatchNorm):
+                module.train()
         return prediction(network(image))
 
 
