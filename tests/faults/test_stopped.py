@@ -31,21 +31,22 @@ def group(signum: int) -> Callable[[], None]:
 
 
 MOMENTS = [  # where, at which call in a process, what is done then; records are due after 3, 4, 5, 6, 8 ...
+    # In an evaluation teacher and student predict each of the four images.
     ("semiseg.api.check_files", 1, None),  # before there is anything
     ("semiseg.engine.train.build_method", 1, 1),  # before the first step
     ("semiseg.engine.step.make_batch", 1, 2),  # in a step
     ("semiseg.runs.Run.rewind", 1, 3),  # while it is being resumed
-    ("semiseg.engine.evaluate.add_confusion", 2, 4),  # in an evaluation; it starts from its first image again
+    ("semiseg.engine.evaluate.add_confusion", 4, 4),  # in an evaluation; it starts from its first image again
     ("semiseg.engine.checkpoint.save_file", 2, 6),  # while a checkpoint is being written; a step later it stops
     ("semiseg.engine.log.Log.flush", 4, 11),  # while a record is being written
-    ("semiseg.engine.evaluate.add_confusion", 4, 12),  # at the last image of the last evaluation
+    ("semiseg.engine.evaluate.add_confusion", 8, 12),  # at the last image of the last evaluation
 ]
 IN_A_STEP = [("semiseg.engine.step.make_batch", 7, 7)]
 SOME = [
     ("semiseg.engine.step.make_batch", 2, 2),
-    ("semiseg.engine.evaluate.add_confusion", 2, 4),
+    ("semiseg.engine.evaluate.add_confusion", 4, 4),
     ("semiseg.engine.step.make_batch", 3, 7),
-    ("semiseg.engine.evaluate.add_confusion", 6, 12),
+    ("semiseg.engine.evaluate.add_confusion", 12, 12),
 ]
 
 

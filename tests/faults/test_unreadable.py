@@ -124,7 +124,7 @@ def test_skipping_is_the_same_with_loader_processes_and_after_an_interruption(ph
     cut(root / "masks" / f"{labeled[1]}.png")
     ended = semiseg(SKIP.replace("run", "undisturbed"))
     assert (ended.code, ended.err) == (0, "")
-    assert "3 images cannot be read and are skipped" in " ".join(ended.out.split())
+    assert "Images that cannot be read and are skipped: 3" in " ".join(ended.out.split())
     expected = harness.left_behind(root.parent / "undisturbed")
     assert {record["step"]: record.get("skipped") for record in expected["train"]}[8] >= 3
 

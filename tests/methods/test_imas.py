@@ -13,7 +13,7 @@ from semiseg.augment.cutmix import sample_boxes, sample_boxes_official
 from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio, easiness, shrink, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
-from semiseg.methods.imas import Config, Method
+from semiseg.methods.imas import Config, Method, Observed
 from semiseg.models.predict import predict
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
@@ -64,6 +64,7 @@ BATCH = batch_of()
 class Step:
     losses: Losses
     views: list[Tensor]  # what the student was trained on: labeled, first, second, ...
+    observed: Observed
 
     @property
     def fired(self) -> bool:
@@ -76,10 +77,12 @@ class Step:
 def take(method: Method, at: Progress, batch: SemiBatch = BATCH) -> Step:
     seen: list[Tensor] = []
     handle = method.student.register_forward_pre_hook(lambda m, args: seen.append(args[0]) if m.training else None)
-    losses = method.losses(batch, at)
+    part = method.alone(batch, at)
+    losses = method(batch, at, part)
     handle.remove()
     (together,) = seen  # one pass for everything that has a gradient
-    return Step(losses, list(together.split([2, *[batch.weak.shape[0]] * ((len(together) - 2) // len(batch.weak))])))
+    views = list(together.split([2, *[batch.weak.shape[0]] * ((len(together) - 2) // len(batch.weak))]))
+    return Step(losses, views, part.observed)
 
 
 def when(fired: bool, *methods: Method, batch: SemiBatch = BATCH) -> Progress:
@@ -307,14 +310,15 @@ def test_hardness_scale(make):
 
 def test_hardness_every(make):
     """The student predicts in every third step. In others the last agreement scales the teacher's confident ratio."""
-    exact, cheap = make(), make(hardness_every=3)
+    exact, cheap = (make(ema_decay=0.9999, hardness_every=every) for every in (1, 3))
     looked: list[int] = []
     cheap.student.register_forward_pre_hook(lambda m, args: looked.append(step) if not m.training else None)
     for step in range(6):
         with torch.no_grad():
             for method in (exact, cheap):
                 method.teacher.net.segmentation_head.weight *= 1 + step / 10  # so that levels differ
-        one, other = take(exact, Progress(step, 10)), take(cheap, Progress(step, 10))
+        at = Progress(30_000 + step, 40_000)  # the teacher hardly follows now
+        one, other = take(exact, at), take(cheap, at)
         teacher = predict(cheap.teacher, BATCH.weak)
         alone = easiness(teacher, teacher, TAU, BATCH.valid, 0)
         assert torch.equal(alone, confident_ratio(teacher.confidence, TAU, BATCH.valid))
@@ -324,13 +328,16 @@ def test_hardness_every(make):
         else:
             assert_differ(one, other, "hardness", "unlabeled")
             torch.testing.assert_close(other.losses.hardness, 1 - alone * level)
+        for method, taken in ((exact, one), (cheap, other)):
+            method.after_step(at, taken.observed)
         torch.testing.assert_close(cheap.agreement, level)
     assert looked == [0, 3]
 
 
 def test_the_agreement_of_student_and_teacher_is_kept_in_checkpoints_only_if_it_is_needed(make):
     cheap = make(hardness_every=3)
-    take(cheap, Progress(0, 10))
+    cheap.after_step(Progress(0, 10), take(cheap, Progress(0, 10)).observed)
+    assert 0.1 < cheap.agreement < 0.9
     again = make(hardness_every=3)
     again.load_state_dict(cheap.state_dict())
     assert_same(take(cheap, Progress(1, 10)), take(again, Progress(1, 10)), "hardness", "unlabeled")
@@ -340,7 +347,9 @@ def test_the_agreement_of_student_and_teacher_is_kept_in_checkpoints_only_if_it_
 def test_while_nothing_is_sure_everything_is_hard(make):
     cheap = make(hardness_every=2, threshold=1.0)
     for step in range(2):
-        assert (take(cheap, Progress(step, 10)).losses.hardness == 1).all()
+        taken = take(cheap, Progress(step, 10))
+        assert (taken.losses.hardness == 1).all()
+        cheap.after_step(Progress(step, 10), taken.observed)
     assert cheap.agreement == 1
 
 
@@ -533,16 +542,17 @@ def test_extra_weak_forward(make):
 
 def test_copy_steps(make):
     plain, copying = make(norm=True), make(norm=True, copy_steps=3)
-    assert_same(take(plain, Progress(0, 10)), take(copying, Progress(0, 10)), "labeled", "unlabeled", "hardness")
+    one, other = take(plain, Progress(0, 10)), take(copying, Progress(0, 10))
+    assert_same(one, other, "labeled", "unlabeled", "hardness")
     before = copying.teacher.net.segmentation_head.weight.clone()
     for step, decay in ((3, 3 / 4), (1, 0.0), (2, 0.0)):
         own, its = copying.teacher.net.segmentation_head.weight.clone(), copying.student.net.segmentation_head.weight
-        copying.after_step(Progress(step, 10), None)
+        copying.after_step(Progress(step, 10), other.observed)
         torch.testing.assert_close(copying.teacher.net.segmentation_head.weight, decay * own + (1 - decay) * its)
     assert not torch.equal(before, copying.teacher.net.segmentation_head.weight)
     for name, tensor in copying.teacher.state_dict().items():
         assert torch.equal(tensor, copying.student.state_dict()[name]), name
-    plain.after_step(Progress(2, 10), None)
+    plain.after_step(Progress(2, 10), one.observed)
     assert not torch.equal(plain.teacher.net.segmentation_head.weight, plain.student.net.segmentation_head.weight)
 
 
@@ -550,9 +560,10 @@ def test_copy_steps(make):
 def test_ema_decay(make, decay, step, expected):
     method = make(norm=True, ema_decay=decay)
     reference = take(make(norm=True), Progress(step, 2000))
-    assert_same(take(method, Progress(step, 2000)), reference, "labeled", "unlabeled", "hardness")
+    taken = take(method, Progress(step, 2000))
+    assert_same(taken, reference, "labeled", "unlabeled", "hardness")
     before, student = copy.deepcopy(method.teacher.state_dict()), copy.deepcopy(method.student.state_dict())
-    method.after_step(Progress(step, 2000), None)
+    method.after_step(Progress(step, 2000), taken.observed)
     for name, tensor in method.teacher.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, expected * before[name] + (1 - expected) * student[name])
@@ -615,7 +626,7 @@ def test_hardness_is_one_minus_easiness(make):
 
 
 def test_everything_but_the_total_is_detached(make):
-    losses = make(norm=True)(BATCH, Progress(0, 10))
+    losses = make(norm=True).losses(BATCH, Progress(0, 10))
     assert losses.total.requires_grad
     assert not losses.hardness.requires_grad
     assert not any(scalar.requires_grad for scalar in losses.scalars.values())
@@ -626,7 +637,7 @@ def test_the_same_step_is_the_same_whatever_came_before(make):
     alone, after = make(), make()
     for step in range(7):
         with torch.no_grad():
-            after(BATCH, Progress(step, 100, seed=1))
+            after.losses(BATCH, Progress(step, 100, seed=1))
     one, other = take(alone, at), take(after, at)
     assert_same(one, other, "labeled", "unlabeled", "first", "second", "mixed", "hardness")
 

@@ -50,11 +50,18 @@ def difference(one: Path, other: Path, file: str = "model") -> float:
     return max((left[key] - right[key]).abs().max().item() for key in left)
 
 
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of each network beside the other values."""
+    networks = record.get("networks", {})
+    each = {f"{network}.{name}": value for network, scores in networks.items() for name, value in scores.items()}
+    return {name: value for name, value in record.items() if name != "networks"} | each
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     assert difference(one, other) < CLOSE
     assert difference(one, other, "optimizer") < 10 * CLOSE  # the sum of ten gradients
     for kind in ("train", "val"):
-        left, right = Run(one).metrics(kind), Run(other).metrics(kind)
+        left, right = ([flat(record) for record in Run(path).metrics(kind)] for path in (one, other))
         assert len(left) == len(right) > 0
         for record, its in zip(left, right, strict=True):
             assert record.keys() == its.keys()

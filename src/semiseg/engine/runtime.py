@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from semiseg.engine.precision import Setting, choose
 from semiseg.errors import UserError
@@ -55,7 +56,7 @@ class Runtime:
         accelerator = torch.accelerator.current_accelerator() if device == "auto" else torch.device(device)
         choice = choose(precision, torch.device("cpu") if on_cpu or accelerator is None else accelerator)
         mixed = "no" if choice.precision == "fp32" else choice.precision
-        wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         try:
             self.accelerator = Accelerator(
                 cpu=on_cpu,
@@ -95,7 +96,11 @@ class Runtime:
         """
         if self.synchronizes_batch_norm:
             timm.layers.convert_sync_batchnorm(method)  # type: ignore[attr-defined, no-untyped-call]
-        return self.accelerator.prepare(method)
+        wrapped = self.accelerator.prepare(method)
+        if isinstance(wrapped, DistributedDataParallel):
+            # Methods change buffers alike in all processes. As an argument it makes newer versions of torch warn.
+            wrapped.broadcast_buffers = False
+        return wrapped
 
     @property
     def synchronizes_batch_norm(self) -> bool:
