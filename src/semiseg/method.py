@@ -31,10 +31,12 @@ class SemiMethod(nn.Module):
 
     Attributes:
         Config: the class of the method's settings, as the class statement names it.
+        compiles: whether `engine.compile` does something for it: only calls of whole networks are compiled.
         views: the views that the engine must make of a loaded batch for this method.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    compiles: ClassVar[bool] = True
     views: Views
 
     def __init_subclass__(cls, config: type[MethodConfig] = MethodConfig, **kwargs: Any) -> None:

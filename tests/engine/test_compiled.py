@@ -12,12 +12,13 @@ from torch._dynamo.utils import counters
 
 from semiseg import api, config, methods
 from semiseg.engine import checkpoint, compiled
+from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
 from semiseg.method import predictor
 from semiseg.models import build as building
-from semiseg.models.build import Features, Network, Undivided
+from semiseg.models.build import Features, Network
 from semiseg.models.predict import sliding, whole
 from semiseg.rng import fold_in, seeded
 from semiseg.types import ClassTable, LoadedBatch, Normalization
@@ -50,9 +51,9 @@ def small(num_classes: int = 3) -> Network:
     """A network with batch norm and dropout."""
     with seeded(0, "small"):
         encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
-        net = Undivided(encoder)
-        net.segmentation_head = nn.Conv2d(8, num_classes, 1)
-        return Network(net, Normalization(), 1)
+        head = nn.Conv2d(8, num_classes, 1)
+        parts = {"encoder": building._OneMap(encoder), "decoder": building._Last(), "segmentation_head": head}
+        return Network(nn.ModuleDict(parts), Normalization(), 1)
 
 
 @pytest.fixture
@@ -67,7 +68,9 @@ def make(recipe) -> Make:
             with seeded(0, "network"):
                 return building.build(validated.model, len(CLASSES)) if model is not None else small()
 
-        stepper = Stepper(validated, methods.load(name)(validated.method, network, CLASSES), Runtime("cpu"))
+        with seeded(0, "method"):
+            method = methods.load(name)(validated.method, network, CLASSES)
+        stepper = Stepper(validated, method, Runtime("cpu"))
         stepper.start()
         return stepper
 
@@ -93,10 +96,17 @@ def assert_same_steps(one: Stepper, other: Stepper, steps: int = 4) -> None:
         torch.testing.assert_close(value, its_state[key], rtol=1e-4, atol=CLOSE, msg=key)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.load(name).compiles])
 def test_the_same_steps_with_the_same_dropout(make, name):
     assert_same_steps(make(name, True), make(name, False))
     assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if not methods.load(name).compiles])
+def test_methods_that_call_parts_of_networks_are_not_compiled(recipe, name):
+    validated = config.validate(recipe(name, engine={"compile": True}), "recipe")
+    with pytest.raises(UserError, match=f"engine.compile: method {name} calls the parts"):
+        build_method(validated, CLASSES)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")

@@ -107,5 +107,10 @@ def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
         return network
 
     method = methods.load(recipe.method_name)
+    if recipe.engine.compile and not method.compiles:
+        raise UserError(
+            f"engine.compile: method {recipe.method_name} calls the parts of its networks, and only whole networks are "
+            "compiled; use compile: false"
+        )
     with seeded(recipe.engine.seed, "method"):
         return method(recipe.method, build_next, classes)

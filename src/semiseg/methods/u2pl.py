@@ -41,7 +41,6 @@ class Config(MethodConfig):
     labeled_loss: LabeledLoss = LabeledLoss()
     cutmix_probability: float = Field(0.5, ge=0, le=1)
     teacher_statistics: Literal["own", "averaged"] = "own"  # of batch norm: the teacher sees all images, or EMA
-
     # The contrastive loss. Smaller numbers of anchors, negatives and representations suit a CPU.
     temperature: float = Field(0.5, gt=0)  # tau
     anchors: int = Field(256, ge=1)  # of a class in a step, at most
@@ -67,6 +66,8 @@ class Observed(PseudoLabels):
 
 class Method(SemiMethod, config=Config):
     """Student and EMA teacher, each with a head for representations, and a memory bank."""
+
+    compiles = False  # it calls the parts of its networks
 
     def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
         super().__init__(config, build, classes)
@@ -193,7 +194,7 @@ def _ranks(config: Config, num_classes: int) -> tuple[int, int]:
     low = min(3, num_classes - 1) if config.low_rank is None else config.low_rank
     if low >= num_classes:
         raise UserError(
-            f"method.low_rank: {low} leaves no negatives of {num_classes} classes; use 1 or more, below {num_classes}"
+            f"method.low_rank: {low} leaves no negatives of {num_classes} classes; use 1 to {num_classes - 1}"
         )
     if low >= config.high_rank:
         raise UserError(f"method.high_rank: {config.high_rank} must be larger than low_rank, which is {low}")

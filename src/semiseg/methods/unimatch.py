@@ -50,6 +50,8 @@ class Observed(PseudoLabels):
 class Method(SemiMethod, config=Config):
     """UniMatch with its three unlabeled views (UniPerb and DusPerb)."""
 
+    compiles = False  # it calls the parts of its network
+
     def __init__(self, config: Config, build: Build, classes: ClassTable) -> None:
         super().__init__(config, build, classes)
         self.config = config
