@@ -242,6 +242,7 @@ def _acquire(lock: Lock, console: Console) -> None:
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
+    method.groups(recipe.optim)  # raises an error where the networks do not allow these settings
     views, engine = method.views, recipe.engine
     check_loading(dataset, recipe.data, engine.batch_size, views.unlabeled, engine.steps, views.min_unlabeled)
     check_shapes(recipe, method, runtime)

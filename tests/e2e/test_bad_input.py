@@ -216,6 +216,9 @@ BAD = {
     "number of 5000 hexadecimal digits": Bad(f"{TRAIN} --set engine.seed=0x{'f' * 5000}", ("engine.seed", "digits")),
     "day that is none": Bad(f"{TRAIN} --set engine.steps=2001-99-99", ("engine.steps", "month")),
     "long value": Bad(f"{TRAIN} --set engine.steps={'x' * 50_000}", ("engine.steps", "integer", "...")),
+    "optimizer": Bad(f"{TRAIN} --set optim.kind=adam", ("optim.kind", "adamw")),
+    "momentum of AdamW": Bad(f"{TRAIN} --set optim.kind=adamw --set optim.momentum=0.9", ("optim", "betas")),
+    "layers of an encoder without": Bad(f"{TRAIN} --set optim.layer_decay=0.8", ("optim.layer_decay", "tu-")),
     "long list": Bad(f"{TRAIN} --set optim.lr=[{'1,' * 999}1]", ("optim.lr", "number", "...")),
     **{
         f"endless or undefined {key}": Bad(f"{TRAIN} --set '{key}={value}'", (key, "finite"))
@@ -471,7 +474,7 @@ BAD = {
         in_checkpoints(lambda path: path.write_bytes(path.read_bytes()[:99]), "best-*/model.safetensors"),
     ),
     "predict with a checkpoint of another format": Bad(
-        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 3"),
+        PREDICT, ("run/checkpoints/best-0000000", "format 9", "format 4"),
         in_checkpoints(lambda path: path.write_text('{"format": 9}'), "best-*/state.json"),
     ),
     "predict with half a checkpoint": Bad(
@@ -554,7 +557,7 @@ def test_bad_input(semiseg, recipe, scenes, trained, contents, tmp_path, monkeyp
     bad.broken()
     before = contents(tmp_path)
     if not bad.leaves:
-        monkeypatch.setattr("semiseg.engine.runtime.Runtime.step", lambda *_: pytest.fail("a step was taken"))
+        monkeypatch.setattr("semiseg.engine.optimizers.Optimizers.step", lambda *_: pytest.fail("a step was taken"))
 
     done = semiseg(bad.command)
 
@@ -592,7 +595,7 @@ def test_what_is_only_odd_works(semiseg, recipe, scenes, tmp_path, monkeypatch):
     assert "6 labeled, 11 unlabeled, 2 validation images" in done.out
     assert "sky]: step 1" in done.out
     assert f"run directory: {out}" in done.out
-    assert [line.split()[1] for line in done.out.splitlines() if line.startswith("│")][2:8] == classes
+    assert [line.split()[1] for line in done.out.splitlines() if line.startswith("│")][3:9] == classes
     assert [line for line in semiseg(f"evaluate {out}").out.splitlines() if "[/sky]" in line]
     assert "written to [bold]masks" in semiseg(f"predict {out} photos/images/val --out [bold]masks").out
 

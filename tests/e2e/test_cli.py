@@ -229,8 +229,11 @@ def test_what_train_prints_and_where_it_writes(semiseg, here):
     assert table["mIoU, best (step)"] == f"{percent(run.best()['miou'])} ({run.best()['step']})"
     assert [table[name] for name in CLASSES] == [percent(iou) for iou in run.last()["iou"]]
     (line,) = re.findall(r"recipe: step .*", done.out)  # it was done before another line was due
-    words = re.fullmatch(r"recipe: step 2 of 2  mIoU ([\d.]+)  loss .*  easiness [\d.]+  [\d.]+ img/s", line)
+    words = re.fullmatch(
+        r"recipe: step 2 of 2  mIoU (.*) \(student (.*)\)  loss .*  easiness [\d.]+  [\d.]+ img/s", line
+    )
     assert words[1] == percent(run.last()["miou"])
+    assert words[2] == table["mIoU of student, last"] == percent(run.last()["networks"]["student"]["miou"])
 
 
 def test_the_run_directory(trained, recipe, scenes):
@@ -367,9 +370,9 @@ def test_train_tells_how_far_it_is(semiseg, here, every_line):
     told = "loss N  labeled N  unlabeled N  easiness N  N img/s"
     evaluating = [f"step {{}} of 4  {line}" for line in counted("evaluating", 4)]
     expected = [f"step 1 of 4  {told}  N left", f"step 2 of 4  {told}  N left"]
-    expected += [line.format(2) for line in evaluating] + [f"step 2 of 4  mIoU N  {told}  N left"]
+    expected += [line.format(2) for line in evaluating] + [f"step 2 of 4  mIoU N (student N)  {told}  N left"]
     expected += [f"step 3 of 4  {told}  N left", f"step 4 of 4  {told}"]
-    expected += [line.format(4) for line in evaluating] + [f"step 4 of 4  mIoU N  {told}"]
+    expected += [line.format(4) for line in evaluating] + [f"step 4 of 4  mIoU N (student N)  {told}"]
     shown = re.sub(r"\d+\.\d+|\d:\d\d:\d\d", "N", out)
     assert re.findall("^recipe: (.*)", shown, re.MULTILINE) == expected
 
