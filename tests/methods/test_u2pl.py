@@ -288,8 +288,8 @@ def test_two_classes_are_contrasted(make):
 @pytest.mark.parametrize(
     ("number", "settings", "message"),
     [
-        (2, {"low_rank": 3}, r"^method.low_rank: 3 leaves no negatives of 2 classes; use 1 to 1$"),
-        (5, {"low_rank": 5}, r"^method.low_rank: 5 leaves no negatives of 5 classes; use 1 to 4$"),
+        (2, {"low_rank": 3}, r"^method.low_rank: 3 needs more than 2 classes; use 1 to 1$"),
+        (5, {"low_rank": 5}, r"^method.low_rank: 5 needs more than 5 classes; use 1 to 4$"),
         (5, {"high_rank": 3}, r"^method.high_rank: 3 must be larger than low_rank, which is 3$"),
         (1, {}, r"^method.name: u2pl contrasts classes, so it needs two or more; the data have 1$"),
     ],

@@ -193,9 +193,7 @@ def _ranks(config: Config, num_classes: int) -> tuple[int, int]:
         raise UserError(f"method.name: u2pl contrasts classes, so it needs two or more; the data have {num_classes}")
     low = min(3, num_classes - 1) if config.low_rank is None else config.low_rank
     if low >= num_classes:
-        raise UserError(
-            f"method.low_rank: {low} leaves no negatives of {num_classes} classes; use 1 to {num_classes - 1}"
-        )
+        raise UserError(f"method.low_rank: {low} needs more than {num_classes} classes; use 1 to {num_classes - 1}")
     if low >= config.high_rank:
         raise UserError(f"method.high_rank: {config.high_rank} must be larger than low_rank, which is {low}")
     return low, config.high_rank
