@@ -92,10 +92,10 @@ def assert_same(one: Step, other: Step) -> None:
     assert gradients.keys() == other[0].keys()
     assert difference(one, other) < CLOSE
     assert any(gradient.abs().max() > 1000 * CLOSE for gradient in gradients.values())
-    assert losses.total == pytest.approx(other[1].total.item(), abs=CLOSE)
+    assert losses.total == pytest.approx(other[1].total.item(), rel=1e-6, abs=CLOSE)
     assert losses.scalars.keys() == other[1].scalars.keys()
     for name, scalar in losses.scalars.items():
-        assert scalar.item() == pytest.approx(other[1].scalars[name].item(), abs=CLOSE), name
+        assert scalar.item() == pytest.approx(other[1].scalars[name].item(), rel=1e-6, abs=CLOSE), name
     assert (losses.hardness is None) == (other[1].hardness is None)
     if losses.hardness is not None:
         assert torch.allclose(losses.hardness, other[1].hardness, atol=CLOSE)
