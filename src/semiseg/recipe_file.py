@@ -26,7 +26,8 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 def shipped() -> dict[str, Path]:
     """Lists the recipes that come with semiseg by name: `folder` (for own data) is first, `official/...` are last."""
     paths = {path.relative_to(_SHIPPED).with_suffix("").as_posix(): path for path in _SHIPPED.rglob("*.yaml")}
-    return {name: paths[name] for name in sorted(paths, key=lambda name: (name != "folder", "/" in name, name))}
+    order = sorted(paths, key=lambda name: (name != "folder", name.startswith("official/"), name))
+    return {name: paths[name] for name in order}
 
 
 def summary(path: Path) -> str:

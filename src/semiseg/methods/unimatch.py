@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from semiseg.augment import intensity
+from semiseg.augment import jitter
 from semiseg.augment.cutmix import paste, random_partners, sample_some_boxes
 from semiseg.augment.features import sample_channel_dropout, scale_channels
 from semiseg.augment.pools import Pool
@@ -36,7 +36,7 @@ class Config(MethodConfig):
     unlabeled_weight: float = Field(1.0, ge=0)
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     feature_dropout: float = Field(0.5, gt=0, lt=1)  # share of the channels that are dropped
-    strong: Pool = intensity.Config()  # of both strong views
+    strong: Pool = jitter.Config()  # of both strong views
     labeled_loss: LabeledLoss = LabeledLoss()
 
 
