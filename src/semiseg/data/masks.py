@@ -29,7 +29,7 @@ Key = int | Color  # what a pixel stores
 
 _LOSSY = ("JPEG", "MPO", "AVIF", "HEIF")  # formats that change values when they are saved
 _MOST = 4096  # different values or colors that are counted; a mask has fewer
-_FEW_EDGES = 100  # pixels at edges; fewer say nothing
+_FEW_EDGES = 400  # pixels at edges; fewer say little: small masks have lines of one pixel by chance
 _SHOWN = 12  # of them in a message
 NAME_COLORS = "write the colors into the class file (name #RRGGBB), or name them with data.colors of layout 'folder'"
 
