@@ -229,8 +229,7 @@ def _check_classes(parts: Mapping[str, Part], dataset: Dataset, config: DataConf
     if len(present) == 1:
         raise UserError(
             f"data.labeled: every labeled mask, e.g. {first}, shows only {names[present[0]]} (class {present[0]}): "
-            "there is "
-            "nothing to tell apart; label images that show other classes, too"
+            "there is nothing to tell apart; label images that show other classes, too"
         )
     if not parts["validation"].masks.keys() - {IGNORE}:
         raise UserError(
@@ -262,8 +261,7 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     if len(measured) == 1:
         found.append(
             f"The validation masks show only {names[measured[0]]}: their mIoU says little; validate on images that "
-            "show "
-            "the other classes, too (data.val)."
+            "show the other classes, too (data.val)."
         )
     return found
 
@@ -280,9 +278,8 @@ def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> lis
     orientations = ", ".join(map(str, sorted({facts.header.orientation for facts in turned.values()})))
     return [
         f"Labeled photographs that are turned as EXIF says (orientation {orientations}), while their masks are not: "
-        f"{len(turned)}, e.g. {next(iter(turned)).image}; set data.mask_orientation=upright if the masks were "
-        "drawn on "
-        "turned photographs, =stored if they were drawn on the stored pixels."
+        f"{len(turned)}, e.g. {next(iter(turned)).image}; set data.mask_orientation=upright if the masks were drawn "
+        "on turned photographs, =stored if they were drawn on the stored pixels."
     ]
 
 

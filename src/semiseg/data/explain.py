@@ -89,8 +89,7 @@ def explain(masks: Mapping[Path, Content], coding: MaskCoding, names: Sequence[s
             )
         raise UserError(
             f"data.values: {len(holders)} of {len(masks)} masks, e.g. {first}, hold {_listed(unknown)}, neither a "
-            "class (0 to "
-            f"{coding.num_classes - 1}) nor {IGNORE} (ignored); {_proposal(values, files, coding, names)}"
+            f"class (0 to {coding.num_classes - 1}) nor {IGNORE} (ignored); {_proposal(values, files, coding, names)}"
         )
     if settable:
         _check_unnamed(coding, {key for key in pixels if isinstance(key, int)}, names)
@@ -134,17 +133,15 @@ def _check_palettes(masks: Mapping[Path, Content], readings: Mapping[Path, Readi
         for value, color in content.palette.items():
             if by_color and color not in value_of and value:
                 raise UserError(
-                    f"{path}: the color {hex_color(color)} of its value {value} is no class's color, and other "
-                    "masks, e.g. "
-                    f"{by_color[0]}, have to be read by color; {NAME_COLORS}"
+                    f"{path}: the color {hex_color(color)} of its value {value} is no class's color, and other masks, "
+                    f"e.g. {by_color[0]}, have to be read by color; {NAME_COLORS}"
                 )
             old_color, one = color_of.setdefault(value, (color, path))
             old_value, other = value_of.setdefault(color, (value, path))
             if old_color != color or old_value != value:
                 raise UserError(
                     f"{path}: its palette differs from that of {one if old_color != color else other}: value {value} "
-                    "is "
-                    f"{hex_color(color)} here"
+                    f"is {hex_color(color)} here"
                     + (
                         f" and {hex_color(old_color)} there"
                         if old_color != color
@@ -161,9 +158,8 @@ def _unknown_colors(path: Path, colors: Sequence[Color], pixels: Mapping[Key, in
         rare = sum(sorted(held.values())[: -coding.num_classes])
         if rare < 0.25 * total:
             return (
-                f"{path}: the masks are color images with {len(pixels)} colors for {coding.num_classes} classes, "
-                "most of them "
-                "rare, as soft edges make them; save them without antialiasing and without loss"
+                f"{path}: the masks are color images with {len(pixels)} colors for {coding.num_classes} classes, most "
+                "of them rare, as soft edges make them; save them without antialiasing and without loss"
             )
     palette = {voc_color(index): index for index in range(coding.num_classes)} | {voc_color(IGNORE): IGNORE}
     if all(color in palette for color in pixels if isinstance(color, tuple)):
@@ -211,9 +207,8 @@ def _proposal(
                 "threshold them"
             )
         return (
-            f"{held}: {len(found)} values for {n} classes; are these instance numbers, or photographs? Name the "
-            "class of each "
-            f"in data.values, or {IGNORE} where it does not count"
+            f"{held}: {len(found)} values for {n} classes; are these instance numbers, or photographs? Name the class "
+            f"of each in data.values, or {IGNORE} where it does not count"
         )
     others = [value for value in found if value != IGNORE]
     objects = [value for value in found if value]
@@ -231,8 +226,7 @@ def _proposal(
         shifted = {0: IGNORE} | {value: value - 1 for value in range(1, n + 1)}
         return (
             f"{held}: one value more than there are classes ({', '.join(names[:12])}); if 0 is the background, add a "
-            "line for it "
-            "at the top of the class file; if the masks start at 1 and 0 does not count, set "
+            "line for it at the top of the class file; if the masks start at 1 and 0 does not count, set "
             f"data.values={_text(shifted)}"
         )
     if others == list(range(1, n + 1)):
@@ -309,8 +303,7 @@ def _notes(
     if coding.values:
         return (
             f"{IGNORE} ({percent(pixels[IGNORE], total)} of the labeled pixels) is ignored, because data.values does "
-            "not name "
-            f"it; write {IGNORE}: {IGNORE} if that is right, or its class.",
+            f"not name it; write {IGNORE}: {IGNORE} if that is right, or its class.",
         )
     classes = {path for key, paths in files.items() if key not in (0, IGNORE) for path in paths}
     bare = [path for path in files[IGNORE] if path not in classes and path in {*files.get(0, ())}]

@@ -227,8 +227,7 @@ def read_stored(path: Path) -> StoredMask:
         if image.getchannel("A" if "A" in image.mode else "a").getextrema() != (255, 255):
             raise UserError(
                 f"{path}: the mask has transparency (mode {image.mode}); save it with one channel (gray or palette "
-                "PNG) "
-                "that holds the class index of each pixel"
+                "PNG) that holds the class index of each pixel"
             )
         image = image.convert({"LA": "L", "PA": "P"}.get(image.mode, "RGB"))
     if image.mode == "RGB":
@@ -448,8 +447,7 @@ def _without_meaning(content: Content, reading: Reading, coding: MaskCoding) -> 
         return f"the mask is a color image and holds {held}, which no class has; {NAME_COLORS}"
     return (
         f"holds {held}, neither a class (0 to {coding.num_classes - 1}) nor {IGNORE} (ignored); say what they mean "
-        "with "
-        "data.values of layout 'folder' (semiseg check shows the values of all masks)"
+        "with data.values of layout 'folder' (semiseg check shows the values of all masks)"
     )
 
 

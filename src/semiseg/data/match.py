@@ -68,8 +68,7 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
     if per_image and per_image.most_common(1)[0][1] > 1:
         return (
             "they are several for one image, maybe one for each class or object; semiseg wants one mask for each "
-            "image, whose "
-            "values are class indices: merge them"
+            "image, whose values are class indices: merge them"
         )
     if common and 2 * common[0][1] > len(masks):
         rest = common[0][0]
@@ -85,8 +84,7 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
             return f"the image of the same name is in another folder: move {name}{path.suffix} to {wanted}"
     return (
         "a mask has the name of its image; rename them, or name the pairs in lists for data.labeled and data.val (on "
-        "each line "
-        "an image and its mask)"
+        "each line an image and its mask)"
     )
 
 
