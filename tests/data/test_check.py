@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from semiseg.data import check as check_module
 from semiseg.data.check import Report, check, shares_of_classes
 from semiseg.data.layouts import folder as layout
+from semiseg.data.masks import StoredMask
+from semiseg.data.read import Header, read_header
 from semiseg.errors import UserError
 
 
@@ -278,3 +281,26 @@ def test_what_was_decoded_once_is_not_decoded_again(folder, monkeypatch):
     for name in ("read_image", "read_stored"):
         monkeypatch.setattr(f"semiseg.data.check.{name}", None)
     assert run(folder) == []
+
+
+def test_a_check_that_was_stopped_goes_on_where_it_was(folder, monkeypatch):
+    decoded: list[str] = []
+    read = check_module.read_stored
+
+    def once(path: Path) -> StoredMask:
+        decoded.append(path.name)
+        return read(path)
+
+    def stop_at_an_unlabeled_one(path: Path) -> Header:
+        if path.name == "09.png":
+            raise KeyboardInterrupt
+        return read_header(path)
+
+    monkeypatch.setattr(check_module, "read_stored", once)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(check_module, "read_header", stop_at_an_unlabeled_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    assert len(decoded) == 8
+    run(folder)
+    assert len(decoded) == 8  # no mask twice

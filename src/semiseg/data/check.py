@@ -121,10 +121,12 @@ def check(
     def count() -> None:
         on_image(next(numbers), total)
 
-    labeled, broken = _inspect(look_at_both, dataset.labeled, count)
-    val, broken_val = _inspect(look_at_both, dataset.val, count)
-    unlabeled, broken_unlabeled = _inspect(look, dataset.unlabeled, count)
-    memory.keep()
+    try:
+        labeled, broken = _inspect(look_at_both, dataset.labeled, count)
+        val, broken_val = _inspect(look_at_both, dataset.val, count)
+        unlabeled, broken_unlabeled = _inspect(look, dataset.unlabeled, count)
+    finally:  # a check that was interrupted goes on from here the next time
+        memory.keep()
     skipped = [error for error in broken + broken_unlabeled if _is_skipped(error, config)]
     if errors := [error for error in broken + broken_val + broken_unlabeled if error not in skipped]:
         raise UserError(f"{errors[0]} (and {len(errors) - 1} more)" if errors[1:] else str(errors[0]))
@@ -267,7 +269,7 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
 
 
 def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
-    """Notes photographs that EXIF turns, if the sizes of the masks do not say whether these fit only one."""
+    """Notes photographs that EXIF turns, unless sizes of masks show that these are drawn on turned photographs."""
     if dataset.coding.orientation is not None:
         return []
     turned = {sample: facts for sample, facts in masked.items() if facts.header.orientation != 1}

@@ -76,15 +76,15 @@ def explain(masks: Mapping[Path, Content], coding: MaskCoding, names: Sequence[s
             classes[key] = index
     known = {key: index for key, index in classes.items() if index is not None}
     if unknown := {key for key in classes if key not in known}:
-        first = next(path for path in masks if any(path in files[key] for key in unknown))
+        holders = {path for key in unknown for path in files[key]}
+        first = next(path for path in masks if path in holders)
         if colors := [key for key in unknown if isinstance(key, tuple)]:
             raise UserError(_unknown_colors(first, colors, pixels, coding))
         values = {value: number for value, number in pixels.items() if isinstance(value, int)}
-        holders = {path for key in unknown for path in files[key]}
         if not settable:
             raise UserError(
                 f"{first}: the masks hold {shares(values, sum(values.values()))}; this layout knows 0 to "
-                f"{coding.num_classes - 1} and {IGNORE}; is data.masks the right folder? (layout 'folder' can map "
+                f"{coding.num_classes - 1} and {IGNORE}; is it in the right folder? (layout 'folder' can map "
                 "values)"
             )
         raise UserError(
@@ -306,7 +306,8 @@ def _notes(
             f"not name it; write {IGNORE}: {IGNORE} if that is right, or its class.",
         )
     classes = {path for key, paths in files.items() if key not in (0, IGNORE) for path in paths}
-    bare = [path for path in files[IGNORE] if path not in classes and path in {*files.get(0, ())}]
+    with_zero = {*files.get(0, ())}
+    bare = [path for path in files[IGNORE] if path not in classes and path in with_zero]
     if not bare or not classes:
         return ()
     what = f"{len(bare)} masks, e.g. {bare[0]}, hold 0 and {IGNORE} and no other class"
