@@ -259,6 +259,41 @@ def test_ignored_and_padded_pixels_change_nothing(make):
         torch.testing.assert_close(gradient, other[key], msg=key)
 
 
+def test_parts_of_any_size_add_up_to_the_whole(make):
+    """Values and gradients, when banks and teachers hold something. Batch statistics are those of a part."""
+
+    def prepared() -> SemiMethod:
+        method = make(norm=False)
+        for module in method.modules():  # of layers that the method makes
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.forward = lambda value: value
+        optimizers = optimizers_of(method)
+        for step in range(2):
+            take(method, optimizers, step)
+        return method
+
+    whole, split = prepared(), prepared()
+    batch, at = toys(whole, 2), Progress(2, STEPS, seed=1)
+    expected = whole.losses(batch, at)
+    expected.total.backward()
+    everyone, losses = split.alone(batch, at), []
+    for rows in (slice(0, 1), slice(1, 4)):
+        of = {name: value[rows] for name, value in vars(batch).items() if name != "strong"}
+        own = everyone.observed
+        if own is not None:
+            own = replace(own, **{name: value[rows] for name, value in vars(own).items()})
+        part = replace(everyone, own=own, rows=rows, share=(rows.stop - rows.start) / 4)
+        losses.append(split(replace(batch, strong=tuple(view[rows] for view in batch.strong), **of), at, part))
+        losses[-1].total.backward()
+    for name, value in expected.scalars.items():
+        torch.testing.assert_close(sum(one.scalars[name] for one in losses), value, msg=name)
+    for (key, own), its in zip(split.named_parameters(), whole.parameters(), strict=True):
+        if own.grad is not None or its.grad is not None:
+            torch.testing.assert_close(own.grad, its.grad, msg=key)
+    if expected.hardness is not None:
+        torch.testing.assert_close(torch.cat([one.hardness for one in losses]), expected.hardness)
+
+
 @pytest.mark.parametrize("number", [2, 7])
 def test_few_and_many_classes(make, number):
     try:

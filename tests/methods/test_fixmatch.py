@@ -1,6 +1,5 @@
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from semiseg.augment.cutmix import sample_some_boxes
 from semiseg.methods.fixmatch import Config, Method
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
+from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
 
 CLASSES = ClassTable.of(("background", "a", "b"), background=0)
 AT = Progress(3, 10, seed=1)
@@ -108,26 +107,6 @@ def sample_all_after_partners(at: Progress) -> Tensor:
     generator = at.generator("cutmix")
     torch.randperm(4, generator=generator)
     return sample_some_boxes(4, 16, 16, generator, probability=1.0)
-
-
-def test_parts_equal_the_whole(make):
-    whole, split = make(), make()
-    expected = whole.losses(BATCH, AT)
-    expected.total.backward()
-    observed, losses = split.observe(BATCH, AT), []
-    for rows, share in ((slice(0, 1), 0.25), (slice(1, 4), 0.75)):
-        part = Part(observed, observed[rows], rows, share, (BATCH.label != IGNORE).sum(), BATCH.valid.sum())
-        losses.append(split(rows_of(BATCH, rows), AT, part))
-        losses[-1].total.backward()
-    for name, value in expected.scalars.items():
-        torch.testing.assert_close(sum(one.scalars[name] for one in losses), value)
-    for own, its in zip(split.student.parameters(), whole.student.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, its.grad)
-
-
-def rows_of(batch: SemiBatch, rows: slice) -> SemiBatch:
-    changed = {name: value[rows] for name, value in vars(batch).items() if name != "strong"}
-    return replace(batch, strong=tuple(view[rows] for view in batch.strong), **changed)
 
 
 def test_the_network_labels_images_itself_or_its_average_does(make):

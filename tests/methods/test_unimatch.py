@@ -12,7 +12,7 @@ from semiseg.errors import UserError
 from semiseg.methods.unimatch import Config, Method
 from semiseg.models.build import Network, Undivided
 from semiseg.rng import fold_in
-from semiseg.types import IGNORE, ClassTable, Losses, Normalization, Part, Progress, SemiBatch
+from semiseg.types import IGNORE, ClassTable, Losses, Normalization, Progress, SemiBatch
 
 CLASSES = ClassTable.of(("background", "a", "b"), background=0)
 AT = Progress(3, 10, seed=1)
@@ -168,26 +168,6 @@ def test_the_gradient_does_not_flow_through_pseudo_labels(make):
         nothing = replace(BATCH, label=torch.full_like(BATCH.label, IGNORE))
         method.losses(nothing, AT).total.backward()
         assert any(parameter.grad.abs().sum() > 0 for parameter in method.student.parameters()) == some
-
-
-def test_parts_equal_the_whole(make):
-    whole, split = make(), make()
-    expected = whole.losses(BATCH, AT)
-    expected.total.backward()
-    observed, losses = split.observe(BATCH, AT), []
-    for rows, share in ((slice(0, 1), 0.25), (slice(1, 4), 0.75)):
-        part = Part(observed, observed[rows], rows, share, (BATCH.label != IGNORE).sum(), BATCH.valid.sum())
-        losses.append(split(rows_of(BATCH, rows), AT, part))
-        losses[-1].total.backward()
-    for name, value in expected.scalars.items():
-        torch.testing.assert_close(sum(one.scalars[name] for one in losses), value)
-    for own, its in zip(split.student.parameters(), whole.student.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, its.grad)
-
-
-def rows_of(batch: SemiBatch, rows: slice) -> SemiBatch:
-    changed = {name: value[rows] for name, value in vars(batch).items() if name != "strong"}
-    return replace(batch, strong=tuple(view[rows] for view in batch.strong), **changed)
 
 
 def test_a_single_image_is_its_own_partner(make):
