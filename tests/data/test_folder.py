@@ -140,4 +140,5 @@ def test_colors_of_the_class_file_and_of_the_settings(folder, write):
     assert load(Config(root=folder)).coding.colors == {(0, 0, 0): 0, (0, 0, 255): 2}
     colors = load(Config(root=folder, colors={"#FF00aa": 1, "#ffffff": 255})).coding.colors
     assert colors == {(0, 0, 0): 0, (0, 0, 255): 2, (255, 0, 170): 1, (255, 255, 255): 255}
+    assert load(Config(root=folder, colors={"#000000": 1})).coding.colors == {(0, 0, 0): 1, (0, 0, 255): 2}
     refused(Config(root=folder, colors={"#ffffff": 3}), "data.colors", "0 to 2")

@@ -150,6 +150,30 @@ def test_a_color_mask_is_read_by_the_colors_of_classes(write):
         read_mask(path, MaskCoding(3, colors={BLACK: 0, RED: 1}))
 
 
+def test_gray_colors_of_classes_are_colors(write):
+    path = write("a.png", np.array([[BLACK, (1, 1, 1), BLACK]], np.uint8))
+    assert read_mask(path, MaskCoding(2, colors={BLACK: 1, (1, 1, 1): 0})).tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_small_tiff_whose_0_is_white_is_no_index_mask(write, bits):
+    """Pillow returns its negative, stretched to 255. By color it can be read."""
+    path = write("a.tif", white_zero_tiff([0, 1, 1, 0], bits))
+    with pytest.raises(UserError, match="TIFF's order of gray levels contradicts its values"):
+        read_mask(path, MaskCoding(3))
+    almost_white = 255 - 255 // (2**bits - 1)
+    colors = {WHITE: 0, (almost_white,) * 3: 2}
+    assert read_mask(path, MaskCoding(3, colors=colors)).tolist() == [[0, 2, 2, 0]]
+
+
+def white_zero_tiff(values: list[int], bits: int) -> bytes:
+    """A TIFF of one row, as fax programs and ImageJ write them."""
+    packed = np.packbits(np.unpackbits(np.array(values, np.uint8)[:, None], axis=1)[:, -bits:].ravel()).tobytes()
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def test_three_equal_channels_are_values(write):
     path = write("a.png", np.array([[(value,) * 3 for value in (0, 1, 2, 255)]], np.uint8))
     for colors in (None, COLORS):
@@ -169,6 +193,7 @@ def test_three_equal_channels_are_values(write):
         ([0, 1, 1], (BLACK, (2, 2, 2)), MaskCoding(3), [0, 2, 2]),  # gray 0 and 2, numbered anew
         ([0, 1, 1], (BLACK, (9, 9, 9)), MaskCoding(3, {9: 2}), [0, 2, 2]),
         ([0, 1, 2], (BLACK, (127,) * 3, WHITE), MaskCoding(3), [0, 1, 2]),  # gray levels for display
+        ([0, 1, 1], (BLACK, (9,) * 3, (18,) * 3), MaskCoding(20), [0, 1, 1]),  # the same; one class does not occur
         ([0, 1, 1], (BLACK, WHITE), MaskCoding(2), [0, 1, 1]),
         ([0, 1, 1], (BLACK, WHITE), MaskCoding(2, colors={BLACK: 1, WHITE: 0}), [1, 0, 0]),
     ],
