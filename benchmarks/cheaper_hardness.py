@@ -22,15 +22,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semiseg import config, data
+from semiseg import data
 from semiseg.augment.cutmix import hard_easy_partners
 from semiseg.augment.views import Views, make_batch
 from semiseg.data.loader import train_loader
 from semiseg.engine import checkpoint
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
+from semiseg.recipe.load import load_recipe, override
+from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 from semiseg.types import ClassTable, LoadedBatch, Progress, SemiBatch
 
@@ -60,7 +62,7 @@ class Observer:
         self.methods: dict[str, SemiMethod] = {}
         for way, settings in WAYS.items():
             words = [f"method.{name}={value}" for name, value in settings.items()]
-            method = build_method(config.override(recipe, [*words, "model.weights=null"]), classes).to(runtime.device)
+            method = build_method(override(recipe, [*words, "model.weights=null"]), classes).to(runtime.device)
             self.methods[way] = method.to(memory_format=torch.channels_last)  # as in training
         self.seconds: dict[str, list[float]] = defaultdict(list)  # one value for each batch
 
@@ -122,7 +124,7 @@ def measure(run: common.Settings, results: common.Results, paths: list[Path], ro
         raise UserError("--run: two runs have the same name; rename one of the directories")
     for number, (name, each) in enumerate(runs.items()):
         moved = [f"data.root={root}"] if root and not number else []
-        recipe = config.load(each.config, moved)
+        recipe = load_recipe(each.config, moved)
         if recipe.method_name != "imas":
             raise UserError(f"--run {each.path}: is a run of {recipe.method_name}; only imas has a hardness")
         if not number and recipe.method.model_dump()["hardness_every"] != 1:
@@ -140,9 +142,7 @@ def follow(run: common.Settings, results: common.Results, first: Run, recipe: Re
         raise UserError(f"--run {first.path}: has no checkpoint yet; train it first")
     dataset, batch = data.load(recipe.data), recipe.engine.batch_size
     number = max(1, min(run.size(128, 128, 8), len(dataset.unlabeled)) // batch)
-    views = list(
-        train_loader(dataset, recipe.data, batch_size=batch, unlabeled=True, seed=SEED, start=0, num_steps=number)
-    )
+    views = list(train_loader(dataset, recipe.data, Views(), batch_size=batch, seed=SEED, start=0, num_steps=number))
     runtime = Runtime("cuda" if run.device.type == "cuda" else "cpu", recipe.engine.precision)
     height, width = recipe.data.crop_size
     results.settings |= {"encoder": recipe.model.encoder, "view, px": f"{height} x {width}", "images": number * batch,

@@ -15,11 +15,11 @@ from photographs import street
 from step import wrapped
 
 from semiseg.data.loader import EvalItem
-from semiseg.engine.evaluate import Config, evaluate
-from semiseg.engine.precision import Precision
+from semiseg.engine.evaluate import evaluate
 from semiseg.engine.runtime import Runtime
 from semiseg.models.build import Config as ModelConfig
 from semiseg.models.build import Network, build
+from semiseg.recipe.engine import EvaluateConfig, Precision
 from semiseg.rng import seeded
 
 CLASSES = 19  # UniMatch's code supports no other number
@@ -67,9 +67,9 @@ def measure(run: common.Settings, results: common.Results) -> None:
     item, runtimes = item_of(height), {name: Runtime(run.device.type, name) for name in PRECISIONS}
     wide = window * 5 // 6
     modes = {
-        "sliding": Config(mode="sliding", window=window),
-        f"sliding by {wide} px": Config(mode="sliding", window=window, stride=wide),
-        "whole": Config(),
+        "sliding": EvaluateConfig(mode="sliding", window=window),
+        f"sliding by {wide} px": EvaluateConfig(mode="sliding", window=window, stride=wide),
+        "whole": EvaluateConfig(),
     }
     windows = [mode for mode in modes if mode != "whole"]
     results.settings |= {"image, px": f"{height} x {2 * height}", "window, px": window, "classes": CLASSES}

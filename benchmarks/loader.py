@@ -18,7 +18,7 @@ from photographs import Photographs, photographs
 from views import VIEWS
 
 from semiseg import data
-from semiseg.augment.views import make_batch
+from semiseg.augment.views import Views, make_batch
 from semiseg.data.dataset import Dataset
 from semiseg.data.layouts.voc import Config
 from semiseg.data.loader import train_loader
@@ -40,7 +40,7 @@ def ours(
 ) -> Iterator[Any]:
     """Yields our batches on the device."""
     images, config = dataset(photos, crop, workers, cache)
-    batches = train_loader(images, config, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=10**6)
+    batches = train_loader(images, config, Views(), batch_size=batch, seed=0, start=0, num_steps=10**6)
     for step, loaded in enumerate(batches):
         loaded = loaded.to(device)
         yield make_batch(loaded, VIEWS, Normalization(), 0, step) if strong else loaded

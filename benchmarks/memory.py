@@ -6,7 +6,7 @@ DeepLabV3+ with ResNet-50, on a GPU 513 x 513 px, 16 labeled and 16 unlabeled im
 import common
 import step
 
-from semiseg.engine.precision import Precision
+from semiseg.recipe.engine import Precision
 
 
 def measure(run: common.Settings, results: common.Results) -> None:

@@ -21,17 +21,18 @@ from photographs import photographs
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from semiseg import config
+from semiseg.augment.views import Views
 from semiseg.data.loader import train_loader
 from semiseg.engine import step as engine_step
-from semiseg.engine.precision import Precision
-from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.engine.step import Stepper
 from semiseg.method import SemiMethod, predictor
 from semiseg.methods import imas
 from semiseg.methods import load as method_module
 from semiseg.models.build import Network, Undivided
+from semiseg.recipe.engine import Precision
+from semiseg.recipe.load import validate
 from semiseg.types import ClassTable, LoadedBatch, Normalization
 
 NETWORK_PHASES = ("hardness forwards", "student forward", "backward")
@@ -70,7 +71,7 @@ class Ours:
         micro_batch_size: int | None = None,
         **method_settings: Any,
     ) -> None:
-        recipe = config.validate(
+        recipe = validate(
             {
                 "data": {"layout": "voc", "root": "."},
                 "model": {"encoder": encoder, "weights": None, "output_stride": 16},
@@ -202,9 +203,7 @@ def profile(run: common.Settings, results: common.Results, ours: Ours, sizes: tu
     with photographs(run.data, max(16, 4 * batch + 4)) as photos:
         images, settings = loader.dataset(photos, side, workers)
         batches = iter(
-            train_loader(
-                images, settings, batch_size=batch, unlabeled=True, seed=0, start=0, num_steps=warm_up + repeats
-            )
+            train_loader(images, settings, Views(), batch_size=batch, seed=0, start=0, num_steps=warm_up + repeats)
         )
         for number in range(warm_up + repeats):
             phases = Phases(run.device)

@@ -13,9 +13,10 @@ from pathlib import Path
 import common
 from photographs import photographs
 
-from semiseg import api, config
-from semiseg.engine.recipe import Recipe
+from semiseg import api
 from semiseg.errors import UserError
+from semiseg.recipe.load import load_recipe
+from semiseg.recipe.recipe import Recipe
 
 METHODS = {"supervised": "{name: supervised}", "iMAS": None}  # None: the method of the recipe
 RECIPE, EVALUATIONS = "voc-mini-gpu", 5
@@ -39,7 +40,7 @@ def recipes(run: common.Settings) -> Iterator[dict[str, Recipe]]:
         else:
             common_to_all += [f"data.root={run.data}"]
         yield {
-            name: config.load(Path(RECIPE), [*common_to_all, *([f"method={method}"] if method else [])])
+            name: load_recipe(Path(RECIPE), [*common_to_all, *([f"method={method}"] if method else [])])
             for name, method in METHODS.items()
         }
 

@@ -225,6 +225,7 @@ def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def trained(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a complete run of iMAS, 4 steps. Not to be changed."""
-    from semiseg import api, config
+    from semiseg import api
+    from semiseg.recipe.load import validate
 
-    return api.train(config.validate(recipe(), "recipe"), tmp_path_factory.mktemp("runs") / "trained").path
+    return api.train(validate(recipe(), "recipe"), tmp_path_factory.mktemp("runs") / "trained").path

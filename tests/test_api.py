@@ -11,12 +11,14 @@ import yaml
 from rich.console import Console
 
 import semiseg
-from semiseg import api, config, data
+from semiseg import api, data
 from semiseg.data.dataset import MaskCoding
 from semiseg.data.masks import read_mask
 from semiseg.data.read import read_image
-from semiseg.engine.recipe import Recipe, build_method
+from semiseg.engine.setup import build_method
 from semiseg.metrics import add_confusion, scores
+from semiseg.recipe.load import load_recipe, validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
@@ -53,10 +55,10 @@ def test_import_does_not_wait_for_torch():
 
 
 def test_train_from_values(tmp_path, recipe):
-    validated = config.validate(recipe(), "recipe")
+    validated = validate(recipe(), "recipe")
     console = Console(file=io.StringIO(), width=200)
     run = api.train(validated, str(tmp_path / "run"), ["engine.steps=1", "engine.seed=5"], console)
-    loaded = config.load(run.config)
+    loaded = load_recipe(run.config)
     assert (loaded.engine.steps, loaded.engine.seed) == (1, 5)  # settings on top are no silent leftovers
     assert "6 labeled, 8 unlabeled, 4 validation images" in console.file.getvalue()
 
@@ -68,7 +70,7 @@ def test_train_by_name(tmp_path, monkeypatch, scenes):
     settings = ["engine.steps=1", "engine.batch_size=2", "engine.precision=fp32", "data.crop=32", "data.workers=0"]
     model = "model={architecture: unet, encoder: tu-test_efficientnet, weights: null}"
     run = semiseg.train("folder", out="run", overrides=[*settings, model])
-    loaded = config.load(run.config)
+    loaded = load_recipe(run.config)
     assert (loaded.data.root, loaded.method.threshold) == (Path("photos"), 0.9)
     assert run.last()["step"] == 1
     with pytest.raises(semiseg.UserError, match=r"^foldr: there is no such recipe \(did you mean folder\?\)"):
@@ -76,7 +78,7 @@ def test_train_by_name(tmp_path, monkeypatch, scenes):
 
 
 def test_train_is_silent_unless_told(tmp_path, recipe, capsys):
-    api.train(config.validate(recipe(engine={"steps": 1}), "recipe"), tmp_path / "run")
+    api.train(validate(recipe(engine={"steps": 1}), "recipe"), tmp_path / "run")
     assert capsys.readouterr() == ("", "")
 
 
@@ -91,7 +93,7 @@ def test_evaluate(trained):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_evaluate_computes_in_the_precision_of_the_run(tmp_path, recipe, monkeypatch, precision):
     values = recipe("supervised", engine={"steps": 1, "precision": precision})
-    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    run = api.train(validate(values, "recipe"), tmp_path / "run")
     seen = []
     evaluate = api.evaluate_network
     monkeypatch.setattr(api, "evaluate_network", lambda *args: seen.append(args[4].precision) or evaluate(*args))
@@ -117,10 +119,10 @@ def test_load(trained):
 
 def test_a_run_can_be_used_where_its_weights_file_is_gone(tmp_path, recipe):
     values = recipe(engine={"steps": 1})
-    method = build_method(config.validate(values, "recipe"), ClassTable.of(CLASSES))
+    method = build_method(validate(values, "recipe"), ClassTable.of(CLASSES))
     torch.save(method.student.net.encoder.state_dict(), tmp_path / "encoder.pth")
     values["model"]["weights"] = str(tmp_path / "encoder.pth")
-    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    run = api.train(validate(values, "recipe"), tmp_path / "run")
     (tmp_path / "encoder.pth").unlink()
     assert api.load(run.path).step == 1
     assert api.evaluate(run.path).miou == run.last()["miou"]
@@ -150,7 +152,7 @@ def test_a_checkpoint_is_enough_by_itself(tmp_path, trained, scenes):
 def test_a_prediction_is_resized_as_an_evaluation(tmp_path, recipe, scenes, val_long_side):
     """The masks that predict writes have the mIoU that training logged."""
     sizes = {"long_side": 16, "val_long_side": val_long_side}
-    run = api.train(config.validate(recipe(engine={"steps": 1}, data=sizes), "recipe"), tmp_path / "run")
+    run = api.train(validate(recipe(engine={"steps": 1}, data=sizes), "recipe"), tmp_path / "run")
     predictor = api.load(run.path)
     assert predictor.long_side == (16 if val_long_side == "same" else val_long_side)
     matrix = torch.zeros(6, 6, dtype=torch.int64)
@@ -200,12 +202,12 @@ def test_a_checkpoint_without_a_usable_recipe(tmp_path, trained, section, value)
 
 def test_a_run_goes_on_from_another_disk_with_other_workers(tmp_path, recipe, scenes):
     values = recipe(engine={"steps": 2, "save_every": 1})
-    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    run = api.train(validate(values, "recipe"), tmp_path / "run")
     shutil.rmtree(run.checkpoints / "step-00000002")
     moved = shutil.copytree(scenes, tmp_path / "moved")
     values["data"] |= {"root": str(moved), "workers": 1, "on_unreadable": "skip"}
-    api.train(config.validate(values, "recipe"), run.path)
-    assert config.load(run.config).data.root == moved  # so that evaluate finds the images
+    api.train(validate(values, "recipe"), run.path)
+    assert load_recipe(run.config).data.root == moved  # so that evaluate finds the images
     (changed,) = (event for event in run.events() if event["event"] == "changed")
     assert [setting.split(":")[0] for setting in changed["settings"]] == [
         "data.on_unreadable",
@@ -219,13 +221,13 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
     root = shutil.copytree(scenes, tmp_path / "scenes")
     lists = {"labeled": None, "unlabeled": None, "val": None}
     values = recipe(engine={"steps": 1}, data={"root": str(root), **lists})
-    run = api.train(config.validate(values, "recipe"), tmp_path / "run")
+    run = api.train(validate(values, "recipe"), tmp_path / "run")
     before = run.config.read_bytes()
     (root / gone).unlink()
     with pytest.raises(
         semiseg.UserError, match=r"run: holds a run on other images than .*scenes has now.*; put them back .* --out"
     ):
-        api.train(config.validate(values, "recipe"), run.path)
+        api.train(validate(values, "recipe"), run.path)
     assert run.config.read_bytes() == before
 
 
@@ -243,7 +245,7 @@ def moved(tmp_path, trained, scenes, recipe) -> tuple[Run, Recipe]:
     """A copy of the complete run, and its recipe for a copy of its data."""
     root = shutil.copytree(scenes, tmp_path / "scenes")
     run = Run(shutil.copytree(trained, tmp_path / "run"))
-    return run, config.validate(recipe(data={"root": str(root)}), "recipe")
+    return run, validate(recipe(data={"root": str(root)}), "recipe")
 
 
 @pytest.mark.parametrize("named_by", ["environment", "checkpoint"])
@@ -269,7 +271,7 @@ def test_a_run_goes_on_with_classes_of_other_colors(moved):
         "".join(f"{name} #11223{index}\n" for index, name in enumerate(CLASSES))
     )
     api.train(recipe, run.path)
-    assert config.load(run.config).data.root == recipe.data.root
+    assert load_recipe(run.config).data.root == recipe.data.root
 
 
 def test_predict_counts(trained, scenes, tmp_path):
@@ -285,7 +287,7 @@ def test_partitions(recipe, tmp_path, scenes):
     assert [path.name for path in written] == [
         "val.txt", "labeled_3.txt", "unlabeled_3.txt", "labeled_5.txt", "unlabeled_5.txt"
     ]  # fmt: skip
-    dataset = data.load(config.load(tmp_path / "recipe.yaml").data)
+    dataset = data.load(load_recipe(tmp_path / "recipe.yaml").data)
     train = sorted(sample.name for sample in dataset.labeled + dataset.unlabeled)
     for labeled, unlabeled in (written[1:3], written[3:]):  # no training image is lost, with a mask or without
         assert sorted(labeled.read_text().split() + unlabeled.read_text().split()) == train

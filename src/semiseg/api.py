@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semiseg import config, data
+from semiseg import data
 from semiseg.data.check import Report, count_classes, shares_of_classes
 from semiseg.data.check import check as check_files
 from semiseg.data.dataset import Dataset, Unused
-from semiseg.data.loader import check_loading, eval_loader
+from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
 from semiseg.engine.environment import describe, labels
@@ -21,15 +21,17 @@ from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
 from semiseg.engine.progress import ProgressBar, counting
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
-from semiseg.engine.runtime import Device, Runtime
-from semiseg.engine.step import check_shapes
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import check_settings
 from semiseg.engine.train import train as train_recipe
 from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.metrics import Scores
+from semiseg.recipe.engine import Device
+from semiseg.recipe.load import differences, dump, load_recipe, override
+from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 from semiseg.types import IGNORE
 
@@ -56,7 +58,7 @@ def train(
     recipe, run = _recipe(recipe, overrides), Run(folder(Path(out)))
     resumes = run.exists() and not run.is_blank()
     if resumes and recipe.engine.precision == "auto":
-        recipe = recipe.computed_in(config.load(run.config).engine.precision)
+        recipe = recipe.computed_in(load_recipe(run.config).engine.precision)
     recipe, runtime, console = _ready(recipe, console, resumes)
     with Lock(run) as lock:  # of the first process, for all processes
         with runtime.main_first():
@@ -126,7 +128,7 @@ def check(
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
     changes = list(overrides)
-    return config.override(recipe, changes) if isinstance(recipe, Recipe) else config.load(Path(recipe), changes)
+    return override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
 
 
 def _ready(recipe: Recipe, console: Console | None, resumes: bool = False) -> tuple[Recipe, Runtime, Console]:
@@ -172,7 +174,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     """Checks that the run has this recipe. Settings that do not change the result may differ."""
     _acquire(lock, console)
     recipe.engine.part_size(runtime.world_size)
-    changed = config.differences(config.load(run.config).to_dict(), recipe.to_dict())
+    changed = differences(load_recipe(run.config).to_dict(), recipe.to_dict())
     if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
@@ -192,7 +194,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
         )
     newest = checkpoint.newest(run.checkpoints)
     if changed:
-        run.change(config.dump(recipe))
+        run.change(dump(recipe))
         run.event("changed", newest.step if newest else 0, settings=changed)
     last = run.last()
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
@@ -230,7 +232,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     _acquire(lock, console)
     balanced = recipe.data.labeled_order == "class_balanced"
     counts = count_classes(dataset, recipe.data.root) if balanced else None
-    run.start(config.dump(recipe), describe(dataset, runtime), _names(dataset), counts)
+    run.start(dump(recipe), describe(dataset, runtime), _names(dataset), counts)
     _print_report(dataset, report, console)
 
 
@@ -240,12 +242,7 @@ def _acquire(lock: Lock, console: Console) -> None:
 
 
 def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
-    recipe.engine.part_size(runtime.world_size)
-    method = build_method(recipe, dataset.classes)
-    method.groups(recipe.optim)  # raises an error where the networks do not allow these settings
-    views, engine = method.views, recipe.engine
-    check_loading(dataset, recipe.data, engine.batch_size, views.unlabeled, engine.steps, views.min_unlabeled)
-    check_shapes(recipe, method, runtime)
+    check_settings(recipe, dataset, runtime)
     with counting("checking the data", console) as count:
         return check_files(dataset, recipe.data, on_image=count)
 
@@ -302,7 +299,7 @@ def evaluate(
         on_image: called with the number of images that are done and the number of all images.
     """
     opened, changes = Run(Path(run)).open(), list(overrides)
-    recipe = config.load(opened.config, changes)
+    recipe = load_recipe(opened.config, changes)
     _refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
     predictor = make_predictor(_checkpoint(opened, which), device, recipe.engine.precision)
     dataset = data.load(recipe.data)
@@ -374,7 +371,7 @@ def partitions(
         The files that were written.
     """
     changes = list(overrides)
-    section = config.load(Path(recipe), changes).data
+    section = load_recipe(Path(recipe), changes).data
     dataset = data.load(section.model_copy(update={"pseudo": None}))
     _refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
@@ -411,10 +408,10 @@ def partitions(
 
 
 def _refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> None:
-    for override in overrides:
-        key = override.partition("=")[0].strip()
+    for change in overrides:
+        key = change.partition("=")[0].strip()
         if not any(f"{key}.".startswith(f"{section}.") for section in used):
-            raise UserError(f"--set {override}: has no effect on {what}; only settings of {', '.join(used)} have")
+            raise UserError(f"--set {change}: has no effect on {what}; only settings of {', '.join(used)} have")
 
 
 def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:

@@ -69,7 +69,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
-    from semiseg import recipe_file
+    from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)  # reports mistakes in the file before torch is loaded
     from semiseg import api
@@ -99,7 +99,7 @@ def check(
     ] = False,
 ) -> None:
     """Look at the data before training: files, masks, classes, and what may be wrong. Writes nothing beside them."""
-    from semiseg import recipe_file
+    from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)
     from semiseg import api
@@ -163,7 +163,7 @@ def recipes(
     out: Annotated[Path | None, typer.Option(help="New file for the recipe, which you can edit.")] = None,
 ) -> None:
     """List the recipes that come with semiseg, print one, or write one to a file."""
-    from semiseg import recipe_file
+    from semiseg.recipe import file as recipe_file
 
     if name is None:
         if out is not None:
@@ -215,7 +215,7 @@ def partitions(
     overrides: SetData = None,
 ) -> None:
     """Draw nested label partitions that cover every class, for your own comparison."""
-    from semiseg import recipe_file
+    from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)
     from semiseg import api

@@ -12,10 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from semiseg import api, config
+from semiseg import api
 from semiseg.engine.progress import counting
-from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
+from semiseg.recipe.load import validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.report import sheet, table
 from semiseg.runs import Run
 from semiseg.scenes import write_scenes
@@ -81,7 +82,7 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
         markup=False,
         emoji=False,
     )
-    recipes = {name: config.validate(recipe(scenes, method, seed), "demo") for name, method in METHODS.items()}
+    recipes = {name: validate(recipe(scenes, method, seed), "demo") for name, method in METHODS.items()}
     console.print(f"two trainings of {STEPS} steps: about {minutes(recipes.values())} here", highlight=False)
     runs = {name: api.train(each, out / name.lower(), console=console) for name, each in recipes.items()}
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))

@@ -10,11 +10,13 @@ import common
 import pytest
 import torch
 
-from semiseg import api, config, data
+from semiseg import api, data
+from semiseg.augment.views import Views
 from semiseg.data.loader import train_loader
 from semiseg.engine import checkpoint
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
+from semiseg.recipe.load import load_recipe, validate
 from semiseg.runs import Run
 
 
@@ -22,7 +24,7 @@ from semiseg.runs import Run
 def followed(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with its checkpoints after 2 and 4 steps, in both of which some images are easier than others."""
     values = recipe(engine={"keep_checkpoints": 2}, method={"threshold": 0.25}, optim={"lr": 0.06})
-    return api.train(config.validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "exact")
+    return api.train(validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "exact")
 
 
 def words(out: Path, *more: str) -> list[str]:
@@ -65,9 +67,9 @@ def test_pairs_by_chance(batch: int):
 
 
 def test_full_size_against_itself_is_the_same(followed: Run):
-    recipe = config.load(followed.config)
+    recipe = load_recipe(followed.config)
     dataset = data.load(recipe.data)
-    views = list(train_loader(dataset, recipe.data, batch_size=2, unlabeled=True, seed=1, start=0, num_steps=4))
+    views = list(train_loader(dataset, recipe.data, Views(), batch_size=2, seed=1, start=0, num_steps=4))
     observer = cheaper_hardness.Observer(recipe, dataset.classes, Runtime("cpu"))
     last = checkpoint.read(checkpoint.path_of(followed.checkpoints, "step", 4))
     easy, again = observer.look(last, views), observer.look(last, views)
@@ -102,7 +104,7 @@ def test_data_may_have_moved(followed: Run, tmp_path: Path):
 def test_runs_that_cannot_be_studied_are_refused_in_one_line(
     followed: Run, recipe: Callable[..., dict[str, Any]], tmp_path: Path
 ):
-    supervised = api.train(config.validate(recipe("supervised"), "recipe"), tmp_path / "supervised").path
+    supervised = api.train(validate(recipe("supervised"), "recipe"), tmp_path / "supervised").path
     for runs, message in (
         ([tmp_path], "not a run directory"),
         ([followed.path, followed.path], "same name"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from semiseg.augment.views import Views
 from semiseg.data import loader as loader_module
 from semiseg.data.dataset import Dataset
 from semiseg.data.layouts import folder as layout
@@ -32,7 +33,7 @@ TENSORS = ("image", "label", "weak", "valid", "labeled_index", "index")
 
 
 def batches(dataset: Dataset, config: layout.Config, **changes) -> list[LoadedBatch]:
-    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 6} | changes
+    settings = {"views": Views(), "batch_size": 4, "seed": 0, "start": 0, "num_steps": 6} | changes
     return list(train_loader(dataset, config, **settings))
 
 
@@ -148,16 +149,16 @@ def test_long_side_comes_before_the_scale(dataset, config, val_long_side):
 
 
 def test_without_unlabeled_images(dataset, config):
-    batch = batches(replace(dataset, unlabeled=()), config, unlabeled=False, num_steps=1)[0]
+    batch = batches(replace(dataset, unlabeled=()), config, views=Views(unlabeled=False), num_steps=1)[0]
     assert batch.weak.shape == (0, 3, 16, 16)
     assert batch.valid.shape == (0, 16, 16)
     assert batch.index.shape == (0,)
-    assert_equal([batch], [replace(batches(dataset, config, unlabeled=False, num_steps=1)[0])])
+    assert_equal([batch], [replace(batches(dataset, config, views=Views(unlabeled=False), num_steps=1)[0])])
 
 
 def test_a_method_that_needs_unlabeled_images_is_told_so_at_once(dataset, config):
     with pytest.raises(UserError, match=r"^data\.unlabeled: "):
-        train_loader(replace(dataset, unlabeled=()), config, batch_size=1, unlabeled=True, seed=0, start=0, num_steps=1)
+        train_loader(replace(dataset, unlabeled=()), config, Views(), batch_size=1, seed=0, start=0, num_steps=1)
 
 
 def test_masks_of_unlabeled_images_are_not_read(dataset, config, folder):
@@ -293,7 +294,7 @@ def test_a_cache_changes_nothing(dataset, config, workers):
 
 
 def test_what_one_worker_has_decoded_the_others_need_not(dataset, config):
-    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 8}
+    settings = {"views": Views(), "batch_size": 4, "seed": 0, "start": 0, "num_steps": 8}
     expected = batches(dataset, config)
     loader = train_loader(dataset, config.model_copy(update={"cache": True, "workers": 2}), **settings)
     assert_equal(list(loader)[:6], expected)
@@ -303,8 +304,8 @@ def test_what_one_worker_has_decoded_the_others_need_not(dataset, config):
 
 
 def test_a_list_without_unlabeled_images_takes_no_memory_for_them(dataset, config):
-    loader = train_loader(dataset, config.model_copy(update={"cache": True}), batch_size=4, unlabeled=False, seed=0,
-                          start=0, num_steps=1)  # fmt: skip
+    views, cached = Views(unlabeled=False), config.model_copy(update={"cache": True})
+    loader = train_loader(dataset, cached, views, batch_size=4, seed=0, start=0, num_steps=1)
     labeled, unlabeled = loader.dataset.caches  # type: ignore[attr-defined]
     assert labeled.content.numel() == 6 * 20 * 24 * 4
     assert unlabeled.content.numel() == 0
@@ -330,12 +331,12 @@ def test_too_little_memory_is_said_before_it_is_taken(dataset, config, monkeypat
     monkeypatch.setattr("semiseg.data.cache.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     cached = config.model_copy(update={"cache": True})
     if enough:
-        batches(dataset, cached, unlabeled=False)
+        batches(dataset, cached, views=Views(unlabeled=False))
         return
     with pytest.raises(
         UserError, match=r"data.cache: decoded images take 0.00 GB and batches .* /dev/shm has .* use cache"
     ):
-        batches(dataset, cached, unlabeled=False)
+        batches(dataset, cached, views=Views(unlabeled=False))
 
 
 def test_memory_that_another_process_took_meanwhile_is_one_line_too(dataset, config, monkeypatch):
@@ -359,7 +360,7 @@ def test_batches_that_do_not_fit_into_shared_memory(dataset, config, monkeypatch
     """Two processes keep two batches ready each, and two more are in use: 6 of 4 x 2 x 4 x 360 x 360 bytes."""
     monkeypatch.setattr(loader_module, "free", lambda: megabytes * 1e6)
     large = config.model_copy(update={"crop": 360, "workers": 2})
-    settings = {"batch_size": 4, "unlabeled": True, "seed": 0, "start": 0, "num_steps": 20}
+    settings = {"views": Views(), "batch_size": 4, "seed": 0, "start": 0, "num_steps": 20}
     if says:
         with pytest.raises(UserError, match=f"^data.workers: .*2 loader processes take 24.88 MB of .*{says}"):
             train_loader(dataset, large, **settings)
@@ -375,14 +376,14 @@ def test_class_balanced_labels_are_drawn_by_their_classes(folder):
     counts = [{0: 100}] * len(dataset.labeled)
     counts[3] = {0: 99, 1: 1}
     dataset = replace(dataset, class_counts=tuple(counts))
-    batches = train_loader(dataset, config, batch_size=4, unlabeled=False, seed=0, start=0, num_steps=5)
+    batches = train_loader(dataset, config, Views(unlabeled=False), batch_size=4, seed=0, start=0, num_steps=5)
     drawn = torch.cat([batch.labeled_index for batch in batches])
     assert (drawn == 3).all()  # at this temperature class 1 is always drawn
 
 
 def test_a_method_that_needs_partners_is_told_before_training(dataset, config):
     alone = replace(dataset, unlabeled=dataset.unlabeled[:1])
-    check_loading(alone, config, 4, True, 9)
-    check_loading(alone, config, 4, False, 9, min_unlabeled=2)
+    check_loading(alone, config, Views(), 4, 9)
+    check_loading(alone, config, Views(unlabeled=False, min_unlabeled=2), 4, 9)
     with pytest.raises(UserError, match=r"data\.unlabeled: 1 image is too few: .* needs 2"):
-        check_loading(alone, config, 4, True, 9, min_unlabeled=2)
+        check_loading(alone, config, Views(min_unlabeled=2), 4, 9)

@@ -15,11 +15,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from semiseg import cli, config, methods, recipe_file
+from semiseg import cli, methods
 from semiseg.data.partitions import partition_hash
 from semiseg.engine import progress
-from semiseg.engine.recipe import build_method
+from semiseg.engine.setup import build_method
 from semiseg.metrics import percent
+from semiseg.recipe import file as recipe_file
+from semiseg.recipe.load import dump, load_recipe, validate
 from semiseg.runs import Run
 from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
@@ -37,7 +39,7 @@ def numbers(table: str) -> dict[str, str]:
 def vivid(trained, tmp_path: Path) -> Path:
     """A copy of the trained run whose networks see several classes in every image."""
     copy = shutil.copytree(trained, tmp_path / "vivid")
-    method = build_method(config.load(copy / "config.yaml"), ClassTable.of(CLASSES))
+    method = build_method(load_recipe(copy / "config.yaml"), ClassTable.of(CLASSES))
     for name, parameter in method.named_parameters():
         if "segmentation_head" in name and name.endswith("weight"):
             parameter.data *= 100
@@ -170,12 +172,12 @@ def test_a_recipe_is_trained_by_its_name(semiseg, here, scenes):
     done = semiseg(f"train folder {small} --set data.crop=32 --set data.workers=0")
     assert (done.code, done.err) == (0, "")
     assert "run directory: runs/folder" in done.out
-    assert config.load(Path("runs/folder/config.yaml")).data.root == Path("photos")
+    assert load_recipe(Path("runs/folder/config.yaml")).data.root == Path("photos")
 
     done = semiseg(f"train official/voc {small} --set 'data={{layout: folder, root: photos, crop: 32, workers: 0}}'")
     assert (done.code, done.err) == (0, "")
     assert "run directory: runs/official-voc" in done.out
-    assert config.load(Path("runs/official-voc/config.yaml")).method.boxes == "official"
+    assert load_recipe(Path("runs/official-voc/config.yaml")).method.boxes == "official"
 
     done = semiseg("partitions folder --out splits --size 5")
     assert (done.code, done.err) == (0, "")
@@ -186,7 +188,7 @@ def test_a_file_goes_before_a_recipe_of_its_name(semiseg, here):
     (here / "recipe.yaml").rename("folder")
     done = semiseg("train folder --set engine.steps=1 --set engine.seed=7")
     assert (done.code, done.err) == (0, "")
-    assert config.load(Path("runs/folder/config.yaml")).model.encoder == "tu-test_efficientnet"
+    assert load_recipe(Path("runs/folder/config.yaml")).model.encoder == "tu-test_efficientnet"
 
 
 # train
@@ -246,9 +248,9 @@ def test_the_run_directory(trained, recipe, scenes):
         "unlabeled.txt",
         "checkpoints",
     }
-    loaded = config.load(trained / "config.yaml")
-    assert loaded == config.validate(recipe(), "recipe")  # itself a valid recipe, of the same run
-    assert config.dump(loaded) == (trained / "config.yaml").read_text()
+    loaded = load_recipe(trained / "config.yaml")
+    assert loaded == validate(recipe(), "recipe")  # itself a valid recipe, of the same run
+    assert dump(loaded) == (trained / "config.yaml").read_text()
 
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["versions"]["torch"] == version("torch")

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from semiseg import config, demo
+from semiseg import demo
 from semiseg.engine import progress
-from semiseg.engine.recipe import build_method
+from semiseg.engine.setup import build_method
 from semiseg.metrics import percent
+from semiseg.recipe.load import differences, load_recipe
 from semiseg.runs import Run
 from semiseg.types import ClassTable
 
@@ -66,8 +67,8 @@ def test_the_picture_shows_predictions_and_the_easiest_and_hardest_images(shown)
 
 def test_both_runs_are_alike_but_for_the_method(shown):
     _, runs, _ = shown
-    recipes = [config.load(run.config) for run in runs.values()]
-    changed = config.differences(*(loaded.to_dict() for loaded in recipes))
+    recipes = [load_recipe(run.config) for run in runs.values()]
+    changed = differences(*(loaded.to_dict() for loaded in recipes))
     assert {difference.split(".")[0] for difference in changed} == {"method"}
     assert len({run.environment()["labels"]["partition"] for run in runs.values()}) == 1
     assert [run.last()["step"] for run in runs.values()] == [STEPS, STEPS]
@@ -79,7 +80,7 @@ def test_both_runs_are_alike_but_for_the_method(shown):
 
 def test_every_seed_is_used(shown):
     _, runs, _ = shown
-    assert {config.load(run.config).engine.seed for run in runs.values()} == {3}
+    assert {load_recipe(run.config).engine.seed for run in runs.values()} == {3}
 
 
 def test_a_second_call_takes_a_new_folder(shown, small_demo, monkeypatch, contents):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import recipe_file
+from semiseg.recipe import file as recipe_file
 from semiseg.runs import Run
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from semiseg import api, config
+from semiseg import api
 from semiseg.engine import checkpoint
+from semiseg.recipe.load import validate
 from semiseg.runs import Run
 
 MEASURED = ("images_per_second", "waited", "peak_memory_mb")
@@ -56,7 +57,7 @@ def uninterrupted(recipe, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     def uninterrupted(method: str, architecture: str) -> dict[str, Any]:
         if (method, architecture) not in done:
             values = settings(recipe, method, architecture)
-            run = api.train(config.validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "whole")
+            run = api.train(validate(values, "recipe"), tmp_path_factory.mktemp("runs") / "whole")
             done[method, architecture] = left_behind(run)
         return done[method, architecture]
 
@@ -73,8 +74,8 @@ def check(interrupted) -> Callable[..., None]:
     def check(values: dict[str, Any], out: Path, expected: dict[str, Any], *interruptions: tuple[str, int]) -> None:
         for where, call in interruptions:
             with interrupted(where, call):
-                api.train(config.validate(values, "recipe"), out)
-        assert_same(left_behind(api.train(config.validate(values, "recipe"), out)), expected)
+                api.train(validate(values, "recipe"), out)
+        assert_same(left_behind(api.train(validate(values, "recipe"), out)), expected)
 
     return check
 
@@ -133,14 +134,14 @@ def test_interrupted_again_and_again(check, recipe, uninterrupted, tmp_path):
 def test_resumed_in_low_precision(check, recipe, tmp_path):
     few = {"steps": 3, "eval_every": 3}  # bf16 is slow where it is emulated
     values = recipe("imas", engine=ENGINE | few | {"precision": "bf16"}, model=DEEPLAB)
-    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    whole = left_behind(api.train(validate(values, "recipe"), tmp_path / "whole"))
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))
 
 
 def test_resumed_between_two_steps_with_hardness_of_the_student(check, recipe, tmp_path):
     """The checkpoint of step 4 has the last agreement of student and teacher. The student predicts again in step 6."""
     values = recipe("imas", engine=ENGINE, method={"hardness_every": 5, "threshold": 0.4})
-    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    whole = left_behind(api.train(validate(values, "recipe"), tmp_path / "whole"))
     assert 0 < whole["step-00000007"][1]["agreement"] < 1
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 5))
 
@@ -148,14 +149,14 @@ def test_resumed_between_two_steps_with_hardness_of_the_student(check, recipe, t
 def test_resumed_with_an_optimizer_that_counts_its_steps(check, recipe, tmp_path):
     optim = {"kind": "adamw", "lr": 0.001, "warmup_steps": 3, "max_grad_norm": 1}
     values = recipe("imas", engine={"steps": 3, "eval_every": 3, "save_every": 2}, optim=optim)
-    whole = left_behind(api.train(config.validate(values, "recipe"), tmp_path / "whole"))
+    whole = left_behind(api.train(validate(values, "recipe"), tmp_path / "whole"))
     assert {value.item() for key, value in whole["step-00000003"][2].items() if key.endswith(".step")} == {3}
     check(values, tmp_path / "run", whole, ("semiseg.engine.step.make_batch", 3))
 
 
 def test_resumed_with_class_balanced_labels(check, recipe, tmp_path):
     values = recipe("supervised", engine=ENGINE, data={"labeled_order": "class_balanced", "temperature": 0.1})
-    run = api.train(config.validate(values, "recipe"), tmp_path / "whole")
+    run = api.train(validate(values, "recipe"), tmp_path / "whole")
     assert len(run.class_counts()) == 6
     assert all(sum(counts.values()) == 32 * 32 for counts in run.class_counts())
     check(values, tmp_path / "run", left_behind(run), ("semiseg.engine.step.make_batch", 5))
@@ -164,7 +165,7 @@ def test_resumed_with_class_balanced_labels(check, recipe, tmp_path):
 @pytest.mark.parametrize("cached_first", [False, True])
 def test_resumed_with_another_way_to_load(interrupted, recipe, uninterrupted, tmp_path, cached_first):
     first, second = (
-        config.validate(recipe("imas", engine=ENGINE, data={"workers": 0, "cache": cache}), "recipe")
+        validate(recipe("imas", engine=ENGINE, data={"workers": 0, "cache": cache}), "recipe")
         for cache in (cached_first, not cached_first)
     )
     with interrupted("semiseg.engine.step.make_batch", 6):
@@ -177,8 +178,8 @@ def test_no_loader_process_outlives_a_run(interrupted, recipe, tmp_path):
     gc.disable()
     try:
         with interrupted("semiseg.engine.step.make_batch", 6):  # after an evaluation
-            api.train(config.validate(values, "recipe"), tmp_path / "run")
-        api.train(config.validate(values, "recipe"), tmp_path / "run")
+            api.train(validate(values, "recipe"), tmp_path / "run")
+        api.train(validate(values, "recipe"), tmp_path / "run")
         assert multiprocessing.active_children() == []
     finally:
         gc.enable()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from semiseg import api, config
+from semiseg import api
 from semiseg.engine import precision
 from semiseg.engine.precision import Choice, cpu_flags, emulation, has_bf16, slowdown
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
+from semiseg.recipe.load import load_recipe, validate
 from semiseg.runs import Run
 
 CPU = torch.device("cpu")
@@ -128,7 +129,7 @@ def train(recipe, tmp_path, cpu_with, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr("semiseg.engine.train._Training._finish_step", leave_after(stop))
             with pytest.raises(UserError, match="enough"):
-                api.train(config.validate(values, "recipe"), tmp_path / out, console=console)
+                api.train(validate(values, "recipe"), tmp_path / out, console=console)
         return console.file.getvalue()
 
     return train
@@ -153,7 +154,7 @@ def test_the_first_line_and_the_run_directory_say_what_was_chosen(train, tmp_pat
     assert not any("emulated" in line for line in others)
     run = Run(tmp_path / "run")
     assert run.environment()["precision"] == {"used": "bf16", "reason": "the CPU has amx_bf16", "device": "cpu"}
-    assert config.load(run.config).engine.precision == "bf16"
+    assert load_recipe(run.config).engine.precision == "bf16"
     assert run.events()[0]["precision"] == "bf16"
 
 
@@ -180,16 +181,16 @@ def test_a_named_bf16_is_obeyed_with_a_line(train):
 
 def test_another_precision_than_that_of_the_run_is_refused(recipe, tmp_path, cpu_with):
     cpu_with("avx2")
-    api.train(config.validate(recipe("supervised", engine={"precision": "auto"}), "recipe"), tmp_path / "run")
-    other = config.validate(recipe("supervised", engine={"precision": "bf16"}), "recipe")
+    api.train(validate(recipe("supervised", engine={"precision": "auto"}), "recipe"), tmp_path / "run")
+    other = validate(recipe("supervised", engine={"precision": "bf16"}), "recipe")
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.precision: fp32 -> bf16\)"):
         api.train(other, tmp_path / "run")
 
 
 def test_the_shipped_recipes_ask_for_auto():
-    from semiseg import recipe_file
+    from semiseg.recipe import file as recipe_file
 
-    asked = {name: config.load(Path(name)).engine.precision for name in recipe_file.shipped()}
+    asked = {name: load_recipe(Path(name)).engine.precision for name in recipe_file.shipped()}
     official = {name for name in asked if name.startswith("official/")}
     assert {asked[name] for name in official} == {"fp32"}  # as in the authors' code
     assert {asked[name] for name in asked.keys() - official} == {"auto"}
@@ -198,5 +199,5 @@ def test_the_shipped_recipes_ask_for_auto():
 def test_a_dry_run_says_it_too(recipe, cpu_with):
     cpu_with("avx2")
     console = Console(file=io.StringIO(), width=400)
-    api.rehearse(config.validate(recipe("supervised", engine={"precision": "auto"}), "recipe"), console=console)
+    api.rehearse(validate(recipe("supervised", engine={"precision": "auto"}), "recipe"), console=console)
     assert "in fp32: the CPU has no bf16 instructions" in console.file.getvalue().splitlines()[0]

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from semiseg import api, config, methods
+from semiseg import api, methods
 from semiseg.engine import checkpoint, compiled
-from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
 from semiseg.method import predictor
 from semiseg.models import build as building
 from semiseg.models.build import Features, Network
 from semiseg.models.predict import sliding, whole
+from semiseg.recipe.load import validate
 from semiseg.rng import fold_in, seeded
 from semiseg.types import ClassTable, LoadedBatch, Normalization
 
@@ -62,7 +63,7 @@ def make(recipe) -> Make:
 
     def make(name: str, compile: bool, model: dict[str, Any] | None = None, **engine: Any) -> Stepper:
         settings = {"steps": 10, "batch_size": 4, "compile": compile} | engine
-        validated = config.validate(recipe(name, engine=settings, model=model or {}), "recipe")
+        validated = validate(recipe(name, engine=settings, model=model or {}), "recipe")
 
         def network(outputs: int | None = None, channels: int = 3, _: building.Config | None = None) -> Network:
             with seeded(0, "network"):
@@ -104,7 +105,7 @@ def test_the_same_steps_with_the_same_dropout(make, name):
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if not methods.load(name).compiles])
 def test_methods_that_call_parts_of_networks_are_not_compiled(recipe, name):
-    validated = config.validate(recipe(name, engine={"compile": True}), "recipe")
+    validated = validate(recipe(name, engine={"compile": True}), "recipe")
     with pytest.raises(UserError, match=f"engine.compile: method {name} calls the parts"):
         build_method(validated, CLASSES)
 
@@ -185,7 +186,7 @@ def test_a_machine_that_cannot_compile(make, monkeypatch):
 def test_a_run_goes_on_with_or_without_the_compiler(recipe, interrupted, tmp_path, monkeypatch, first):
     monkeypatch.setattr(building, "build", lambda config, outputs, channels: small(outputs))
     engine = {"steps": 6, "log_every": 1, "eval_every": 3, "save_every": 2}
-    with_it, without = (config.validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
+    with_it, without = (validate(recipe(engine=engine | {"compile": at}), "recipe") for at in (True, False))
     with interrupted("semiseg.engine.step.make_batch", 4):
         api.train(with_it if first else without, tmp_path / "run")
     graphs = counters["stats"]["unique_graphs"]

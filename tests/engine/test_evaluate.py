@@ -13,14 +13,15 @@ from semiseg.data.dataset import MaskCoding
 from semiseg.data.layouts import folder as layout
 from semiseg.data.loader import EvalItem, eval_loader
 from semiseg.data.masks import read_pair
-from semiseg.engine.evaluate import Config, evaluate
+from semiseg.engine.evaluate import evaluate, mean_probabilities
 from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores
 from semiseg.models.build import Network, Undivided
+from semiseg.recipe.engine import EvaluateConfig
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, Normalization
 
-WHOLE = Config()
+WHOLE = EvaluateConfig()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_each_name_has_scores_of_its_own(tiny, cpu):
     assert found["teacher"].miou != found["student"].miou
 
 
-@pytest.mark.parametrize("config", [WHOLE, Config(mode="sliding", window=16)])
+@pytest.mark.parametrize("config", [WHOLE, EvaluateConfig(mode="sliding", window=16)])
 def test_networks_with_one_name_are_scored_by_the_mean_of_their_probabilities(cpu, config):
     """Their votes would be for the other class in the first case, and the mean of their logits in the second one."""
     image = torch.zeros(3, 20, 24, dtype=torch.uint8)
@@ -205,9 +206,9 @@ def test_networks_with_one_name_are_scored_by_the_mean_of_their_probabilities(cp
 
 def test_the_mean_of_probabilities_by_hand(cpu):
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    mean = WHOLE.mean_probabilities((fixed(0.9), fixed(0.2), fixed(0.4)), image)
+    mean = mean_probabilities((fixed(0.9), fixed(0.2), fixed(0.4)), image, WHOLE)
     torch.testing.assert_close(mean, torch.tensor([0.5, 0.5])[None, :, None, None].expand(1, 2, 4, 4))
-    alone = WHOLE.mean_probabilities((fixed(0.9),), image)
+    alone = mean_probabilities((fixed(0.9),), image, WHOLE)
     torch.testing.assert_close(alone[0, :, 0, 0], torch.tensor([0.9, 0.1]))
 
 
@@ -219,7 +220,7 @@ def test_each_network_has_its_own_normalization(cpu):
     image = torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)  # 0.2
     normalizations = Normalization((0.2,) * 3, (1.0,) * 3), Normalization((0.1,) * 3, (0.1,) * 3)
     networks = [Network(Undivided(Red()), each, 1) for each in normalizations]
-    mean = WHOLE.mean_probabilities(networks, image)[0, 0, 0, 0].item()
+    mean = mean_probabilities(networks, image, WHOLE)[0, 0, 0, 0].item()
     assert mean == pytest.approx((0.5 + 1 / (1 + math.exp(-1))) / 2, abs=1e-6)
 
 
@@ -229,7 +230,7 @@ def test_each_network_has_its_own_normalization(cpu):
 def test_one_window_is_the_whole_image(tiny, cpu):
     network, evaluated = tiny(), items((16, 16), (12, 20))
     whole = score(network, evaluated, 3, WHOLE, cpu)
-    assert score(network, evaluated, 3, Config(mode="sliding", window=20), cpu) == whole
+    assert score(network, evaluated, 3, EvaluateConfig(mode="sliding", window=20), cpu) == whole
 
 
 def test_windows_see_no_further(cpu):
@@ -247,7 +248,7 @@ def test_windows_see_no_further(cpu):
     image[:, :, 32:] = 255
     mask = torch.zeros(16, 48, dtype=torch.uint8)
     mask[:, 32:] = 1
-    config = Config(mode="sliding", window=16, stride=16)
+    config = EvaluateConfig(mode="sliding", window=16, stride=16)
     network = Network(Undivided(Mean()), Normalization(), 1)
     assert score(network, [EvalItem(0, image, mask)], 2, config, cpu).miou == 1
     assert seen == [(16, 16)] * 3
@@ -258,7 +259,7 @@ def test_windows_overlap_by_a_third_unless_told(tiny, cpu):
     seen = []
     network = tiny()
     network.net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
-    score(network, items((24, 56)), 3, Config(mode="sliding", window=24), cpu)
+    score(network, items((24, 56)), 3, EvaluateConfig(mode="sliding", window=24), cpu)
     assert seen == [24, 24, 24]  # at 0, 16, 32
 
 
@@ -276,4 +277,4 @@ def test_windows_overlap_by_a_third_unless_told(tiny, cpu):
 )
 def test_settings_that_make_no_sense(settings, says):
     with pytest.raises(ValidationError, match=says):
-        Config(**settings)
+        EvaluateConfig(**settings)

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg import config, data
+from semiseg import data
 from semiseg.data.read import read_image
 from semiseg.engine import checkpoint
 from semiseg.engine import train as engine
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.hardness import easiness
 from semiseg.method import SemiMethod, predictor
 from semiseg.methods import imas
 from semiseg.models.predict import predict, whole
+from semiseg.recipe.load import dump, validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.rng import fold_in
 from semiseg.runs import Run
 from semiseg.scenes import write_scenes
@@ -30,9 +32,9 @@ def prepare(recipe, tmp_path: Path) -> Callable[..., Prepared]:
     """prepare(name, engine={...}) -> recipe, dataset and a run directory that was just started."""
 
     def prepare(name: str, **sections: dict[str, Any]) -> Prepared:
-        validated = config.validate(recipe("imas", **sections), "recipe")
+        validated = validate(recipe("imas", **sections), "recipe")
         dataset, run = data.load(validated.data), Run(tmp_path / name)
-        run.start(config.dump(validated), {}, [sample.name for sample in dataset.unlabeled])
+        run.start(dump(validated), {}, [sample.name for sample in dataset.unlabeled])
         return validated, dataset, run
 
     return prepare
@@ -43,7 +45,7 @@ def opinionated(recipe, tmp_path_factory) -> tuple[SemiMethod, Tensor]:
     """A method whose networks see all classes, differ here and there and are seldom sure, and 8 scenes of 128 px."""
     root = tmp_path_factory.mktemp("precision")
     write_scenes(root, num_train=13, num_val=1, size=128, seed=3, labeled=5)
-    validated = config.validate(recipe("imas", data={"root": str(root)}), "recipe")
+    validated = validate(recipe("imas", data={"root": str(root)}), "recipe")
     dataset = data.load(validated.data)
     method, generator = build_method(validated, dataset.classes), fold_in(0, "opinionated")
     for name, parameter in method.named_parameters():

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from semiseg.engine.evaluate import Config
 from semiseg.engine.predict import Predictor, index_image, overlay, predict_files
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.models.build import Network, Undivided
+from semiseg.recipe.engine import EvaluateConfig
 from semiseg.types import ClassTable, Normalization
 
 CLASSES = ClassTable(("sky", "red", "blue"), ((10, 20, 30), (250, 0, 0), (0, 0, 251)), background=0)
@@ -28,7 +28,7 @@ class Colors(nn.Module):
 @pytest.fixture
 def predictor() -> Predictor:
     network = Network(Undivided(Colors()), Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1).eval()
-    return Predictor((network,), CLASSES, None, Config(), Runtime("cpu"), step=3)
+    return Predictor((network,), CLASSES, None, EvaluateConfig(), Runtime("cpu"), step=3)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_by_windows(predictor, photo):
     predictor.networks[0].net.encoder.register_forward_hook(
         lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
     )
-    windows = replace(predictor, evaluate=Config(mode="sliding", window=16, stride=16))
+    windows = replace(predictor, evaluate=EvaluateConfig(mode="sliding", window=16, stride=16))
     image = torch.from_numpy(np.asarray(Image.open(photo)).copy()).permute(2, 0, 1)
     assert np.array_equal(windows.predict(image), EXPECTED)
     assert seen == [(1, 3, 16, 16)] * 4

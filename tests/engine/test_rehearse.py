@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from semiseg import config, data
+from semiseg import data
 from semiseg.data.loader import _TrainBatches
 from semiseg.engine import checkpoint, rehearse
 from semiseg.engine import train as training
@@ -20,6 +20,7 @@ from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
+from semiseg.recipe.load import validate
 from semiseg.runs import Run
 
 Rehearse = Callable[..., Rehearsal]
@@ -31,7 +32,7 @@ def dry_run(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rehearse
     monkeypatch.chdir(tmp_path)
 
     def dry_run(method: str = "imas", /, **sections: dict[str, Any]) -> Rehearsal:
-        validated = config.validate(recipe(method, **sections), "recipe")
+        validated = validate(recipe(method, **sections), "recipe")
         root = Path(validated.data.root)
         before = {path: path.stat().st_mtime_ns for path in (*root.rglob("*"), *tmp_path.rglob("*"))}
         found = rehearse.rehearse(validated, data.load(validated.data), Runtime("cpu", validated.engine.precision))
@@ -103,7 +104,7 @@ def test_a_step_is_the_median_of_those_after_the_first_two(recipe, monkeypatch):
         return take(self, *args)
 
     monkeypatch.setattr(Stepper, "take", uneven)
-    validated = config.validate(recipe("supervised", engine={"steps": 9}), "recipe")
+    validated = validate(recipe("supervised", engine={"steps": 9}), "recipe")
     found = rehearse.rehearse(validated, data.load(validated.data), Runtime("cpu"), steps=5)
     assert found.step_s < 1
     assert next(waits, None) is None
@@ -143,7 +144,7 @@ def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, m
     values = {"steps": 6, "batch_size": 2, "log_every": 1} | engine
     found = dry_run(method, engine=values)
 
-    validated = config.validate(recipe(method, engine=values), "recipe")
+    validated = validate(recipe(method, engine=values), "recipe")
     dataset, run = data.load(validated.data), Run(tmp_path / "run")
     run.start("", {}, [])
     sizes = []

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from semiseg import config, methods
+from semiseg import methods
 from semiseg.augment.cutmix import hard_easy_partners
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.engine.step import Stepper, check_shapes
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.methods import imas
 from semiseg.models.build import Network
+from semiseg.recipe.load import validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.rng import fold_in, seeded
 from semiseg.types import IGNORE, ClassTable, LoadedBatch, Losses, Part, Progress, SemiBatch
 
@@ -65,7 +67,7 @@ def take(recipe, tiny) -> Take:
 
     def make(name: str, micro: int | None, **settings: Any) -> Stepper:
         engine = {"steps": 100, "batch_size": 16, "micro_batch_size": micro}
-        validated = config.validate(recipe(name, method=settings, engine=engine), "recipe")
+        validated = validate(recipe(name, method=settings, engine=engine), "recipe")
         seeds = iter(range(10))
 
         def build(outputs: int | None = None, channels: int = 3, model: object = None) -> Network:
@@ -213,7 +215,7 @@ def test_dropout_differs_between_micro_batches_and_steps(take, monkeypatch):
     [(16, None, 1, 16), (16, 4, 1, 4), (16, 4, 2, 4), (12, None, 3, 4)],
 )
 def test_the_size_of_a_part(recipe, batch_size, micro, processes, expected):
-    engine = config.validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
+    engine = validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
     assert engine.part_size(processes) == expected
 
 
@@ -226,7 +228,7 @@ def test_the_size_of_a_part(recipe, batch_size, micro, processes, expected):
     ],
 )
 def test_a_batch_that_cannot_be_dealt_out(recipe, batch_size, micro, processes, says):
-    engine = config.validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
+    engine = validate(recipe(engine={"batch_size": batch_size, "micro_batch_size": micro}), "recipe").engine
     with pytest.raises(UserError, match=says):
         engine.part_size(processes)
 
@@ -241,7 +243,7 @@ def check(recipe) -> Callable[..., Recipe]:
     """check("imas", engine={...}, processes=2, device="cuda") -> the recipe, whose shapes were checked."""
 
     def check(name: str, processes: int = 1, device: str = "cpu", **sections: Any) -> Recipe:
-        validated = config.validate(recipe(name, model=CHECKED, **sections), "recipe")
+        validated = validate(recipe(name, model=CHECKED, **sections), "recipe")
         runtime = Runtime("cpu")
         runtime.device, runtime.world_size = torch.device(device), processes
         check_shapes(validated, build_method(validated, CLASSES), runtime)

@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from semiseg import config, data
+from semiseg import data
 from semiseg.data import partitions
 from semiseg.data.masks import read_pair
-from semiseg.engine import checkpoint, environment, reporter
+from semiseg.engine import checkpoint, environment, reporter, setup
 from semiseg.engine import step as stepping
 from semiseg.engine import train as engine
 from semiseg.engine.log import NotFiniteError
 from semiseg.engine.predict import make_predictor
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.methods import imas
 from semiseg.metrics import Scores, add_confusion, scores
+from semiseg.recipe.load import dump, validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 
 
@@ -54,9 +56,9 @@ def start(recipe, tmp_path: Path) -> Start:
     def start(
         method: str = "imas", /, name: str = "run", **sections: dict[str, Any]
     ) -> tuple[Recipe, data.Dataset, Run]:
-        validated = config.validate(recipe(method, **sections), "recipe")
+        validated = validate(recipe(method, **sections), "recipe")
         dataset, run = data.load(validated.data), Run(tmp_path / name)
-        run.start(config.dump(validated), {}, [sample.name for sample in dataset.unlabeled])
+        run.start(dump(validated), {}, [sample.name for sample in dataset.unlabeled])
         return validated, dataset, run
 
     return start
@@ -288,7 +290,7 @@ def test_methods_start_alike_and_see_the_same_labels(start, monkeypatch):
         built.append({key: value.clone() for key, value in method.student.state_dict().items()})
         return method
 
-    monkeypatch.setattr(engine, "build_method", spy_build)
+    monkeypatch.setattr(setup, "build_method", spy_build)
     monkeypatch.setattr(
         stepping, "make_batch", lambda loaded, *rest: batches.append(loaded) or make_batch(loaded, *rest)
     )

@@ -386,7 +386,7 @@ def _time_resuming(recipe: Path, out: Path) -> dict[str, float]:
             times.write_text(json.dumps({"seconds": time.perf_counter() - built[-1], "peak_rss_mb": peak}))
             harness.die()
 
-        harness.wrap("semiseg.engine.train.build_method", around_build)
+        harness.wrap("semiseg.engine.setup.build_method", around_build)
         harness.at("semiseg.engine.step.Stepper.take", 1, ready)
 
     assert train(f"{recipe} --out {out}", prepare).code == 137

@@ -15,9 +15,12 @@ from conftest import TRAIN
 from torch.utils.data import dataloader
 from torch.utils.data._utils import worker
 
-from semiseg import config, data
+from semiseg import data
+from semiseg.augment.views import Views
+from semiseg.data import restart
 from semiseg.data.loader import eval_loader, train_loader
 from semiseg.errors import UserError
+from semiseg.recipe.load import validate
 
 Loaders = Callable[..., tuple[data.Dataset, Any]]
 
@@ -40,10 +43,17 @@ def dataset(recipe) -> Callable[[int], tuple[data.Dataset, Any]]:
     """dataset(workers) -> the scenes of the session and their data section."""
 
     def dataset(workers: int) -> tuple[data.Dataset, Any]:
-        settings = config.validate(recipe(data={"workers": workers}), "recipe").data
+        settings = validate(recipe(data={"workers": workers}), "recipe").data
         return data.load(settings), settings
 
     return dataset
+
+
+def test_a_worker_says_nothing_when_the_training_process_breaks_off(capsys):
+    """Ctrl-C may end it while it fetches the memory of a batch. Other errors of the worker's threads are shown."""
+    for error in (EOFError("the connection ended"), ConnectionResetError(104, "reset"), ValueError("of our own")):
+        restart._say_unless_broken_off(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: of our own\n"
 
 
 def kill_all() -> None:
@@ -54,7 +64,7 @@ def kill_all() -> None:
 
 def batches(dataset: data.Dataset, settings: Any, told: list[int], kill_before: int | None = None) -> list[Any]:
     loader = train_loader(
-        dataset, settings, batch_size=2, unlabeled=True, seed=0, start=3, num_steps=12,
+        dataset, settings, Views(), batch_size=2, seed=0, start=3, num_steps=12,
         on_restart=lambda step, reason: told.append(step),
     )  # fmt: skip
     found = []
@@ -174,7 +184,7 @@ def test_a_loader_never_hangs_on_death_at_a_random_moment(dataset):
     expected = [batch.index.tolist() for batch in batches(*dataset(0), [])]
     moments = torch.rand(6, generator=torch.Generator().manual_seed(0)) * 0.05
     for moment in moments.tolist():
-        loader = iter(train_loader(scenes, settings, batch_size=2, unlabeled=True, seed=0, start=3, num_steps=12))
+        loader = iter(train_loader(scenes, settings, Views(), batch_size=2, seed=0, start=3, num_steps=12))
         found = [next(loader).index.tolist()]
         time.sleep(moment)
         kill_all()

@@ -13,8 +13,10 @@ import harness
 import pytest
 from conftest import TRAIN
 
-from semiseg import config, data
+from semiseg import data
+from semiseg.augment.views import Views
 from semiseg.data.loader import train_loader
+from semiseg.recipe.load import load_recipe
 
 
 def loss_at(step: int, value: float) -> None:
@@ -63,9 +65,9 @@ def test_a_loss_names_its_step_and_its_images(here, semiseg, whole):
     assert ended.err.startswith("semiseg: run: the loss of step 8 is inf; its images are labeled ")
     assert ended.err.endswith("earlier checkpoints are kept\n")
 
-    recipe = config.load(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml")
     dataset = data.load(recipe.data)
-    (batch,) = train_loader(dataset, recipe.data, batch_size=2, unlabeled=True, seed=0, start=7, num_steps=8)
+    (batch,) = train_loader(dataset, recipe.data, Views(), batch_size=2, seed=0, start=7, num_steps=8)
     labeled = [dataset.labeled[index].name for index in batch.labeled_index.tolist()]
     unlabeled = [dataset.unlabeled[index].name for index in batch.index.tolist()]
     assert f"labeled {', '.join(labeled)}; unlabeled {', '.join(unlabeled)};" in ended.err

@@ -33,7 +33,7 @@ def group(signum: int) -> Callable[[], None]:
 MOMENTS = [  # where, at which call in a process, what is done then; records are due after 3, 4, 5, 6, 8 ...
     # In an evaluation teacher and student predict each of the four images.
     ("semiseg.api.check_files", 1, None),  # before there is anything
-    ("semiseg.engine.train.build_method", 1, 1),  # before the first step
+    ("semiseg.engine.setup.Stepper", 1, 1),  # before the first step
     ("semiseg.engine.step.make_batch", 1, 2),  # in a step
     ("semiseg.runs.Run.rewind", 1, 3),  # while it is being resumed
     ("semiseg.engine.evaluate.add_confusion", 4, 4),  # in an evaluation; it starts from its first image again

@@ -11,8 +11,10 @@ import harness
 import pytest
 from conftest import TRAIN
 
-from semiseg import config, data
+from semiseg import data
+from semiseg.augment.views import Views
 from semiseg.data.loader import train_loader
+from semiseg.recipe.load import load_recipe
 
 SKIP = f"{TRAIN} --set data.on_unreadable=skip"
 BROKEN = "not a readable image (damaged, cut off or no image at all); replace or remove it"
@@ -47,11 +49,9 @@ def when(step: int, *damages: Callable[[], None]) -> Callable[[], None]:
 
 def due(root: Path, steps: range, labeled: bool = False) -> list[str]:
     """Names of the images that the steps will read, counted from 0."""
-    recipe = config.load(root.parent / "recipe.yaml")
+    recipe = load_recipe(root.parent / "recipe.yaml")
     dataset = data.load(recipe.data)
-    loader = train_loader(
-        dataset, recipe.data, batch_size=2, unlabeled=True, seed=0, start=steps.start, num_steps=steps.stop
-    )
+    loader = train_loader(dataset, recipe.data, Views(), batch_size=2, seed=0, start=steps.start, num_steps=steps.stop)
     samples = dataset.labeled if labeled else dataset.unlabeled
     turns = [(batch.labeled_index if labeled else batch.index).tolist() for batch in loader]
     return [samples[index].name for turn in turns for index in turn]

@@ -14,14 +14,15 @@ import pytest
 import torch
 import yaml
 
-from semiseg import config, data, methods
+from semiseg import data, methods
 from semiseg.data.loader import train_loader
-from semiseg.engine.recipe import build_method
 from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import build_method
 from semiseg.engine.step import Stepper
 from semiseg.models.build import Network
 from semiseg.models.flaws import FlawDetector
-from semiseg.recipe_file import shipped
+from semiseg.recipe.file import shipped
+from semiseg.recipe.load import validate
 
 FILE = Path(__file__).with_name("losses.json")
 STEPS = 8
@@ -78,15 +79,13 @@ def small_networks(tiny, monkeypatch) -> None:
 
 def losses(values: dict[str, Any], engine: dict[str, Any]) -> list[dict[str, float]]:
     values["engine"] |= {"steps": STEPS, "batch_size": 4, **engine}
-    made = config.validate(values, "recipe")
+    made = validate(values, "recipe")
     dataset = data.load(made.data)
     method, runtime = build_method(made, dataset.classes), Runtime("cpu", "fp32")
     in_double_precision(method)
     stepper = Stepper(made, method, runtime)
     stepper.start()
-    batches = train_loader(
-        dataset, made.data, batch_size=4, unlabeled=method.views.unlabeled, seed=0, start=0, num_steps=STEPS
-    )
+    batches = train_loader(dataset, made.data, method.views, batch_size=4, seed=0, start=0, num_steps=STEPS)
     found = []
     for step, loaded in enumerate(batches):
         share = stepper.take(step, loaded)

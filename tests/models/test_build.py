@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from semiseg import config
 from semiseg.errors import UserError
 from semiseg.models.build import Config, Network, Undivided, build
+from semiseg.recipe.load import load_recipe
 from semiseg.rng import fold_in, seeded
 from semiseg.types import Normalization
 
@@ -262,7 +262,7 @@ def test_options_reach_the_architecture():
 )
 def test_the_network_of_an_official_recipe_is_the_authors_but_for_what_the_docs_name(recipe, rates):
     """Their encoder has 23,631,808 parameters, their decoder 16,843,683 for 19 classes."""
-    settings = config.load(Path(recipe)).model.model_copy(update={"weights": None})
+    settings = load_recipe(Path(recipe)).model.model_copy(update={"weights": None})
     with seeded(0):
         network = build(settings, 19)
     encoder, rest = encoder_of(network), [network.net.decoder, network.net.segmentation_head]

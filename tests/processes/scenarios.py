@@ -14,13 +14,14 @@ from unittest import mock
 import torch
 from torch import nn
 
-from semiseg import api, cli, config, data
+from semiseg import api, cli, data
 from semiseg.data.loader import _EvalItems
 from semiseg.engine import step as stepping
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
 from semiseg.models import build
+from semiseg.recipe.load import validate
 from semiseg.types import Normalization
 
 
@@ -29,7 +30,7 @@ def train(recipes: dict[str, Any], out: str, small: bool = True, trouble: dict[s
     networks = mock.patch.object(build, "build", _small if small else build.build)
     with networks, _in_trouble(**trouble or {}):
         for name, values in recipes.items():
-            api.train(config.validate(values, "recipe"), Path(out) / name)
+            api.train(validate(values, "recipe"), Path(out) / name)
 
 
 def command(
@@ -63,7 +64,7 @@ def watched(recipe: dict[str, Any], out: str) -> dict[str, Any]:
         return batch
 
     with mock.patch.object(Stepper, "take", watched_take), mock.patch.object(stepping, "make_batch", watched_batch):
-        api.train(config.validate(recipe, "recipe"), out)
+        api.train(validate(recipe, "recipe"), out)
     return seen
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from semiseg.augment.pools import Strong
 from semiseg.rng import fold_in
 from semiseg.types import LoadedBatch, Normalization, SemiBatch
@@ -22,6 +24,25 @@ class Views:
     strong: tuple[Strong, ...] = ()
     labeled: Strong | None = None
     min_unlabeled: int = 1
+
+    @property
+    def images_per_slot(self) -> int:
+        """Returns the number of images in a slot of a batch: a labeled one, and an unlabeled one if they are used."""
+        return 2 if self.unlabeled else 1
+
+    def blank(self, num_slots: int, size: tuple[int, int], device: str) -> SemiBatch:
+        """Makes a batch of this many slots whose images of `size` (height, width) px have no values yet."""
+        num_unlabeled = num_slots if self.unlabeled else 0
+        with torch.device(device):
+            weak = torch.empty(num_unlabeled, 3, *size)
+            return SemiBatch(
+                image=torch.empty(num_slots, 3, *size),
+                label=torch.empty(num_slots, *size, dtype=torch.long),
+                weak=weak,
+                strong=(weak,) * len(self.strong),
+                valid=torch.empty(num_unlabeled, *size, dtype=torch.bool),
+                index=torch.empty(num_unlabeled, dtype=torch.long),
+            )
 
 
 def make_batch(

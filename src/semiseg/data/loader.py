@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from semiseg.augment.views import Views
 from semiseg.data import weak
 from semiseg.data.cache import SHARED, Cache, free, megabytes
 from semiseg.data.dataset import DataConfig, Dataset, Sample
@@ -49,9 +50,9 @@ class EvalItem:
 def train_loader(
     dataset: Dataset,
     config: DataConfig,
+    views: Views,
     *,
     batch_size: int,
-    unlabeled: bool,
     seed: int,
     start: int,
     num_steps: int,
@@ -64,8 +65,8 @@ def train_loader(
     Args:
         dataset: the data to load.
         config: its crop, scale, flip, long_side, white, padding_color, cache, workers and on_unreadable.
-        batch_size: number of labeled images, and of unlabeled ones, that this process gets in a step.
-        unlabeled: whether to load unlabeled images. If not, batches have none.
+        views: the views that the method needs: without unlabeled images, batches have none.
+        batch_size: number of slots that this process gets in a step; each has `views.images_per_slot` images.
         seed: order and augmentation depend on it.
         start: the first step.
         num_steps: the step after the last one.
@@ -77,37 +78,35 @@ def train_loader(
         UserError: there are no unlabeled images, or batches or decoded images do not fit into memory. While iterating:
             an image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
     """
-    check_loading(dataset, config, batch_size, unlabeled, num_steps - start)
+    check_loading(dataset, config, views, batch_size, num_steps - start)
     caches = None
     if config.cache:
-        pool = dataset.unlabeled if unlabeled else ()
+        pool = dataset.unlabeled if views.unlabeled else ()
         height, width = config.crop_size
         batches_px = (2 * config.workers + 2) * batch_size * height * width  # these are in shared memory, too
         lists = (dataset.labeled, 4), (pool, 3)
         caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
     orders = _labeled_order(dataset, config, seed), Shuffled(len(dataset.unlabeled), seed, "unlabeled")
-    batches = _TrainBatches(dataset, config, batch_size, unlabeled, seed, rank, world_size, caches, orders)
+    batches = _TrainBatches(dataset, config, views, batch_size, seed, rank, world_size, caches, orders)
     return restarting(batches, range(start, num_steps), config.workers, False, on_restart)
 
 
-def check_loading(
-    dataset: Dataset, config: DataConfig, batch_size: int, unlabeled: bool, num_steps: int, min_unlabeled: int = 1
-) -> None:
+def check_loading(dataset: Dataset, config: DataConfig, views: Views, batch_size: int, num_steps: int) -> None:
     """Checks what `train_loader` needs. Its arguments mean the same.
 
     Raises:
-        UserError: there are fewer than `min_unlabeled` unlabeled images, or batches do not fit into shared memory.
+        UserError: there are fewer unlabeled images than the method needs, or batches do not fit into shared memory.
     """
-    if unlabeled and not dataset.unlabeled:
+    if views.unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
         )
-    if unlabeled and len(dataset.unlabeled) < min_unlabeled:
+    if views.unlabeled and len(dataset.unlabeled) < views.min_unlabeled:
         raise UserError(
             f"data.unlabeled: {len(dataset.unlabeled)} image is too few: the method pastes boxes of one image into "
-            f"another and needs {min_unlabeled}; add images, or choose another method"
+            f"another and needs {views.min_unlabeled}; add images, or choose another method"
         )
-    _check_shared_memory(config, batch_size * (2 if unlabeled else 1), num_steps)
+    _check_shared_memory(config, batch_size * views.images_per_slot, num_steps)
 
 
 def _labeled_order(dataset: Dataset, config: DataConfig, seed: int) -> Order:
@@ -181,8 +180,8 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
 
     dataset: Dataset
     config: DataConfig
+    views: Views
     batch_size: int
-    unlabeled: bool
     seed: int
     rank: int
     world_size: int
@@ -200,7 +199,7 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     def _load(self, turns: range) -> LoadedBatch:
         skipped: list[str] = []
         labeled = [self._labeled(turn, skipped) for turn in turns]
-        pool = [self._unlabeled(turn, skipped) for turn in turns] if self.unlabeled else []
+        pool = [self._unlabeled(turn, skipped) for turn in turns] if self.views.unlabeled else []
         crop = self.config.crop_size
         return LoadedBatch(
             image=torch.stack([image for image, _, _ in labeled]),

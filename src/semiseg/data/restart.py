@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.queues import Queue
+from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
@@ -81,8 +83,18 @@ def _init_worker(_: int) -> None:
     # A batch that cannot be sent, e.g. because shared memory is full, would be lost, and the training process would
     # wait for it without end. So the worker ends; that is noticed.
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.excepthook = _say_unless_broken_off
     for signum in (signal.SIGINT, signal.SIGHUP):  # they go to all processes; only the training process acts on them
         signal.signal(signum, signal.SIG_IGN)
+
+
+def _say_unless_broken_off(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error of a worker's thread as Python does, unless the training process ended while it fetched a batch.
+
+    The thread that hands over the memory of batches calls this. Ctrl-C may end the fetching at any time.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end(error: Exception, item: object) -> NoReturn:

@@ -1,11 +1,9 @@
 """Evaluates a network on the whole validation set: each image once, at the size of its mask."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from semiseg.data.loader import EvalItem
@@ -13,48 +11,22 @@ from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores, add_confusion, scores
 from semiseg.models.build import Network
 from semiseg.models.predict import most_likely, resize_probability, sliding, whole
+from semiseg.recipe.engine import EvaluateConfig
 
 
-class Config(BaseModel):
-    """How a network gets an image in evaluation and prediction: whole, or in windows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    mode: Literal["whole", "sliding"] = "whole"
-    window: int | None = Field(None, ge=16)  # px, side of the square windows of sliding
-    stride: int | None = Field(None, ge=1)  # px between windows; None: two thirds of the window
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> "Config":
-        if self.mode == "sliding" and self.window is None:
-            raise ValueError("sliding needs a window, in px, e.g. the training crop")
-        if self.stride and self.window and self.stride > self.window:
-            raise ValueError(f"stride {self.stride} is larger than window {self.window}: pixels would be left out")
-        if self.mode == "whole" and (self.window or self.stride):
-            raise ValueError("window and stride belong to mode: sliding; remove them or choose it")
-        return self
-
-    def mean_probabilities(
-        self, networks: Sequence[Network], image: UInt8[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, "b c h w"]:
-        """Computes the class probabilities of a batch of images: the mean over the networks."""
-        each = [self.probabilities(network, network.normalization(image)) for network in networks]
-        return each[0] if len(each) == 1 else torch.stack(each).mean(0)
-
-    def probabilities(self, network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Computes the class probabilities of a batch of images."""
-        if self.mode == "whole":
-            return whole(network, image)
-        assert self.window is not None
-        stride = self.stride or max(1, self.window * 2 // 3)
-        return sliding(network, image, (self.window, self.window), (stride, stride))
+def mean_probabilities(
+    networks: Sequence[Network], image: UInt8[Tensor, "b 3 h w"], config: EvaluateConfig
+) -> Float[Tensor, "b c h w"]:
+    """Computes the class probabilities of a batch of images: the mean over the networks."""
+    each = [_probabilities(network, network.normalization(image), config) for network in networks]
+    return each[0] if len(each) == 1 else torch.stack(each).mean(0)
 
 
 def evaluate(
     networks: Mapping[str, Sequence[Network]],
     items: Iterable[EvalItem],
     num_classes: int,
-    config: Config,
+    config: EvaluateConfig,
     runtime: Runtime,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Scores]:
@@ -80,8 +52,18 @@ def evaluate(
         image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
         for name, members in networks.items():
             with runtime.autocast():
-                probability = config.mean_probabilities(members, image)
+                probability = mean_probabilities(members, image, config)
             prediction = most_likely(resize_probability(probability, *mask.shape))[0]
             matrices[name] = add_confusion(matrices[name], prediction, mask)
         on_image(done)
     return {name: scores(runtime.sum(matrix).cpu()) for name, matrix in matrices.items()}
+
+
+def _probabilities(
+    network: Network, image: Float[Tensor, "b 3 h w"], config: EvaluateConfig
+) -> Float[Tensor, "b c h w"]:
+    if config.mode == "whole":
+        return whole(network, image)
+    assert config.window is not None
+    stride = config.stride or max(1, config.window * 2 // 3)
+    return sliding(network, image, (config.window, config.window), (stride, stride))

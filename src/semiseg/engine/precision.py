@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Setting = Literal["auto", "fp32", "bf16", "fp16"]
+from semiseg.recipe.engine import Precision, PrecisionSetting
 
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # the first two are flags of x86, the last one of Arm
 _ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -30,7 +28,7 @@ class Choice:
     reason: str
 
 
-def choose(setting: Setting, device: torch.device) -> Choice:
+def choose(setting: PrecisionSetting, device: torch.device) -> Choice:
     """Turns `engine.precision` into a precision. `auto` is bf16 if the device has instructions for it, else fp32."""
     if setting != "auto":
         return Choice(setting, "set by engine.precision")

@@ -16,14 +16,14 @@ from semiseg.data.dataset import LongSide, Unused, White
 from semiseg.data.read import fit, read_image, resize_image
 from semiseg.data.scan import scan
 from semiseg.engine import checkpoint
-from semiseg.engine.evaluate import Config as EvaluateConfig
-from semiseg.engine.precision import Setting
-from semiseg.engine.runtime import Device, Runtime
+from semiseg.engine.evaluate import mean_probabilities
+from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.files import mark_of, save_image
 from semiseg.models import build
 from semiseg.models.build import Network
 from semiseg.models.predict import most_likely_at
+from semiseg.recipe.engine import Device, EvaluateConfig, PrecisionSetting
 from semiseg.rng import seeded
 from semiseg.types import ClassTable
 
@@ -58,7 +58,7 @@ class Predictor:
         height, width = image.shape[-2:]
         batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
         with self.runtime.autocast():
-            probability = self.evaluate.mean_probabilities(self.networks, batch)
+            probability = mean_probabilities(self.networks, batch, self.evaluate)
         return most_likely_at(probability, height, width)[0].to(torch.uint8).cpu()
 
     def write(self, file: Path, index: Path, overlaid: Path | None = None, mark: str | None = None) -> None:
@@ -238,7 +238,7 @@ def _background(classes: ClassTable) -> list[int]:
     return [index for index, name in enumerate(classes.names) if name.casefold() == "background"]
 
 
-def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Setting = "fp32") -> Predictor:
+def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: PrecisionSetting = "fp32") -> Predictor:
     """Makes a predictor from a checkpoint alone.
 
     It uses only the model section, engine.evaluate, the long side for evaluation and data.white of the checkpoint's

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from semiseg.data.dataset import Dataset, Sample
-from semiseg.data.loader import eval_loader, train_loader
 from semiseg.data.read import fit, read_size
 from semiseg.engine.evaluate import evaluate
-from semiseg.engine.recipe import Recipe, build_method
 from semiseg.engine.runtime import Runtime
-from semiseg.engine.step import Stepper
+from semiseg.engine.setup import Setup
+from semiseg.recipe.recipe import Recipe
 
 _WARM_UP = 2  # steps
 _ROW_BYTES = 20  # size of a line of hardness.csv: one unlabeled image of one step
@@ -69,23 +68,11 @@ def rehearse(
 def _rehearse(
     recipe: Recipe, dataset: Dataset, runtime: Runtime, steps: int, on_step: Callable[[int, int], None]
 ) -> Rehearsal | None:
-    cfg = recipe.engine
-    method = build_method(recipe, dataset.classes).to(runtime.device).to(memory_format=torch.channels_last)
-    stepper = Stepper(recipe, method, runtime)
+    cfg, setup = recipe.engine, Setup(recipe, dataset, runtime)
+    method, stepper = setup.method, setup.stepper
     stepper.start()
-    batches = train_loader(
-        dataset,
-        recipe.data,
-        batch_size=cfg.batch_size // runtime.world_size,
-        unlabeled=method.views.unlabeled,
-        seed=cfg.seed,
-        start=0,
-        num_steps=steps,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-    )
     seconds, begin = [], time.perf_counter()
-    for step, loaded in enumerate(batches):
+    for step, loaded in enumerate(setup.train_loader(range(steps))):
         losses = stepper.take(step, loaded.to(runtime.device))
         loss = runtime.sum(losses.total).item()  # waits for the device
         seconds.append(time.perf_counter() - begin)
@@ -96,8 +83,7 @@ def _rehearse(
 
     pixels = {sample: _pixels(sample, recipe.data.eval_long_side) for sample in dataset.val}
     largest = max(dataset.val, key=lambda sample: pixels[sample])
-    items = eval_loader([largest] * runtime.world_size, dataset, recipe.data.model_copy(update={"workers": 0}),
-                        rank=runtime.rank, world_size=runtime.world_size)  # fmt: skip
+    items = setup.eval_loader([largest] * runtime.world_size, workers=0)
     for _ in range(2):  # first a warm-up: libraries choose their kernels for images of this size
         begin = time.perf_counter()
         evaluate(method.evaluated(), items, len(dataset.classes), cfg.evaluate, runtime)

@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import timm.layers
 import torch
@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from semiseg.engine.precision import Setting, choose
+from semiseg.engine.precision import choose
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
+from semiseg.recipe.engine import Device, PrecisionSetting
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Runtime:
@@ -43,7 +42,7 @@ class Runtime:
         UserError: the machine has no such device, or the device cannot compute in this precision.
     """
 
-    def __init__(self, device: Device = "auto", precision: Setting = "fp32") -> None:
+    def __init__(self, device: Device = "auto", precision: PrecisionSetting = "fp32") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("engine.device: cuda is not available on this machine; use auto or cpu")
         if device == "mps" and not torch.backends.mps.is_available():

@@ -14,10 +14,10 @@ from torch import Tensor
 from semiseg.augment.views import make_batch
 from semiseg.engine.compiled import compile_networks, compiling
 from semiseg.engine.optimizers import Optimizers
-from semiseg.engine.recipe import Recipe
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod, predictor
+from semiseg.recipe.recipe import Recipe
 from semiseg.rng import seed_global, seeded
 from semiseg.types import IGNORE, LoadedBatch, Losses, Part, Progress, SemiBatch
 
@@ -119,17 +119,7 @@ def check_shapes(recipe: Recipe, method: SemiMethod, runtime: Runtime) -> None:
     engine, crop = recipe.engine, recipe.data.crop_size
     part_size = engine.part_size(runtime.world_size)
     images = part_size * (runtime.world_size if runtime.synchronizes_batch_norm else 1)
-    unlabeled = images if method.views.unlabeled else 0
-    with torch.device("meta"):
-        weak = torch.empty(unlabeled, 3, *crop)
-        batch = SemiBatch(
-            image=torch.empty(images, 3, *crop),
-            label=torch.empty(images, *crop, dtype=torch.long),
-            weak=weak,
-            strong=(weak,) * len(method.views.strong),
-            valid=torch.empty(unlabeled, *crop, dtype=torch.bool),
-            index=torch.empty(unlabeled, dtype=torch.long),
-        )
+    batch = method.views.blank(images, crop, "meta")
     method.to("meta").train()
     with seeded(engine.seed, "shapes"), torch.no_grad():
         try:

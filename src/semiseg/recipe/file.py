@@ -18,7 +18,7 @@ from semiseg.files import expanded, read_text
 
 SECTIONS = ("data", "model", "method", "optim", "engine")
 
-_SHIPPED = Path(__file__).parent / "recipes"
+_SHIPPED = Path(__file__).parents[1] / "recipes"
 _MOST_BYTES, _MOST_DIGITS = 100_000, 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 

@@ -12,14 +12,16 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from semiseg import data, methods, optim, recipe_file
-from semiseg.engine.recipe import EngineConfig, Recipe
+from semiseg import data, methods, optim
 from semiseg.errors import UserError
 from semiseg.models import build
-from semiseg.recipe_file import SECTIONS
+from semiseg.recipe import file as recipe_file
+from semiseg.recipe.engine import EngineConfig
+from semiseg.recipe.file import SECTIONS
+from semiseg.recipe.recipe import Recipe
 
 
-def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Reads the recipe in a YAML file and applies `a.b=c` settings (values are YAML; `a={...}` replaces a section).
 
     Raises:
@@ -29,7 +31,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: list[str] | tuple[str, ...]) -> Recipe:
-    """Applies `a.b=c` settings to a recipe, as `load` does.
+    """Applies `a.b=c` settings to a recipe, as `load_recipe` does.
 
     Raises:
         UserError: a key is unknown, or a value does not fit.
@@ -74,7 +76,7 @@ def validate(values: dict[Any, Any], where: str, texts: dict[Any, Any] | None = 
 
 
 def dump(recipe: Recipe) -> str:
-    """Writes a complete recipe as YAML, which `load` accepts."""
+    """Writes a complete recipe as YAML, which `load_recipe` accepts."""
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semiseg import config, methods
-from semiseg.engine.recipe import Recipe, build_method
+from semiseg import methods
+from semiseg.engine.setup import build_method
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models import build
+from semiseg.recipe.load import validate
+from semiseg.recipe.recipe import Recipe
 from semiseg.rng import seeded
 from semiseg.types import ClassTable
 
@@ -31,7 +33,7 @@ class Own(SemiMethod, config=MethodConfig):
 
 @pytest.fixture
 def own(recipe, monkeypatch) -> Recipe:
-    validated = config.validate(recipe("supervised", engine={"seed": 3}), "recipe")
+    validated = validate(recipe("supervised", engine={"seed": 3}), "recipe")
     monkeypatch.setattr(methods, "load", lambda name: {"own": Own}[name])
     return replace(validated, method_name="own", method=MethodConfig())
 

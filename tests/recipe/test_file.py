@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from semiseg import recipe_file
 from semiseg.errors import UserError
+from semiseg.recipe import file as recipe_file
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semiseg import config
-from semiseg.engine.recipe import Recipe
 from semiseg.errors import UserError
+from semiseg.recipe.load import differences, dump, load_recipe, override, validate
+from semiseg.recipe.recipe import Recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src/semiseg/recipes").rglob("*.yaml"))
 
 
@@ -35,12 +35,12 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_valid_and_survives_the_round_trip(name, tmp_path):
     """Data need not be there: a recipe is read before its files are."""
-    loaded = config.load(ROOT / name)
+    loaded = load_recipe(ROOT / name)
     again = tmp_path / "again.yaml"
-    again.write_text(config.dump(loaded))
-    assert config.load(again) == loaded
-    assert config.differences(loaded.to_dict(), config.load(again).to_dict()) == []
-    assert config.validate(loaded.to_dict(), "values") == loaded
+    again.write_text(dump(loaded))
+    assert load_recipe(again) == loaded
+    assert differences(loaded.to_dict(), load_recipe(again).to_dict()) == []
+    assert validate(loaded.to_dict(), "values") == loaded
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -93,7 +93,7 @@ official = pytest.mark.parametrize("name", OFFICIAL)
 
 
 def shipped(name: str) -> Recipe:
-    return config.load(ROOT / f"src/semiseg/recipes/{name}.yaml")
+    return load_recipe(ROOT / f"src/semiseg/recipes/{name}.yaml")
 
 
 def test_every_official_recipe_is_looked_at():
@@ -105,7 +105,7 @@ def test_every_official_recipe_is_looked_at():
 @official
 def test_an_official_recipe_differs_from_ours_where_the_authors_do_and_nowhere_else(name):
     ours, theirs = shipped(OFFICIAL[name].ours), shipped(f"official/{name}")
-    changed = {line.partition(":")[0] for line in config.differences(ours.to_dict(), theirs.to_dict())}
+    changed = {line.partition(":")[0] for line in differences(ours.to_dict(), theirs.to_dict())}
     assert changed == OFFICIAL[name].also | {
         "data.padding_color",
         "engine.precision",
@@ -170,31 +170,31 @@ def test_official_validation_images_keep_their_size():
     ],
 )  # fmt: skip
 def test_values_of_overrides_are_yaml(write, override, section, key, value):
-    loaded = config.load(write(), [override]).to_dict()
+    loaded = load_recipe(write(), [override]).to_dict()
     assert loaded[section][key] == value
-    assert [line.split(":")[0] for line in config.differences(config.load(write()).to_dict(), loaded)] in (
+    assert [line.split(":")[0] for line in differences(load_recipe(write()).to_dict(), loaded)] in (
         [f"{section}.{key}"],
         [],  # what it was before
     )
 
 
 def test_later_overrides_win(write):
-    assert config.load(write(), ["engine.steps=7", "engine.steps=8"]).engine.steps == 8
+    assert load_recipe(write(), ["engine.steps=7", "engine.steps=8"]).engine.steps == 8
 
 
 def test_a_section_is_replaced_as_a_whole(write):
-    loaded = config.load(write(), ["method={name: supervised}"])
+    loaded = load_recipe(write(), ["method={name: supervised}"])
     assert loaded.method_name == "supervised"
     with pytest.raises(UserError, match=r"method.threshold: unknown key; known are labeled, labeled_loss, ema_decay"):
-        config.load(write(), ["method.name=supervised"])  # keys of the other method are no silent leftovers
+        load_recipe(write(), ["method.name=supervised"])  # keys of the other method are no silent leftovers
 
 
 def test_override_of_a_recipe_in_memory(write):
-    loaded = config.load(write())
-    assert config.override(loaded, ["engine.steps=7"]) == config.load(write(), ["engine.steps=7"])
-    assert config.override(loaded, []) == loaded
+    loaded = load_recipe(write())
+    assert override(loaded, ["engine.steps=7"]) == load_recipe(write(), ["engine.steps=7"])
+    assert override(loaded, []) == loaded
     with pytest.raises(UserError, match=r"^recipe: engine.stepz: unknown key; did you mean steps\?$"):
-        config.override(loaded, ["engine.stepz=7"])
+        override(loaded, ["engine.stepz=7"])
 
 
 # messages
@@ -202,7 +202,7 @@ def test_override_of_a_recipe_in_memory(write):
 
 def refused(values: dict, **changes) -> str:
     with pytest.raises(UserError) as caught:
-        config.validate(values | changes, "here.yaml")
+        validate(values | changes, "here.yaml")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -259,10 +259,10 @@ def test_one_line_that_names_the_key(recipe, sections, message):
     {"labeled": {"ops": ["solarize"], "num_ops": 1, "solarize": [100, 200]}},
 ])  # fmt: skip
 def test_pools_survive_the_round_trip(write, tmp_path, settings):
-    loaded = config.load(write(method=settings))
+    loaded = load_recipe(write(method=settings))
     again = tmp_path / "config.yaml"
-    again.write_text(config.dump(loaded))
-    assert config.load(again) == loaded
+    again.write_text(dump(loaded))
+    assert load_recipe(again) == loaded
     for key, wanted in settings.items():
         pool = getattr(loaded.method, key)
         assert pool.pool == wanted.get("pool", "intensity")
@@ -285,13 +285,13 @@ def test_sections(recipe):
     assert refused(recipe(), optim=[1]) == "here.yaml: optim: is a section with keys, not [1]"
     optional = recipe()
     del optional["optim"], optional["model"]
-    assert config.validate(optional, "here.yaml").model.architecture == "deeplabv3plus"
+    assert validate(optional, "here.yaml").model.architecture == "deeplabv3plus"
 
 
 def reader(text: str, path: Path) -> str:
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        config.load(path)
+        load_recipe(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -319,20 +319,20 @@ def test_yaml_that_no_recipe_needs(tmp_path, text, message):
 def test_keys_alike_in_different_places_are_no_repetition(write, tmp_path):
     text = write().read_text() + "# a comment as long as one likes\n" * 99
     (tmp_path / "again.yaml").write_text("\ufeff" + text.replace("\n", "\r\n"))  # as Windows writes it
-    assert config.load(tmp_path / "again.yaml") == config.load(write())
-    assert config.load(write(), ["model.mean=[0.5,0.5,0.5]"]).model.mean == (0.5, 0.5, 0.5)
+    assert load_recipe(tmp_path / "again.yaml") == load_recipe(write())
+    assert load_recipe(write(), ["model.mean=[0.5,0.5,0.5]"]).model.mean == (0.5, 0.5, 0.5)
 
 
 # differences
 
 
 def test_differences(recipe):
-    old = config.validate(recipe(), "old").to_dict()
-    new = config.validate(recipe(engine={"seed": 3}, data={"crop": [16, 16]}), "new").to_dict()
-    assert config.differences(old, old) == []
-    assert config.differences(old, new) == ["data.crop: 32 -> [16, 16]", "engine.seed: 0 -> 3"]
-    other = config.validate(recipe("supervised"), "other").to_dict()
-    changed = config.differences(old, other)
+    old = validate(recipe(), "old").to_dict()
+    new = validate(recipe(engine={"seed": 3}, data={"crop": [16, 16]}), "new").to_dict()
+    assert differences(old, old) == []
+    assert differences(old, new) == ["data.crop: 32 -> [16, 16]", "engine.seed: 0 -> 3"]
+    other = validate(recipe("supervised"), "other").to_dict()
+    changed = differences(old, other)
     assert "method.name: imas -> supervised" in changed
     assert "method.threshold: 0.3 -> None" in changed
     assert "method.ema_decay: 0.5 -> None" in changed
@@ -366,13 +366,13 @@ def test_a_path_is_text(write, text, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = Path(text).expanduser()
     settings = [f"data.{key}={text}" for key in ("root", "labeled", "val", "images", "classes")]
-    loaded = config.load(write(), settings)
+    loaded = load_recipe(write(), settings)
     assert {getattr(loaded.data, key) for key in ("root", "labeled", "val", "images", "classes")} == {expected}
-    weights = config.override(loaded, [f"model.weights={text}"]).model.weights
+    weights = override(loaded, [f"model.weights={text}"]).model.weights
     assert weights == str(expected)
     again = tmp_path / "again.yaml"
-    again.write_text(config.dump(loaded))
-    assert config.load(again) == loaded
+    again.write_text(dump(loaded))
+    assert load_recipe(again) == loaded
 
 
 @pytest.mark.parametrize("text", ["2024-05-01", "123", "1_000", "no", "12:30"])
@@ -380,22 +380,22 @@ def test_a_path_in_a_file_is_text(write, text):
     path = write()
     lines = [f"  root: {text}" if line.startswith("  root:") else line for line in path.read_text().splitlines()]
     path.write_text("\n".join(lines) + "\n")
-    assert config.load(path).data.root == Path(text)
-    assert config.load(path, ["engine.steps=3"]).data.root == Path(text)
-    assert config.load(path, ["data.root=other"]).data.root == Path("other")
-    assert config.load(path, ["data={layout: folder, root: else}"]).data.root == Path("else")
-    assert config.load(path, [f"data={{layout: folder, root: {text}}}"]).data.root == Path(text)
+    assert load_recipe(path).data.root == Path(text)
+    assert load_recipe(path, ["engine.steps=3"]).data.root == Path(text)
+    assert load_recipe(path, ["data.root=other"]).data.root == Path("other")
+    assert load_recipe(path, ["data={layout: folder, root: else}"]).data.root == Path("else")
+    assert load_recipe(path, [f"data={{layout: folder, root: {text}}}"]).data.root == Path(text)
 
 
 @pytest.mark.parametrize(
     ("text", "background"), [("no", "no"), ("2", 2), ("null", None), ("'2'", "2"), ("2024-05-01", "2024-05-01")]
 )
 def test_a_class_is_named_by_text_or_number(write, text, background):
-    assert config.load(write(), [f"data.background={text}"]).data.background == background
+    assert load_recipe(write(), [f"data.background={text}"]).data.background == background
 
 
 def test_what_is_no_text_stays_what_it_is(write):
-    loaded = config.load(write(), ["data.labeled=null", "data.val=", "model.weights=~", "data.root='a #1'"])
+    loaded = load_recipe(write(), ["data.labeled=null", "data.val=", "model.weights=~", "data.root='a #1'"])
     assert (loaded.data.labeled, loaded.data.val, loaded.model.weights) == (None, None, None)
     assert loaded.data.root == Path("a #1")
     for setting, says in {
@@ -406,11 +406,11 @@ def test_what_is_no_text_stays_what_it_is(write):
         "data=[x": "--set data=",
     }.items():
         with pytest.raises(UserError, match=says):
-            config.load(write(), [setting])
+            load_recipe(write(), [setting])
 
 
 @pytest.mark.parametrize("key", ["root", "labeled", "unlabeled", "val", "images", "masks", "classes"])
 def test_a_home_directory_is_meant(write, monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert getattr(config.load(write(), [f"data.{key}=~/x"]).data, key) == tmp_path / "x"
-    assert getattr(config.load(write(data={key: "~/x"})).data, key) == tmp_path / "x"
+    assert getattr(load_recipe(write(), [f"data.{key}=~/x"]).data, key) == tmp_path / "x"
+    assert getattr(load_recipe(write(data={key: "~/x"})).data, key) == tmp_path / "x"
