@@ -30,7 +30,7 @@ from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.metrics import Scores
 from semiseg.recipe.engine import Device
-from semiseg.recipe.load import differences, dump, load_recipe, override
+from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override
 from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 from semiseg.types import IGNORE
@@ -94,7 +94,8 @@ def rehearse(
     with runtime.main_first():
         dataset = data.load(recipe.data)
         if runtime.is_main:
-            _print_report(dataset, _check(recipe, dataset, runtime, console), console)
+            check_settings(recipe, dataset, runtime)
+            _print_report(dataset, _check(recipe, dataset, console), console)
         if recipe.data.labeled_order == "class_balanced":
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
@@ -159,23 +160,13 @@ def folder(path: Path) -> Path:
     return path
 
 
-_FREE = (
-    "data.root",
-    "data.workers",
-    "data.cache",
-    "data.on_unreadable",
-    "engine.device",
-    "engine.compile",
-    "engine.keep_checkpoints",
-)
-
-
 def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks that the run has this recipe. Settings that do not change the result may differ."""
     _acquire(lock, console)
     recipe.engine.part_size(runtime.world_size)
-    changed = differences(load_recipe(run.config).to_dict(), recipe.to_dict())
-    if other := [change for change in changed if change.partition(":")[0] not in _FREE]:
+    before = load_recipe(run.config)
+    changed = differences(before.to_dict(), recipe.to_dict())
+    if other := changes_of_result(before, recipe):
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
@@ -184,9 +175,9 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
             f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({renamed}); put them back "
             "as they were, or name another directory with --out"
         )
-    before, now = run.unlabeled(), _names(dataset)
-    if labels(dataset) != run.environment()["labels"] or before != now:
-        differing = sorted({*before} ^ {*now})
+    listed, now = run.unlabeled(), _names(dataset)
+    if labels(dataset) != run.environment()["labels"] or listed != now:
+        differing = sorted({*listed} ^ {*now})
         of_them = f", e.g. {differing[0]}" if differing else ""
         raise UserError(
             f"{run.path}: holds a run on other images than {recipe.data.root} has now{of_them}; put them back as they "
@@ -228,11 +219,13 @@ def _class_file(recipe: Recipe) -> str:
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console, lock: Lock) -> None:
     """Checks recipe and data, then makes the run directory."""
-    report = _check(recipe, dataset, runtime, console)
+    parameters = check_settings(recipe, dataset, runtime)
+    report = _check(recipe, dataset, console)
     _acquire(lock, console)
     balanced = recipe.data.labeled_order == "class_balanced"
     counts = count_classes(dataset, recipe.data.root) if balanced else None
-    run.start(dump(recipe), describe(dataset, runtime), _names(dataset), counts)
+    environment = describe(dataset, runtime) | {"trained_parameters": parameters}
+    run.start(dump(recipe), environment, _names(dataset), counts)
     _print_report(dataset, report, console)
 
 
@@ -241,8 +234,7 @@ def _acquire(lock: Lock, console: Console) -> None:
         _print(console, f"{lock.run.path}: {gone} has ended without a word; this command takes over")
 
 
-def _check(recipe: Recipe, dataset: Dataset, runtime: Runtime, console: Console) -> Report:
-    check_settings(recipe, dataset, runtime)
+def _check(recipe: Recipe, dataset: Dataset, console: Console) -> Report:
     with counting("checking the data", console) as count:
         return check_files(dataset, recipe.data, on_image=count)
 

@@ -89,6 +89,78 @@ def train(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[
+        Path, typer.Argument(help="Name of a recipe (semiseg recipes lists them), or a YAML file.", show_default=False)
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods with commas between; the first is what the others are compared with. A method may have "
+            "settings, and a name for tables: supervised,imas:loss=standard,mild=imas:strong={pool: jitter}",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of the tables.", show_default=False)],
+    seeds: Annotated[str, typer.Option(help="Each method is trained once with each seed.")] = "0,1,2",
+    overrides: Set = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time; the same command goes on.", show_default=False)
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="Trainings at once, which share the cores.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="Numbers of GPUs, e.g. 0,1: one training on each.", show_default=False)
+    ] = None,
+) -> None:
+    """Train a recipe with several methods and seeds, and compare them. The same command goes on where it stopped."""
+    from semiseg.recipe import file as recipe_file
+
+    recipe_file.read(recipe)
+    numbers = [_seed(word) for word in seeds.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"--seeds {seeds}: names a seed twice")
+    if devices is not None and at_once > 1:
+        raise UserError("--at-once: one training runs on each of --devices; leave one of the two out")
+    from semiseg.compare import compare as compare_methods
+    from semiseg.report.comparison_files import text
+
+    console = Console()
+    named = [word.strip() for word in devices.split(",")] if devices is not None else []
+    with _stoppable("; the same command goes on"):
+        found = compare_methods(recipe, methods, numbers, out, overrides or [], console, minutes, at_once, named)
+    console.print(text(found))
+    _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
+
+
+def _seed(word: str) -> int:
+    if not word.strip().isdecimal():
+        raise UserError(f"--seeds {word}: is no whole number from 0 on; write them with commas, e.g. 0,1,2")
+    return int(word)
+
+
+@app.command()
+def table(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or folders of runs that compare made.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for comparison.txt, .csv, .tex and .json.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="What the others are compared with; by default the first.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare runs that are there: methods over seeds, read from their directories."""
+    from semiseg.report import comparison, comparison_files
+
+    rows = comparison.rows_of(runs)
+    found = comparison.read(rows if baseline is None else comparison.with_baseline(rows, baseline))
+    Console().print(comparison_files.text(found))
+    if out is not None:
+        comparison_files.write(found, out)
+
+
+@app.command()
 def check(
     recipe: Annotated[
         Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)

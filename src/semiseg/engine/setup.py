@@ -71,17 +71,21 @@ class Setup:
         )
 
 
-def check_settings(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> None:
+def check_settings(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> int:
     """Checks before a run that its settings, its images and its processes fit together. It reads no image.
+
+    Returns:
+        The number of parameters that are trained.
 
     Raises:
         UserError: they do not.
     """
     recipe.engine.part_size(runtime.world_size)
     method = build_method(recipe, dataset.classes)
-    method.groups(recipe.optim)  # raises an error where the networks do not allow these settings
+    groups = method.groups(recipe.optim)  # raises an error where the networks do not allow these settings
     check_loading(dataset, recipe.data, method.views, recipe.engine.batch_size, recipe.engine.steps)
     check_shapes(recipe, method, runtime)
+    return sum(parameter.numel() for group in groups for parameter in group.parameters)
 
 
 def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:

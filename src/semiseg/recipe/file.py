@@ -17,6 +17,15 @@ from semiseg.errors import UserError
 from semiseg.files import expanded, read_text
 
 SECTIONS = ("data", "model", "method", "optim", "engine")
+FREE = (  # settings that do not change the result of a run
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "data.on_unreadable",
+    "engine.device",
+    "engine.compile",
+    "engine.keep_checkpoints",
+)
 
 _SHIPPED = Path(__file__).parents[1] / "recipes"
 _MOST_BYTES, _MOST_DIGITS = 100_000, 100

@@ -17,7 +17,7 @@ from semiseg.errors import UserError
 from semiseg.models import build
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.engine import EngineConfig
-from semiseg.recipe.file import SECTIONS
+from semiseg.recipe.file import FREE, SECTIONS
 from semiseg.recipe.recipe import Recipe
 
 
@@ -89,6 +89,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             if before.get(key) != after.get(key):
                 found.append(f"{section}.{key}: {before.get(key)} -> {after.get(key)}")
     return found
+
+
+def changes_of_result(old: Recipe, new: Recipe) -> list[str]:
+    """Lists the `differences` that make a run another one. `engine.precision: auto` is no difference."""
+    if new.engine.precision == "auto":
+        new = new.computed_in(old.engine.precision)
+    found = differences(old.to_dict(), new.to_dict())
+    return [change for change in found if change.partition(":")[0] not in FREE]
 
 
 def _overridden(

@@ -1,0 +1,185 @@
+"""Compares methods on one recipe: same labels, same initial weights, same steps, same evaluation, several seeds."""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from semiseg import api, queue
+from semiseg.errors import UserError
+from semiseg.files import writing
+from semiseg.recipe.load import changes_of_result, dump, load_recipe, override
+from semiseg.recipe.recipe import Recipe
+from semiseg.report import comparison_files
+from semiseg.report.comparison import Comparison, read
+from semiseg.runs import Run
+
+# What a method may change beside its own settings. All else is alike in a comparison.
+_CHANGEABLE = ("method", "optim", "data.labeled_order", "data.temperature", "data.crop", "data.scale", "data.flip")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with settings, as `--methods` names it.
+
+    Attributes:
+        name: its name in tables; also that of its folder, but for characters that are no letters, digits or `._=+-`.
+        method: the name of the method.
+        changes: settings, e.g. `method.loss=standard`.
+    """
+
+    name: str
+    method: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Returns the name of the folder of its runs."""
+        return re.sub(r"[^A-Za-z0-9._=+-]+", "-", re.sub(r"[{}\[\]\"' ]", "", self.name)).strip("-.")
+
+
+def entries(text: str) -> list[Entry]:
+    """Reads the methods of a comparison: `name`, `name:setting=value:...`, or `name in tables=name:...`.
+
+    Settings are those of the method, or have the name of their section, e.g. `optim.lr`. Values are YAML.
+
+    Raises:
+        UserError: an entry has no name, a setting no value, or two entries have the same folder.
+
+    Example:
+        >>> for entry in entries("supervised, imas:loss=standard, mild=imas:optim.lr=0.1:strong={pool: jitter}"):
+        ...     print(entry.name, entry.method, entry.changes)
+        supervised supervised ()
+        imas:loss=standard imas ('method.loss=standard',)
+        mild imas ('optim.lr=0.1', 'method.strong={pool: jitter}')
+    """
+    found: dict[str, Entry] = {}
+    for part in _split(text, ","):
+        head, *settings = _split(part, ":")
+        name, equals, method = head.rpartition("=")
+        changes = []
+        for setting in settings:
+            key, given, value = setting.partition("=")
+            if not given or not key.strip():
+                raise UserError(f"--methods {part}: write a setting as key=value, e.g. imas:threshold=0.9")
+            key = key.strip()
+            changes.append(f"{key if '.' in key else f'method.{key}'}={value.strip()}")
+        entry = Entry((name if equals else part).strip(), method.strip(), tuple(changes))
+        if not entry.method or not entry.folder:
+            raise UserError(f"--methods {text}: write names of methods with commas between, e.g. supervised,imas")
+        if other := found.get(entry.folder):
+            raise UserError(f"--methods {part}: has the same name as {other.name}; name it: NAME={part}")
+        for change in entry.changes:
+            key = change.partition("=")[0]
+            if not any(f"{key}.".startswith(f"{allowed}.") for allowed in _CHANGEABLE):
+                raise UserError(
+                    f"--methods {part}: {key} is alike for all methods of a comparison; change it for all with --set"
+                )
+        found[entry.folder] = entry
+    return list(found.values())
+
+
+def plan(recipe: Recipe, entry: Entry, seed: int) -> Recipe:
+    """Makes the recipe of an entry.
+
+    An entry of the recipe's own method starts from the recipe's settings of it. Another method starts from its own
+    defaults, with the recipe's augmentation of labeled images.
+
+    Raises:
+        UserError: there is no such method, or a setting is wrong.
+    """
+    changes = list(entry.changes)
+    if entry.method != recipe.method_name:
+        labeled = recipe.to_dict()["method"]["labeled"]
+        changes.insert(0, f"method={json.dumps({'name': entry.method, 'labeled': labeled})}")
+    try:
+        return override(recipe, [*changes, f"engine.seed={seed}"])
+    except UserError as error:
+        raise UserError(f"--methods {entry.name}: {str(error).removeprefix('recipe: ')}") from error
+
+
+def compare(
+    recipe: Recipe | Path | str,
+    methods: str | Sequence[Entry],
+    seeds: Sequence[int],
+    out: Path | str,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+    minutes: float | None = None,
+    at_once: int = 1,
+    devices: Sequence[str] = (),
+) -> Comparison:
+    """Trains a recipe with several methods and seeds, and compares them. The same call goes on after an interruption.
+
+    Args:
+        recipe: a recipe, or its path or name.
+        methods: the methods, as `entries` reads them; gains are differences to the first one.
+        seeds: each method is trained once with each of them, the first seed with all methods first.
+        out: folder of the runs `<name>/seed-<n>` and of the tables comparison.{txt,csv,tex,json}.
+        overrides: settings that replace those of the recipe, for all methods.
+        console: shows the progress. None: nothing is shown.
+        minutes: when to stop; the running trainings save their completed steps. None: when all are complete.
+        at_once: number of trainings at once.
+        devices: numbers of GPUs; one training at once on each.
+
+    Raises:
+        UserError: a name or a setting is wrong, before anything is written; or no training could be completed.
+        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
+    """
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    console, out = console or Console(quiet=True), api.folder(Path(out))
+    changes = list(overrides)
+    base = override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
+    named = entries(methods) if isinstance(methods, str) else list(methods)
+    planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
+    jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
+    for key, job in jobs.items():
+        _refuse_other(job, planned[key])
+    for key, job in jobs.items():
+        _write(job.recipe, dump(planned[key]))
+    failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+    found = read({entry.name: [jobs[entry, seed].run for seed in seeds] for entry in named})
+    comparison_files.write(found, out)
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {name}: {why}")
+    return found
+
+
+def _job(out: Path, entry: Entry, seed: int, steps: int) -> queue.Job:
+    path = out / entry.folder / f"seed-{seed}"
+    return queue.Job(f"{entry.name}, seed {seed}", path.with_suffix(".yaml"), Run(path), steps)
+
+
+def _refuse_other(job: queue.Job, planned: Recipe) -> None:
+    """Refuses a folder that holds runs of another comparison."""
+    if (
+        job.run.exists()
+        and not job.run.is_blank()
+        and (other := changes_of_result(load_recipe(job.run.config), planned))
+    ):
+        raise UserError(
+            f"{job.run.path}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits a text at a separator that is in no brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        if character == separator and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

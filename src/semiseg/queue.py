@@ -1,0 +1,186 @@
+"""Runs trainings one after the other, each in a process of its own, on several devices or cores at once.
+
+Every run can be stopped at any time and goes on later, so the queue can, too: it leaves out runs that are complete.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from semiseg.engine.signals import StopRequest
+from semiseg.errors import Interrupted
+from semiseg.files import writing
+from semiseg.metrics import miou_percent
+from semiseg.runs import Run
+
+_POLL_S = 0.2
+_LOOK_S = 2.0  # between two looks at the records of a run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the queue.
+
+    Attributes:
+        name: what it is called, e.g. `imas, seed 1`.
+        recipe: the file of its complete recipe.
+        run: its run directory. What the training prints goes to `<run directory>.log`.
+        steps: optimizer steps of the recipe.
+    """
+
+    name: str
+    recipe: Path
+    run: Run
+    steps: int
+
+    @property
+    def done(self) -> int:
+        """Returns the step of the newest record."""
+        if not self.run.exists():
+            return 0
+        return max((record["step"] for kind in ("train", "val") for record in self.run.metrics(kind)[-1:]), default=0)
+
+    @property
+    def complete(self) -> bool:
+        """Returns whether the run was trained and evaluated to its end."""
+        return self.run.exists() and (last := self.run.last()) is not None and last["step"] == self.steps
+
+    @property
+    def log(self) -> Path:
+        """Returns the file with what the training prints."""
+        return self.run.path.with_name(f"{self.run.path.name}.log")
+
+    def state(self) -> str:
+        """Says how far the run is, e.g. `mIoU 76.20`."""
+        last = self.run.last() if self.run.exists() else None
+        return f"mIoU {miou_percent(last['miou'], last['iou'])}" if last else ""
+
+
+class _Worker:
+    """A process that trains a job."""
+
+    def __init__(self, job: Job, device: str | None, threads: int) -> None:
+        self.job, self.device, self.since = job, device, time.monotonic()
+        environment = dict(os.environ)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        words = [sys.executable, "-m", "semiseg", "train", str(job.recipe), "--out", str(job.run.path)]
+        with writing(job.log), job.log.open("ab") as log:
+            # A session of its own: Ctrl-C comes to the queue, which passes it on once.
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def why(self) -> str:
+        """Returns the last line that the training printed."""
+        lines = self.job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {self.process.returncode}"
+
+
+def work(
+    jobs: Sequence[Job],
+    console: Console,
+    at_once: int = 1,
+    devices: Sequence[str] = (),
+    until: float | None = None,
+) -> dict[str, str]:
+    """Trains the jobs that are not complete, in their order.
+
+    Args:
+        jobs: the jobs.
+        console: shows the progress.
+        at_once: number of processes at once; they share the cores.
+        devices: numbers of GPUs, as CUDA_VISIBLE_DEVICES names them; then one process trains on each.
+        until: when to stop, as `time.monotonic` counts, s. Then the running ones save their completed steps.
+
+    Returns:
+        The jobs that failed, by name, and why.
+
+    Raises:
+        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The running jobs have saved their completed steps.
+    """
+    waiting = deque(job for job in jobs if not job.complete)
+    slots: list[str | None] = list(devices) or [None] * at_once
+    threads = max(1, len(os.sched_getaffinity(0)) // len(slots)) if hasattr(os, "sched_getaffinity") else 1
+    running: list[_Worker] = []
+    failed: dict[str, str] = {}
+    with StopRequest().listening() as request, _Board(jobs, console) as board:
+        try:
+            while (waiting or running) and not request.signum and (until is None or time.monotonic() < until):
+                while waiting and len(running) < len(slots):
+                    free = next(slot for slot in slots if slots.count(slot) > [w.device for w in running].count(slot))
+                    running.append(_Worker(waiting.popleft(), free, threads))
+                time.sleep(_POLL_S)
+                for worker in [each for each in running if each.process.poll() is not None]:
+                    running.remove(worker)
+                    if not worker.job.complete:
+                        failed[worker.job.name] = worker.why()
+                    board.ended(worker.job, time.monotonic() - worker.since, failed.get(worker.job.name))
+                board.look([worker.job for worker in running])
+        finally:
+            for worker in running:
+                worker.process.send_signal(signal.SIGTERM)
+            for worker in running:
+                worker.process.wait()
+        if request.signum:
+            raise Interrupted(f"stopped by {signal.Signals(request.signum).name}", request.signum)
+    return failed
+
+
+class _Board:
+    """Shows how many jobs are complete, and the running ones: bars on a terminal, or a line for each that ended."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.jobs, self.console, self.looked = jobs, console, 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        complete = sum(job.complete for job in jobs)
+        self.all = self.progress.add_task("runs", total=len(jobs), completed=complete, status="")
+        self.bars: dict[str, TaskID] = {}
+        if complete:
+            self._say(f"{complete} of {len(jobs)} runs are complete already")
+
+    def __enter__(self) -> "_Board":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def look(self, running: Sequence[Job]) -> None:
+        """Moves the bars of the running jobs, now and then."""
+        if not self.console.is_terminal or time.monotonic() - self.looked < _LOOK_S:
+            return
+        self.looked = time.monotonic()
+        for job in running:
+            if job.name not in self.bars:
+                self.bars[job.name] = self.progress.add_task(job.name, total=job.steps, status="")
+            self.progress.update(self.bars[job.name], completed=job.done, status=job.state())
+
+    def ended(self, job: Job, seconds: float, failure: str | None) -> None:
+        """Says what a job came to."""
+        if job.name in self.bars:
+            self.progress.remove_task(self.bars.pop(job.name))
+        self.progress.advance(self.all)
+        minutes, rest = divmod(round(seconds), 60)
+        self._say(f"{job.name}: {failure or f'{job.state()}, {minutes}:{rest:02d}'}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

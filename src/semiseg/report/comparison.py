@@ -1,0 +1,294 @@
+"""Compares methods over seeds: means, spread, and the paired difference to the first method.
+
+A row of the comparison is one recipe with several seeds. Two rows with the same seed start from the same weights and
+see the same labeled images in the same order, so their difference is taken seed by seed: what the seeds have in common
+drops out of it. Everything is read from run directories.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiseg.errors import UserError
+from semiseg.files import expanded
+from semiseg.recipe import file as recipe_file
+from semiseg.recipe.file import FREE
+from semiseg.report.table import class_names
+from semiseg.runs import Run
+
+LOST = 0.01  # IoU of a class that the network has lost
+
+# Student's t: 97.5 % of the distribution with 1, 2, ... degrees of freedom lie below these values.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of a value over seeds; the deviation of one value is None."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread | None":
+        """Computes them; None without any value."""
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of paired differences and the half width of its 95 % interval (Student's t); None for a single pair."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> "Interval | None":
+        """Computes them; None without any pair.
+
+        Example:
+            The standard deviation of 1, 2, 3 is 1, and t is 4.303 with two degrees of freedom.
+
+            >>> found = Interval.of([1.0, 2.0, 3.0])
+            >>> found.mean, round(found.half, 3)
+            (2.0, 2.484)
+        """
+        if not differences:
+            return None
+        if len(differences) == 1:
+            return cls(differences[0], None)
+        t = _T[len(differences) - 2] if len(differences) - 2 < len(_T) else 1.96
+        half = t * statistics.stdev(differences) / math.sqrt(len(differences))
+        return cls(statistics.fmean(differences), half)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a complete run came to.
+
+    Attributes:
+        last: mIoU of the last evaluation.
+        best: the highest mIoU of all evaluations.
+        iou: IoU of each class at the last evaluation; None for a class that occurs nowhere.
+        step_s: median time of a step, s, without evaluations.
+        memory_mb: peak memory of a process, MB.
+        parameters: number of trained parameters; None if an earlier semiseg made the run.
+    """
+
+    last: float
+    best: float
+    iou: tuple[float | None, ...]
+    step_s: float
+    memory_mb: float
+    parameters: int | None
+
+    @property
+    def lost(self) -> int:
+        """Returns the number of classes whose IoU is below 1 %."""
+        return sum(value is not None and value < LOST for value in self.iou)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one recipe.
+
+    Attributes:
+        name: what the recipe is called in tables.
+        results: the complete runs by seed.
+        unfinished: completed steps of the other runs by seed.
+    """
+
+    name: str
+    results: Mapping[int, Result]
+    unfinished: Mapping[int, int]
+
+    def spread(self, value: str) -> Spread | None:
+        """Computes the spread of an attribute of the results over the seeds."""
+        found = [getattr(result, value) for result in self.results.values()]
+        return Spread.of([float(each) for each in found if each is not None])
+
+    def class_iou(self, index: int) -> Spread | None:
+        """Computes the spread of the IoU of a class over the seeds."""
+        found = [result.iou[index] for result in self.results.values()]
+        return Spread.of([value for value in found if value is not None])
+
+    def gain(self, first: "Row") -> Interval | None:
+        """Computes the paired difference of the last mIoU to another row, over the seeds that both have."""
+        seeds = self.results.keys() & first.results.keys()
+        return Interval.of([self.results[seed].last - first.results[seed].last for seed in sorted(seeds)])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several recipes under one protocol.
+
+    Attributes:
+        rows: the recipes; gains are differences to the first one.
+        classes: the names of the classes.
+        protocol: what all runs have in common: labels, steps, evaluation.
+        made: how they were made: commits, machines, precisions.
+    """
+
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    made: Mapping[str, tuple[str, ...]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Returns the seeds that any run has."""
+        return tuple(sorted({seed for row in self.rows for seed in (*row.results, *row.unfinished)}))
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A run that was started: its directory, its recipe and its environment."""
+
+    run: Run
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run) -> "_Started":
+        return cls(run, recipe_file.read(run.config), run.environment())
+
+    @property
+    def seed(self) -> int:
+        return self.recipe["engine"]["seed"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Returns what must be alike in all runs of a table."""
+        engine, labels = self.recipe["engine"], self.environment["labels"]
+        return {
+            "labeled images": labels["labeled"],
+            "partition": labels["partition"],
+            "unlabeled images": labels["unlabeled"],
+            "validation images": labels["val"],
+            "validation list": str(self.recipe["data"].get("val")),
+            "classes": ", ".join(class_names(self.run)),
+            "steps": engine["steps"],
+            "batch size": engine["batch_size"],
+            "evaluation": ", ".join(f"{key} {value}" for key, value in engine["evaluate"].items() if value is not None),
+        }
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Returns the settings that all runs of a row share."""
+        settings = {
+            f"{section}.{key}": value for section, values in self.recipe.items() for key, value in values.items()
+        }
+        return {key: value for key, value in settings.items() if key not in ("engine.seed", *FREE)}
+
+    @property
+    def result(self) -> Result | int:
+        """Returns what the run came to, or the number of its completed steps."""
+        last, best, train = self.run.last(), self.run.best(), self.run.metrics("train")
+        if last is None or best is None or last["step"] < self.recipe["engine"]["steps"]:
+            return max((record["step"] for record in (*train, last) if record), default=0)
+        return Result(
+            last=last["miou"],
+            best=best["miou"],
+            iou=tuple(last["iou"]),
+            step_s=statistics.median(record["images_per_step"] / record["images_per_second"] for record in train),
+            memory_mb=float(max(record["peak_memory_mb"] for record in train)),
+            parameters=self.environment.get("trained_parameters"),
+        )
+
+
+def read(runs: Mapping[str, Iterable[Run]]) -> Comparison:
+    """Reads run directories. Runs that were not started are left out; runs that are not complete do not count.
+
+    Args:
+        runs: the runs of each row, by its name.
+
+    Raises:
+        UserError: no run was started, two runs of a row have the same seed, the runs of a row differ in more than their
+            seed, or runs differ in labels, steps or evaluation and so cannot stand in one table.
+    """
+    started = {name: [_Started.of(run) for run in members if run.exists()] for name, members in runs.items()}
+    every = [each for members in started.values() for each in members]
+    if not every:
+        raise UserError(f"{', '.join(runs)}: no run was started yet")
+    protocol = every[0].protocol
+    for each in every:
+        _refuse_difference(every[0], each, "protocol", "such runs cannot stand in one table")
+    return Comparison(
+        rows=tuple(_row(name, members) for name, members in started.items() if members),
+        classes=tuple(class_names(every[0].run)),
+        protocol=protocol,
+        made={
+            "commit": _distinct(each.environment.get("commit") for each in every),
+            "machine": _distinct(_machine(each.environment) for each in every),
+            "precision": _distinct(each.environment.get("precision", {}).get("used") for each in every),
+        },
+    )
+
+
+def rows_of(paths: Sequence[Path]) -> dict[str, list[Run]]:
+    """Finds the runs below folders, and names their rows.
+
+    A run directory `<name>/seed-<n>`, as `semiseg compare` makes them, belongs to row `<name>`; any other run directory
+    is a row of its own.
+
+    Raises:
+        UserError: a folder has no run.
+    """
+    rows: dict[str, list[Run]] = {}
+    for path in map(expanded, paths):
+        runs = [Run(path)] if Run(path).exists() else [Run(each.parent) for each in sorted(path.rglob("config.yaml"))]
+        if not runs:
+            raise UserError(f"{path}: has no run; name run directories, or folders of them")
+        for run in runs:
+            place = run.path.resolve()
+            row = place.parent.name if place.name.startswith("seed-") else str(run.path)
+            if run not in rows.setdefault(row, []):
+                rows[row].append(run)
+    return rows
+
+
+def with_baseline(runs: dict[str, list[Run]], name: str) -> dict[str, list[Run]]:
+    """Puts a row first, so that gains are differences to it.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    if name not in runs:
+        raise UserError(f"--baseline {name}: there is no such row; choose one of {', '.join(runs)}")
+    return {name: runs[name], **runs}
+
+
+def _row(name: str, members: Sequence[_Started]) -> Row:
+    results: dict[int, Result | int] = {}
+    for each in members:
+        if each.seed in results:
+            raise UserError(f"{each.run.path}: {name} has seed {each.seed} twice; name one of the two runs")
+        _refuse_difference(members[0], each, "kept", f"the runs of {name} may differ in their seed only")
+        results[each.seed] = each.result
+    ordered = sorted(results.items())
+    complete = {seed: result for seed, result in ordered if isinstance(result, Result)}
+    return Row(name, complete, {seed: steps for seed, steps in ordered if isinstance(steps, int)})
+
+
+def _refuse_difference(one: _Started, other: _Started, what: str, why: str) -> None:
+    ours, theirs = getattr(one, what), getattr(other, what)
+    for key in (*ours, *(key for key in theirs if key not in ours)):
+        if ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"{other.run.path}: has another {key} ({theirs.get(key)}) than {one.run.path} ({ours.get(key)}); {why}"
+            )
+
+
+def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(value) for value in values))
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    machine = environment.get("machine", {})
+    return ", ".join(machine.get("gpus") or [f"{machine.get('cpu')}, {machine.get('threads')} threads"])

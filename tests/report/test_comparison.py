@@ -1,0 +1,176 @@
+"""Comparisons over seeds: statistics by hand, and which runs may stand in one table."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from semiseg.errors import UserError
+from semiseg.report import comparison, comparison_files
+from semiseg.runs import Run
+
+RECIPE = {
+    "data": {"layout": "folder", "root": "data", "val": "val.txt"},
+    "model": {"encoder": "resnet18"},
+    "method": {"name": "supervised"},
+    "optim": {"lr": 0.1},
+    "engine": {"steps": 20, "batch_size": 2, "seed": 0, "precision": "fp32", "evaluate": {"mode": "whole"}},
+}
+ENVIRONMENT = {
+    "commit": "abc",
+    "machine": {"cpu": "a CPU", "threads": 2, "gpus": []},
+    "precision": {"used": "fp32"},
+    "labels": {"labeled": 3, "unlabeled": 5, "val": 2, "partition": "1e66"},
+    "classes": {"names": ["sky", "tree"]},
+    "trained_parameters": 2_000_000,
+}
+
+
+def changed(values: dict, path: str, value: object) -> dict:
+    section, _, key = path.partition(".")
+    return values | ({section: values[section] | {key: value}} if key else {section: value})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(folder, seed, last) -> a run directory of 20 steps with evaluations after 10 and 20."""
+
+    def run(folder: str, seed: int, last: float | None, recipe: dict = RECIPE, environment: dict = ENVIRONMENT,
+            iou: tuple = (0.5, 0.005), best: float = 0.0) -> Run:  # fmt: skip
+        made = Run(tmp_path / folder / f"seed-{seed}")
+        made.start(yaml.safe_dump(changed(recipe, "engine.seed", seed)), environment, [])
+        pace = {"images_per_step": 4, "images_per_second": 8.0, "peak_memory_mb": 100 + seed}
+        made.log({"kind": "train", "step": 10, **pace})
+        made.log({"kind": "val", "step": 10, "miou": best, "iou": [best, None]})
+        if last is not None:
+            made.log({"kind": "train", "step": 20, **pace})
+            made.log({"kind": "val", "step": 20, "miou": last, "iou": list(iou)})
+        return made
+
+    return run
+
+
+def test_statistics_by_hand(run):
+    """Gains 2, 4, 3 points: mean 3, deviation 1, half interval 4.303 / sqrt(3)."""
+    runs = {
+        "first": [run("first", seed, last) for seed, last in ((0, 0.50), (1, 0.60), (2, 0.55))],
+        "other": [run("other", seed, last, best=0.9) for seed, last in ((2, 0.58), (0, 0.52), (1, 0.64))],
+    }
+    first, other = comparison.read(runs).rows
+    assert list(other.results) == [0, 1, 2]
+    assert (first.spread("last").mean, first.spread("last").deviation) == pytest.approx((0.55, 0.05))
+    assert (other.spread("best").mean, other.spread("best").deviation) == pytest.approx((0.9, 0))
+    gain = other.gain(first)
+    assert (gain.mean, gain.half) == pytest.approx((0.03, 0.01 * 4.303 / 3**0.5))
+    assert (other.spread("lost").mean, other.spread("step_s").mean, other.spread("memory_mb").mean) == (1, 0.5, 101)
+    assert other.spread("parameters").mean == 2_000_000
+    assert other.class_iou(1).mean == pytest.approx(0.005)
+
+
+def test_many_seeds_have_the_interval_of_a_normal_distribution(run):
+    differences = [0.0, 1.0] * 20
+    found = comparison.Interval.of(differences)
+    assert found.half == pytest.approx(1.96 * 0.50637 / 40**0.5, rel=1e-4)
+
+
+def test_only_pairs_and_complete_runs_count(run):
+    runs = {
+        "first": [run("first", 0, 0.5), run("first", 1, 0.1), run("first", 4, 0.1)],
+        "other": [run("other", 0, 0.6), run("other", 1, None), run("other", 3, 0.9)],
+        "later": [Run(Path("no/such/seed-0"))],
+    }
+    found = comparison.read(runs)
+    first, other = found.rows  # nothing of `later` was started
+    assert (other.gain(first).mean, other.gain(first).half) == (pytest.approx(0.1), None)
+    assert dict(other.unfinished) == {1: 10}
+    assert found.seeds == (0, 1, 3, 4)
+    assert "not counted: other with seed 1, 10 of 20 steps" in comparison_files.notes(found)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "environment", "says"),
+    [
+        (
+            changed(RECIPE, "engine.steps", 30),
+            ENVIRONMENT,
+            r"another steps \(30\) than .* \(20\); such runs",
+        ),
+        (changed(RECIPE, "engine.evaluate", {"mode": "sliding"}), ENVIRONMENT, "another evaluation"),
+        (changed(RECIPE, "data.val", "test.txt"), ENVIRONMENT, "another validation list"),
+        (RECIPE, changed(ENVIRONMENT, "labels.partition", "2f77"), "another partition"),
+        (RECIPE, changed(ENVIRONMENT, "classes.names", ["sky", "road"]), "another classes"),
+    ],
+)
+def test_what_is_not_comparable_stands_in_no_table(run, recipe, environment, says):
+    runs = {"first": [run("first", 0, 0.5)], "other": [run("other", 0, 0.6, recipe, environment)]}
+    with pytest.raises(UserError, match=says):
+        comparison.read(runs)
+
+
+def test_a_row_is_one_recipe(run):
+    other = changed(RECIPE, "optim.lr", 0.2)
+    with pytest.raises(UserError, match=r"another optim\.lr \(0\.2\) than .*may differ in their seed only"):
+        comparison.read({"one": [run("one", 0, 0.5), run("one", 1, 0.5, other)]})
+    moved = changed(RECIPE, "data.root", "elsewhere")
+    assert comparison.read({"two": [run("two", 0, 0.5), run("two", 1, 0.5, moved)]}).seeds == (0, 1)
+    with pytest.raises(UserError, match="has seed 0 twice"):
+        comparison.read({"one": [run("three", 0, 0.5), run("four", 0, 0.5)]})
+    with pytest.raises(UserError, match="no run was started"):
+        comparison.read({"one": [Run(Path("no/such"))]})
+
+
+def test_rows_are_found_below_folders(run, tmp_path):
+    for name in ("b", "a"):
+        for seed in (0, 1):
+            run(name, seed, 0.5)
+    alone = run("a", 2, 0.5)
+    found = comparison.rows_of([tmp_path / "b", tmp_path])
+    assert {name: [one.path.name for one in runs] for name, runs in found.items()} == {
+        "b": ["seed-0", "seed-1"],
+        "a": ["seed-0", "seed-1", "seed-2"],
+    }
+    assert list(comparison.with_baseline(found, "a")) == ["a", "b"]
+    assert comparison.rows_of([alone.path]) == {"a": [alone]}
+    with pytest.raises(UserError, match="has no run"):
+        comparison.rows_of([tmp_path / "c"])
+    with pytest.raises(UserError, match="choose one of b, a"):
+        comparison.with_baseline(found, "c")
+
+
+def test_the_files_say_the_same(run, tmp_path):
+    runs = {
+        "a_1": [run("first", 0, 0.50), run("first", 1, 0.60)],
+        "b&%": [run("other", 0, 0.52), run("other", 1, 0.64)],
+    }
+    found = comparison.read(runs)
+    comparison_files.write(found, tmp_path / "tables")
+    first, other = csv.DictReader(io.StringIO((tmp_path / "tables/comparison.csv").read_text()))
+    assert (other["name"], other["seeds"], float(other["last mean"])) == ("b&%", "2", pytest.approx(0.58))
+    assert float(other["gain"]) == pytest.approx(0.03)
+    assert float(other["gain half interval"]) == pytest.approx(12.706 * 0.01, rel=1e-3)
+    assert (first["gain"], float(first["IoU of tree"])) == ("", pytest.approx(0.005))
+    whole = json.loads((tmp_path / "tables/comparison.json").read_text())
+    assert whole["rows"][1]["runs"]["1"]["last"] == 0.64
+    assert (whole["protocol"]["steps"], whole["rows"][0]["gain"]) == (20, None)
+    latex = (tmp_path / "tables/comparison.tex").read_text()
+    assert r"b\&\% & 2 & 58.0 $\pm$ 8.5 & 58.0 $\pm$ 8.5 & +3.0 $\pm$ 12.7 & 1.0 & 0.500 & 100 & 2000000 \\" in latex
+    assert r"a\_1 & 2" in latex
+    text = (tmp_path / "tables/comparison.txt").read_text()
+    assert "+3.0 ± 12.7" in text
+    assert "3 labeled and 5 unlabeled images (partition 1e66)" in text
+
+
+def test_a_terminal_of_80_columns_shows_every_number(run):
+    runs = {
+        "supervised": [run("first", seed, 0.5 + seed / 10) for seed in (0, 1)],
+        "imas:loss=standard:strong={pool: jitter}": [run("other", seed, 0.123456 + seed / 7) for seed in (0, 1)],
+    }
+    page = Console(width=80)
+    with page.capture() as captured:
+        page.print(comparison_files.text(comparison.read(runs)))
+    assert "…" not in captured.get()
+    assert "-35.5 ± " in captured.get()

@@ -1,0 +1,184 @@
+"""`semiseg compare`: which recipes it trains, in which order, and how it stops and goes on."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from semiseg import queue
+from semiseg.compare import Entry, compare, entries, plan
+from semiseg.errors import Interrupted, UserError
+from semiseg.recipe.load import dump, load_recipe, validate
+from semiseg.runs import Run
+
+
+@pytest.fixture
+def base(recipe):
+    return validate(recipe(method={"name": "imas", "threshold": 0.3, "labeled": {"pool": "jitter"}}), "recipe")
+
+
+def test_an_entry_of_the_recipes_method_keeps_its_settings(base):
+    standard = plan(base, Entry("a", "imas", ("method.loss=standard", "optim.lr=0.5")), 7)
+    assert (standard.method.threshold, standard.method.loss) == (0.3, "standard")
+    assert (standard.engine.seed, standard.optim.lr, base.optim.lr) == (7, 0.5, pytest.approx(base.optim.lr))
+    assert standard.data == base.data
+
+
+def test_another_method_has_its_own_settings_and_the_same_labeled_images(base):
+    other = plan(base, Entry("fixmatch", "fixmatch", ("method.threshold=0.5",)), 0)
+    assert (other.method_name, other.method.threshold) == ("fixmatch", 0.5)
+    assert other.method.labeled == base.method.labeled
+    assert other.method.unlabeled_weight == 1.0  # its own default
+
+
+def test_folders_have_names_without_special_characters():
+    (one,) = entries("imas:strong={pool: jitter}:optim.lr=0.1")
+    assert one.folder == "imas-strong=pool-jitter-optim.lr=0.1"
+    assert entries("../x=imas")[0].folder == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "write names of methods"),
+        ("imas,,supervised", "write names of methods"),
+        ("imas:loss", r"write a setting as key=value"),
+        ("imas,imas", "has the same name as imas"),
+        ("imas:a=b c,imas:a=bc", "has the same name as"),
+        ("imas:engine.steps=3", "engine.steps is alike for all methods"),
+        ("imas:data.labeled=x", "data.labeled is alike for all methods"),
+        ("imas:data.labeled_orders=x", "is alike for all"),
+        ("imas:model.encoder=x", "model.encoder is alike for all methods"),
+    ],
+)
+def test_wrong_entries(text, says):
+    with pytest.raises(UserError, match=says):
+        entries(text)
+
+
+def test_wrong_methods_and_settings_are_found_before_anything_is_written(base, tmp_path):
+    for methods, says in (("supervised,imash", "imash: "), ("supervised:threshold=1", "threshold: unknown key")):
+        with pytest.raises(UserError, match=says):
+            compare(base, methods, [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+run = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with open(run.parents[1] / "order", "a") as file:
+    name, device = f"{run.parent.name}/{run.name}", os.environ.get("CUDA_VISIBLE_DEVICES")
+    print(name, device, os.environ["OMP_NUM_THREADS"], file=file)
+run.mkdir(exist_ok=True)
+(run / "config.yaml").write_text("x: 1")
+def records(*steps):
+    lines = [json.dumps({"kind": "val", "step": step, "miou": 0.5, "iou": [0.5, 0.5]}) for step in steps]
+    (run / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
+if "bad" in str(run):
+    records(2)
+    print("nothing", flush=True)
+    sys.exit("semiseg: data.root: there is no such folder")
+if "slow" in str(run):
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: (records(3), sys.exit(143)))
+    records(1)
+    time.sleep(60)
+records(4)
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """jobs(names) -> jobs whose processes only pretend to train, and the file of their order."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    popen = queue.subprocess.Popen
+
+    def pretend(words, **options):
+        assert words[1:4] == ["-m", "semiseg", "train"]
+        return popen([sys.executable, "-S", str(script), *words[3:]], **options)
+
+    monkeypatch.setattr(queue.subprocess, "Popen", pretend)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def jobs(*names):
+        made = []
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            made.append(queue.Job(name, tmp_path / f"{name}.yaml", Run(tmp_path / name), 4))
+        return made
+
+    return jobs
+
+
+def test_jobs_run_in_their_order_and_a_failure_stops_no_other(jobs, tmp_path, capsys):
+    todo = jobs("a/seed-0", "bad/seed-0", "b/seed-0")
+    failed = queue.work(todo, Console())
+    assert failed == {"bad/seed-0": "semiseg: data.root: there is no such folder"}
+    assert [line.split()[0] for line in (tmp_path / "order").read_text().splitlines()] == [job.name for job in todo]
+    out = capsys.readouterr().out
+    assert "a/seed-0: mIoU 50.00, 0:00" in out
+    assert "bad/seed-0: semiseg: data.root" in out
+    assert queue.work(todo[::2], Console()) == {}  # complete: nothing starts again
+    assert "2 of 2 runs are complete already" in capsys.readouterr().out
+    assert len((tmp_path / "order").read_text().splitlines()) == 3
+
+
+def test_each_device_trains_one_job_at_a_time(jobs, tmp_path):
+    queue.work(jobs(*(f"a/seed-{n}" for n in range(4))), Console(quiet=True), devices=["3", "5"])
+    devices = [line.split()[1] for line in (tmp_path / "order").read_text().splitlines()]
+    assert sorted(devices) == ["3", "3", "5", "5"]
+
+
+def test_jobs_at_once_share_the_cores(jobs, tmp_path):
+    queue.work(jobs("a/seed-0", "a/seed-1"), Console(quiet=True), at_once=2)
+    threads = {line.split()[2] for line in (tmp_path / "order").read_text().splitlines()}
+    assert threads == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_when_the_time_is_over_the_running_jobs_save(jobs, tmp_path):
+    todo = jobs("slow/seed-0", "a/seed-0")
+    begin = time.monotonic()
+    assert queue.work(todo, Console(quiet=True), until=begin + 2) == {}
+    assert time.monotonic() - begin < 20
+    assert [job.done for job in todo] == [3, 0]
+
+
+def test_a_signal_stops_the_queue_after_the_running_jobs_have_saved(jobs):
+    todo = jobs("slow/seed-0", "a/seed-0")
+
+    def stop() -> None:
+        while todo[0].done < 1:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        queue.work(todo, Console(quiet=True))
+    assert [job.done for job in todo] == [3, 0]
+
+
+def test_two_methods_end_to_end(base, tmp_path, capsys):
+    """Two real trainings; the second call only reads. Another recipe in the same folder is refused."""
+    out, methods = tmp_path / "out", "supervised,plain=imas:loss=standard:intensity=standard:cutmix=standard"
+    found = compare(base, methods, [3], out, ["engine.steps=2", "engine.eval_every=2"], at_once=2)
+    assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [3]), ("plain", [3])]
+    assert {path.name for path in out.iterdir()} == {
+        "supervised", "plain", *(f"comparison.{suffix}" for suffix in ("txt", "csv", "tex", "json")),
+    }  # fmt: skip
+    runs = [Run(out / name / "seed-3") for name in ("supervised", "plain")]
+    assert load_recipe(runs[1].config).method.loss == "standard"
+    assert dump(load_recipe(runs[1].config)) == (out / "plain/seed-3.yaml").read_text()
+    parameters = [run.environment()["trained_parameters"] for run in runs]
+    assert parameters[0] == parameters[1] > 1000  # the teacher is not trained
+    saved = json.loads((out / "comparison.json").read_text())
+    again = compare(base, methods, [3], out, ["engine.steps=2", "engine.eval_every=2"])
+    assert again == found
+    assert json.loads((out / "comparison.json").read_text()) == saved
+    with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
+        compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])
