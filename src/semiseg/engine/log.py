@@ -197,12 +197,20 @@ class Log:
             self.run.event(event, done, **details)
         self.reporter.on_event({"event": event, "step": done, **details})
 
-    def scores(self, done: int, results: dict[str, Scores]) -> None:
-        """Writes one validation record: the scores of the first network, and of each one if there are several."""
+    def scores(self, done: int, results: dict[str, Scores], pseudo_labels: dict[str, Any] | None = None) -> None:
+        """Writes one validation record: the scores of the first network, and of each one if there are several.
+
+        Args:
+            done: number of completed steps.
+            results: the scores by network.
+            pseudo_labels: their quality, if it was measured.
+        """
         each = {name: _plain(result) for name, result in results.items()}
         record = {"kind": "val", "step": done, **next(iter(each.values()))}
         if len(each) > 1:
             record["networks"] = each
+        if pseudo_labels is not None:
+            record["pseudo_labels"] = pseudo_labels
         if self.runtime.is_main:
             self.run.log(record)
         self.reporter.on_scores(record)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from semiseg.data.dataset import Dataset
-from semiseg.engine import checkpoint
+from semiseg.engine import checkpoint, pseudo_quality
 from semiseg.engine.evaluate import evaluate
 from semiseg.engine.log import Log, NotFiniteError
 from semiseg.engine.reporter import Reporter, Silent
@@ -14,6 +14,7 @@ from semiseg.engine.saving import Saver
 from semiseg.engine.setup import Setup
 from semiseg.engine.signals import StopRequest
 from semiseg.errors import Interrupted, UserError
+from semiseg.method import predictor
 from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 from semiseg.types import LoadedBatch
@@ -65,6 +66,7 @@ class _Training:
         steps = range(self.done, self.recipe.engine.steps)
         batches = iter(self.setup.train_loader(steps, lambda step, reason: self._on_restart(step, reason)))
         self.val = self.setup.eval_loader(self.dataset.val, lambda _, reason: self._on_restart(self.done, reason))
+        self.measured = pseudo_quality.samples(self.dataset, self.recipe.engine.pseudo_label_images)
         self.stepper.start()
         if self.evaluated < steps.stop:
             self.log.event("resumed" if self.done else "started", self.done, **self.runtime.describe())
@@ -90,13 +92,22 @@ class _Training:
         if evaluates or saves or done % cfg.log_every == 0:
             self.log.flush(done, self.stepper.optimizers.lr)
         if evaluates and self.evaluated < done:
-            networks, num_classes = self.method.evaluated(), len(self.dataset.classes)
-            self.log.scores(done, evaluate(networks, self.val, num_classes, cfg.evaluate, self.runtime, self._on_image))
+            self._evaluate()
             self.evaluated = done
         if evaluates:
             self.saver.save_if_best(done, self.log)
         if saves:
             self.saver.save(done, self.log)
+
+    def _evaluate(self) -> None:
+        networks, num_classes, config = self.method.evaluated(), len(self.dataset.classes), self.recipe.engine.evaluate
+        scores = evaluate(networks, self.val, num_classes, config, self.runtime, self._on_image)
+        quality = None
+        if self.measured:
+            items = self.setup.eval_loader(self.measured, workers=0)
+            best = predictor(self.method)
+            quality = pseudo_quality.measure(best, items, num_classes, config, self.runtime, self._on_measured)
+        self.log.scores(self.done, scores, quality)
 
     def _next(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
         with self.log.waiting(), self._stopping_at_once():
@@ -106,11 +117,15 @@ class _Training:
     def _on_restart(self, step: int, reason: str) -> None:
         self.log.event("loader restarted", step, reason=reason)
 
-    def _on_image(self, images: int) -> None:
-        total = len(self.dataset.val)
-        self.reporter.on_evaluation(min(images * self.runtime.world_size, total), total)
+    def _on_image(self, images: int, first: int = 0, last: int | None = None) -> None:
+        done = min(first + images * self.runtime.world_size, last or len(self.dataset.val))
+        self.reporter.on_evaluation(done, len(self.dataset.val) + len(self.measured))
         if self.request.signum:  # do not wait for the other processes: an evaluation takes long
             raise self._interrupted()
+
+    def _on_measured(self, images: int) -> None:
+        before = len(self.dataset.val)
+        self._on_image(images, before, before + len(self.measured))
 
     def _stop_if_asked(self) -> None:
         if self.log.stop:

@@ -48,6 +48,8 @@ class EngineConfig(BaseModel):
     save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     keep_checkpoints: int = Field(1, ge=1)  # number of newest checkpoints to keep; the best one is kept, too
     evaluate: EvaluateConfig = EvaluateConfig()
+    # Unlabeled images with masks on which each evaluation measures the pseudo-labels; training does not read the masks
+    pseudo_label_images: int = Field(0, ge=0)
 
     def part_size(self, world_size: int) -> int:
         """Returns the number of labeled images in one forward pass of one of `world_size` processes.

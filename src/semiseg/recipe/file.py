@@ -25,6 +25,7 @@ FREE = (  # settings that do not change the result of a run
     "engine.device",
     "engine.compile",
     "engine.keep_checkpoints",
+    "engine.pseudo_label_images",
 )
 
 _SHIPPED = Path(__file__).parents[1] / "recipes"

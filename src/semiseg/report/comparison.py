@@ -278,10 +278,10 @@ def _row(name: str, members: Sequence[_Started]) -> Row:
 
 def _refuse_difference(one: _Started, other: _Started, what: str, why: str) -> None:
     ours, theirs = getattr(one, what), getattr(other, what)
-    for key in (*ours, *(key for key in theirs if key not in ours)):
-        if ours.get(key) != theirs.get(key):
+    for key in [key for key in ours if key in theirs]:  # an earlier semiseg did not have every setting
+        if ours[key] != theirs[key]:
             raise UserError(
-                f"{other.run.path}: has another {key} ({theirs.get(key)}) than {one.run.path} ({ours.get(key)}); {why}"
+                f"{other.run.path}: has another {key} ({theirs[key]}) than {one.run.path} ({ours[key]}); {why}"
             )
 
 
