@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from semiseg import queue
-from semiseg.compare import Entry, compare, entries, plan
+from semiseg.compare import Entry, compare, entries, plan, train_with_baseline
 from semiseg.errors import Interrupted, UserError
-from semiseg.recipe.load import dump, load_recipe, validate
+from semiseg.recipe.load import changes_of_result, dump, load_recipe, validate
+from semiseg.report import table
 from semiseg.runs import Run
 
 
@@ -182,3 +183,20 @@ def test_two_methods_end_to_end(base, tmp_path, capsys):
     assert json.loads((out / "comparison.json").read_text()) == saved
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
         compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])
+
+
+def test_a_baseline_beside_a_training(base, tmp_path):
+    """All but the method is alike, so it starts from the same weights and sees the same labeled images."""
+    out = tmp_path / "run"
+    changes = ["engine.steps=2", "engine.eval_every=2"]
+    run, baseline = train_with_baseline(base, out, changes)
+    assert (run.path, baseline.path) == (out, tmp_path / "run-baseline")
+    recipe = load_recipe(baseline.config)
+    assert (recipe.method_name, recipe.method.labeled) == ("supervised", base.method.labeled)
+    assert {change.partition(".")[0] for change in changes_of_result(load_recipe(run.config), recipe)} == {"method"}
+    page = Console(width=100)
+    with page.capture() as captured:
+        page.print(table.worth(run, baseline, table.class_names(run)))
+    assert f"{100 * run.last()['miou']:.2f}" in captured.get()
+    with pytest.raises(UserError, match="trains supervised itself"):
+        train_with_baseline(load_recipe(baseline.config), out)

@@ -67,8 +67,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take a few steps and say what the run would need; write nothing.")
     ] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option("--baseline", help="Then train supervised, too, and say what unlabeled images were worth."),
+    ] = False,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
+    if baseline and dry_run:
+        raise UserError("--baseline: a dry run trains nothing; leave one of the two out")
     from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)  # reports mistakes in the file before torch is loaded
@@ -80,11 +86,20 @@ def train(
         if found := api.rehearse(recipe, overrides or [], console):
             console.print(table.rehearsal(vars(found)))
         return
+    folder, supervised = out or Path("runs") / recipe_file.run_name(recipe), None
     with _stoppable("; the same command goes on from the last checkpoint"):
-        run = api.train(recipe, out or Path("runs") / recipe_file.run_name(recipe), overrides or [], console)
+        if baseline:
+            from semiseg.compare import train_with_baseline
+
+            run, supervised = train_with_baseline(recipe, folder, overrides or [], console)
+        else:
+            run = api.train(recipe, folder, overrides or [], console)
     if not _is_first_process():
         return
-    console.print(table.compare({run.path.name: run}, table.class_names(run)))
+    if supervised is None:
+        console.print(table.compare({run.path.name: run}, table.class_names(run)))
+    else:
+        console.print(table.worth(run, supervised, table.class_names(run)))
     _say(f"run directory: {run.path}")
 
 

@@ -21,6 +21,8 @@ from semiseg.runs import Run
 # What a method may change beside its own settings. All else is alike in a comparison.
 _CHANGEABLE = ("method", "optim", "data.labeled_order", "data.temperature", "data.crop", "data.scale", "data.flip")
 
+BASELINE = "supervised"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -132,8 +134,7 @@ def compare(
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
     console, out = console or Console(quiet=True), api.folder(Path(out))
-    changes = list(overrides)
-    base = override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
+    base = _recipe(recipe, overrides)
     named = entries(methods) if isinstance(methods, str) else list(methods)
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
@@ -148,6 +149,29 @@ def compare(
         name, why = next(iter(failed.items()))
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {name}: {why}")
     return found
+
+
+def train_with_baseline(
+    recipe: Recipe | Path | str, out: Path | str, overrides: Iterable[str] = (), console: Console | None = None
+) -> tuple[Run, Run]:
+    """Trains a recipe into `out`, and supervised training into `out`-baseline: same weights, same labels.
+
+    The baseline augments labeled images as the recipe does.
+
+    Raises:
+        UserError: the recipe is supervised itself; or as `semiseg.train`.
+    """
+    whole = _recipe(recipe, overrides)
+    if whole.method_name == BASELINE:
+        raise UserError("--baseline: the recipe trains supervised itself; choose another method")
+    supervised, out = plan(whole, Entry(BASELINE, BASELINE), whole.engine.seed), Path(out)
+    run = api.train(whole, out, console=console)
+    return run, api.train(supervised, out.with_name(f"{out.name}-baseline"), console=console)
+
+
+def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
+    changes = list(overrides)
+    return override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
 
 
 def _job(out: Path, entry: Entry, seed: int, steps: int) -> queue.Job:

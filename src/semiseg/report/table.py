@@ -58,6 +58,28 @@ def compare(runs: dict[str, Run], classes: Sequence[str]) -> Table:
     return table
 
 
+def worth(run: Run, baseline: Run, classes: Sequence[str]) -> Table:
+    """Makes a table of what unlabeled images were worth: IoU with them, without them, and the difference, in points.
+
+    Args:
+        run: a complete run.
+        baseline: a complete supervised run from the same weights, on the same labels.
+        classes: the names of the classes.
+    """
+    table = Table("", "with unlabeled images", "without", "difference", title="IoU in %, last; one seed")
+    with_them, without = run.last(), baseline.last()
+    assert with_them is not None, "the run is complete"
+    assert without is not None, "the run is complete"
+    rows = [("mIoU", with_them["miou"], without["miou"]), *zip(classes, with_them["iou"], without["iou"], strict=True)]
+    for number, (name, one, other) in enumerate(rows):
+        difference = "-" if one is None or other is None else f"{100 * (one - other):+.2f}"
+        cells = [percent(one), percent(other), difference]
+        table.add_row(Text(name), *(map(_bold, cells) if number == 0 else cells), end_section=number == 0)
+    table.add_section()
+    table.add_row("training, s", f"{seconds(run):.0f}", f"{seconds(baseline):.0f}", "")
+    return table
+
+
 def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], classes: Sequence[str]) -> Table:
     """Makes a table of one evaluation: IoU of each class, mIoU and pixel accuracy."""
     table = Table("class", "IoU, %")
