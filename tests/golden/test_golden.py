@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cps, CutMix": {"name": "cps", "cutmix": True},
     "fixmatch, EMA": {"name": "fixmatch", "threshold": 0.3, "teacher": "ema", "ema_decay": 0.5},
     "unimatch, micro-batches": {"name": "unimatch", "threshold": 0.3, "micro_batch_size": 2},
+    "unimatch_v2, micro-batches": {"name": "unimatch_v2", "threshold": 0.3, "micro_batch_size": 2},
     "imas": {},
     "imas, micro-batches": {"micro_batch_size": 1},
     "imas, no adaptation": {"loss": "standard", "intensity": "standard", "cutmix": "standard"},

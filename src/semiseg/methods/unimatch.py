@@ -8,25 +8,21 @@ CutMix is another image of the same batch, while the code may paste another crop
 operations is a setting; labeled images get no perturbed features, which the code computes and does not use.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from semiseg.augment import jitter
-from semiseg.augment.cutmix import paste, random_partners, sample_some_boxes
 from semiseg.augment.features import sample_channel_dropout, scale_channels
+from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
-from semiseg.models.build import Build, Features, Network, Undivided
+from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.predict import predict, prediction
-from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
+from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
 class Config(MethodConfig):
@@ -40,13 +36,6 @@ class Config(MethodConfig):
     labeled_loss: LabeledLoss = LabeledLoss()
 
 
-@dataclass(frozen=True)
-class Observed(PseudoLabels):
-    """What an image gives to its partner: its strong views, and what the network predicts for it in eval mode."""
-
-    second: Float[Tensor, "u 3 h w"]  # the second strong view; `image` is the first
-
-
 class Method(SemiMethod, config=Config):
     """UniMatch with its three unlabeled views (UniPerb and DusPerb)."""
 
@@ -58,16 +47,12 @@ class Method(SemiMethod, config=Config):
         partners = 2 if config.cutmix_probability else 1
         self.views = Views(strong=(config.strong, config.strong), labeled=config.labeled, min_unlabeled=partners)
         self.student = build()
-        if isinstance(self.student.net, Undivided):
-            raise UserError(
-                "method.name: unimatch perturbs the feature maps of an encoder, and this network has no encoder of its "
-                "own; use another model.architecture, or method fixmatch"
-            )
+        require_encoder(self.student, "method.name: unimatch", "method fixmatch")
 
-    def observe(self, batch: SemiBatch, at: Progress) -> Observed:
+    def observe(self, batch: SemiBatch, at: Progress) -> StrongPairs:
         """Predicts the weak views in eval mode, for the partners in CutMix."""
         predicted = predict(self.student, batch.weak)
-        return Observed(batch.strong[0], predicted.label, predicted.confidence, batch.valid, batch.strong[1])
+        return StrongPairs(batch.strong[0], predicted.label, predicted.confidence, batch.valid, batch.strong[1])
 
     def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
         """Computes the losses, in one pass over labeled images and weak views and one over strong views.
@@ -80,8 +65,8 @@ class Method(SemiMethod, config=Config):
         logits = student.classify(student.decode(features), features.size)
         on_image, on_weak, on_features = torch.split(logits, [b, u, u])
         weak = prediction(on_weak)
-        own = PseudoLabels(batch.weak, weak.label, weak.confidence, batch.valid)
-        mixed, valid_px = self._cutmix(own, batch, at, part)
+        own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
+        mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)
         on_first, on_second = student(torch.cat([view.image for view in mixed])).split(u)
 
         labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_s
@@ -110,29 +95,6 @@ class Method(SemiMethod, config=Config):
             return scale_channels(value, factor[part.rows])
 
         return features.each(drop)
-
-    def _cutmix(
-        self, own: PseudoLabels, batch: SemiBatch, at: Progress, part: Part
-    ) -> tuple[list[PseudoLabels], list[Int[Tensor, ""]]]:
-        """Pastes boxes of another image's strong views into the strong views, with its pseudo-labels.
-
-        Both views have the same partner, and boxes of their own.
-
-        Returns:
-            The two views, and for each its number of valid pixels in the whole batch.
-        """
-        everyone: Observed = part.observed
-        generator, device = at.generator("cutmix"), own.label.device
-        partner = random_partners(len(everyone.label), generator).to(device, non_blocking=True)
-        patch = everyone[partner[part.rows]]
-        views, valid_px = [], []
-        for image, its_image in zip(batch.strong, (patch.image, patch.second), strict=True):
-            box = sample_some_boxes(
-                *everyone.valid.shape, generator=generator, probability=self.config.cutmix_probability
-            ).to(device, non_blocking=True)
-            views.append(replace(own, image=image).pasted(replace(patch, image=its_image), box[part.rows]))
-            valid_px.append(paste(everyone.valid, everyone.valid[partner], box).sum())
-        return views, valid_px
 
     def evaluated(self) -> dict[str, tuple[Network, ...]]:
         """Returns the one network."""

@@ -161,6 +161,24 @@ class Undivided(nn.Module):
         self.segmentation_head = nn.Identity()
 
 
+def require_encoder(network: Network, setting: str, instead: str) -> None:
+    """Refuses a network without an encoder of its own, for a setting that perturbs feature maps.
+
+    Args:
+        network: the network.
+        setting: the setting and its value, for the message, e.g. "method.name: unimatch".
+        instead: what works with this network, e.g. "method fixmatch".
+
+    Raises:
+        UserError: the network is `Undivided`.
+    """
+    if isinstance(network.net, Undivided):
+        raise UserError(
+            f"{setting} perturbs the feature maps of an encoder, and this network has no encoder of its own; use "
+            f"another model.architecture, or {instead}"
+        )
+
+
 class _OneMap(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
