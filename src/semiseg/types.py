@@ -86,6 +86,9 @@ class LoadedBatch:
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
     labeled_index: Int[Tensor, " b"]  # positions in the labeled list
     index: Int[Tensor, " u"]  # positions in the unlabeled pool
+    # a second crop of each unlabeled image, padded as the first one; `s` is 0 if the method asks for none
+    second: UInt8[Tensor, "s 3 H W"] = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
+    align: Float[Tensor, "s 2 2"] = field(default_factory=lambda: torch.empty(0, 2, 2))  # as `Second.align`
     skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
@@ -131,6 +134,25 @@ def _unpacked(
 
 
 @dataclass(frozen=True)
+class Second:
+    """A second crop of each unlabeled image, which overlaps the first one. It has a flip of its own.
+
+    Attributes:
+        weak: the weak view of the second crop, normalized.
+        strong: its strong views, from the same pools as those of the first crop, with draws of their own.
+        valid: False where the crop was padded. Both crops are padded alike, because they have the same scale.
+        align: where the second crop shows what the first one shows, in px from the top left corner of a crop. The two
+            numbers of an axis (rows, columns) are a factor and a shift: the second crop shows at `factor * y + shift`
+            what the first one shows at `y`. The factor is -1 if one of them is flipped, else 1.
+    """
+
+    weak: Float[Tensor, "u 3 h w"]
+    strong: tuple[Float[Tensor, "u 3 h w"], ...]
+    valid: Bool[Tensor, "u h w"]
+    align: Float[Tensor, "u 2 2"]
+
+
+@dataclass(frozen=True)
 class SemiBatch:
     """The batch that a method gets, on the device. `u` is 0 for methods that use no unlabeled images."""
 
@@ -140,6 +162,7 @@ class SemiBatch:
     strong: tuple[Float[Tensor, "u 3 h w"], ...]  # as many as the method's Views ask for, pixel-aligned with weak
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
     index: Int[Tensor, " u"]  # position in the unlabeled pool
+    second: Second | None = None  # None: the method's Views ask for none
 
 
 @dataclass(frozen=True)

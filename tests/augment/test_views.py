@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from semiseg.augment import intensity, jitter
 from semiseg.augment.views import Views, make_batch
@@ -26,6 +29,11 @@ def loaded(slots: int = 3, size: int = 12, unlabeled: bool = True) -> LoadedBatc
         torch.arange(slots) + 40,
         torch.arange(num_unlabeled) + 7,
     )
+
+
+def overlapping(slots: int) -> LoadedBatch:
+    one, other = loaded(slots), loaded(slots + 1)
+    return replace(one, second=other.weak[1:], align=torch.rand(slots, 2, 2))
 
 
 def batch(views: Views = ONE, seed: int = 0, step: int = 7, of: LoadedBatch | None = None) -> SemiBatch:
@@ -140,8 +148,49 @@ def test_supervised_training_has_no_strong_view():
     assert made.image.shape == (3, 3, 12, 12)
 
 
+def test_the_second_crop_has_draws_of_its_own_from_the_same_pools():
+    views, of = Views(strong=(intensity.Config(), jitter.Config()), overlap=(0.1, 1.0)), overlapping(8)
+    made, without = batch(views, of=of), batch(Views(strong=views.strong), of=of)
+    assert without.second is None
+    assert all(map(torch.equal, made.strong, without.strong))
+    assert torch.equal(made.second.weak, IMAGENET(of.second))
+    assert torch.equal(made.second.valid, of.valid)
+    assert torch.equal(made.second.align, of.align)
+    for view, pool in enumerate(views.strong):
+        drawn = pool.sample(fold_in(0, "strong second", view, 7), 8)
+        assert torch.equal(made.second.strong[view], IMAGENET(pool.apply(of.second, drawn)))
+        assert not torch.equal(drawn.op, pool.sample(fold_in(0, "strong", view, 7), 8).op)
+    parts = [make_batch(part, views, IMAGENET, 0, 7, 2 * n, 8).second for n, part in enumerate(of.split(2))]
+    for name in ("weak", "valid", "align"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(made.second, name))
+    for view in range(2):
+        assert torch.equal(torch.cat([part.strong[view] for part in parts]), made.second.strong[view])
+
+
+def test_a_blank_batch_is_like_a_real_one():
+    views = Views(strong=ONE.strong, overlap=(0.1, 1.0))
+    blank, real = views.blank(3, (12, 12), "cpu"), batch(views, of=overlapping(3))
+    assert (Views(unlabeled=False).images_per_slot, ONE.images_per_slot, views.images_per_slot) == (1, 2, 3)
+    for one, other in ((blank, real), (blank.second, real.second)):
+        shapes = [
+            [(leaf.shape, leaf.dtype) for leaf in tree_leaves(vars(each)) if torch.is_tensor(leaf)]
+            for each in (one, other)
+        ]
+        assert shapes[0] == shapes[1]
+    assert ONE.blank(3, (12, 12), "cpu").second is None
+
+
+@pytest.mark.parametrize("overlap", [(0.0, 0.5), (0.5, 0.4), (0.5, 1.1), (float("nan"), 1.0)])
+def test_an_overlap_that_is_no_range_is_refused(overlap):
+    with pytest.raises(ValueError, match="0 < low <= high <= 1"):
+        Views(overlap=overlap)
+    with pytest.raises(ValueError, match="unlabeled=False"):
+        Views(unlabeled=False, overlap=(0.5, 1.0))
+
+
 def test_the_host_never_waits(no_host_sync):
-    views = Views(strong=(intensity.Config(), jitter.Config()), labeled=jitter.Config())
-    made = no_host_sync(make_batch, loaded(24), views, IMAGENET, 0, 7)
+    views = Views(strong=(intensity.Config(), jitter.Config()), labeled=jitter.Config(), overlap=(0.1, 1.0))
+    made = no_host_sync(make_batch, overlapping(24), views, IMAGENET, 0, 7)
+    assert made.second.strong[1].is_meta
     assert made.strong[1].is_meta
     assert made.weak.is_meta

@@ -1,6 +1,6 @@
 import multiprocessing
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.views import Views
 from semiseg.data import loader as loader_module
+from semiseg.data import weak
 from semiseg.data.dataset import Dataset
 from semiseg.data.layouts import folder as layout
 from semiseg.data.loader import check_loading, eval_loader, train_loader
+from semiseg.data.read import read_image
 from semiseg.errors import UserError
+from semiseg.rng import fold_in
 from semiseg.types import IGNORE, LoadedBatch
 
 
@@ -29,7 +33,9 @@ def dataset(config: layout.Config) -> Dataset:
     return layout.load(config)
 
 
-TENSORS = ("image", "label", "weak", "valid", "labeled_index", "index")
+TENSORS = tuple(field.name for field in fields(LoadedBatch) if field.name != "skipped")
+OVERLAP = Views(overlap=(0.1, 0.9))
+one_and_two_crops = pytest.mark.parametrize("views", [Views(), OVERLAP])
 
 
 def batches(dataset: Dataset, config: layout.Config, **changes) -> list[LoadedBatch]:
@@ -45,23 +51,69 @@ def assert_equal(ours: list[LoadedBatch], theirs: list[LoadedBatch]) -> None:
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+@one_and_two_crops
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(dataset, config, workers):
+def test_workers_change_nothing(dataset, config, workers, views):
     changed = config.model_copy(update={"workers": workers})
-    assert_equal(batches(dataset, changed), batches(dataset, config))
+    assert_equal(batches(dataset, changed, views=views), batches(dataset, config, views=views))
 
 
-def test_resuming_equals_not_stopping(dataset, config):
-    assert_equal(batches(dataset, config, start=4), batches(dataset, config)[4:])
+@one_and_two_crops
+def test_resuming_equals_not_stopping(dataset, config, views):
+    assert_equal(batches(dataset, config, start=4, views=views), batches(dataset, config, views=views)[4:])
 
 
-def test_two_ranks_make_the_images_of_one(dataset, config):
-    ranks = [batches(dataset, config, batch_size=2, world_size=2, rank=rank) for rank in range(2)]
+@one_and_two_crops
+def test_two_ranks_make_the_images_of_one(dataset, config, views):
+    ranks = [batches(dataset, config, batch_size=2, world_size=2, rank=rank, views=views) for rank in range(2)]
     joined = [
         LoadedBatch(**{name: torch.cat([getattr(one, name), getattr(two, name)]) for name in TENSORS})
         for one, two in zip(*ranks, strict=True)
     ]
-    assert_equal(joined, batches(dataset, config, batch_size=4))
+    assert_equal(joined, batches(dataset, config, batch_size=4, views=views))
+
+
+def test_a_second_crop_leaves_everything_else_as_it_is(dataset, config):
+    for one, two in zip(batches(dataset, config), batches(dataset, config, views=OVERLAP), strict=True):
+        for name in ("image", "label", "weak", "valid", "labeled_index", "index"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+        assert (len(one.second), len(two.second)) == (0, 4)
+        assert not torch.equal(two.second, two.weak)
+
+
+@pytest.mark.parametrize("crop", [16, (30, 14)])
+def test_the_second_crop_shows_the_same_image_where_its_alignment_says(dataset, config, crop):
+    """Red tells the column, green the row, blue the number of the image."""
+    compared = 0
+    for batch in batches(dataset, config.model_copy(update={"crop": crop, "scale": (1.0, 1.5)}), views=OVERLAP):
+        both = seen_in_both(batch.valid, batch.valid, batch.align)
+        both &= (batch.weak[:, 0] > 16) & (batch.weak[:, 0] < 168)  # filters find less at the border
+        off = (to_first(batch.second, batch.align).int() - batch.weak.int()).abs().movedim(1, -1)[both]
+        assert (off[:, 2] == 0).all()
+        assert (off <= 4).float().mean() > 0.97  # half a pixel, and the borders of the crops
+        compared += len(off)
+    assert compared > 500
+
+
+def test_the_second_crop_of_every_turn_has_a_generator_of_its_own(dataset, config):
+    plain = config.model_copy(update={"scale": (1.0, 1.0)})
+    first = batches(dataset, plain, views=OVERLAP, num_steps=3)
+    for turn, align in enumerate(torch.cat([batch.align for batch in first])):
+        params = weak.sample(fold_in(0, "weak unlabeled", turn), (20, 24), plain)
+        second = weak.second(fold_in(0, "weak second", turn), params, (20, 24), OVERLAP.overlap, plain)
+        assert torch.equal(align, weak.alignment(params, second))
+
+
+def test_an_image_is_decoded_once_for_both_crops(dataset, config, monkeypatch):
+    read = []
+    monkeypatch.setattr(loader_module, "read_image", lambda path, *rest: read.append(path) or read_image(path, *rest))
+    batches(dataset, config, views=OVERLAP, num_steps=2)
+    assert len(read) == 8
+    assert_equal(
+        batches(dataset, config.model_copy(update={"cache": True}), views=OVERLAP, num_steps=2),
+        batches(dataset, config, views=OVERLAP, num_steps=2),
+    )
+    assert len(read) == 8 + 4 + 8  # of four images, each was decoded once for the cache
 
 
 def test_seeds_differ_and_streams_differ(dataset, config):
@@ -368,6 +420,8 @@ def test_batches_that_do_not_fit_into_shared_memory(dataset, config, monkeypatch
         train_loader(dataset, large, **settings)
     train_loader(dataset, large.model_copy(update={"workers": 0}), **settings)
     train_loader(dataset, large, **settings | {"num_steps": 3})
+    with pytest.raises(UserError, match=r"take 37\.32 MB of shared memory"):  # a second crop of each unlabeled image
+        train_loader(dataset, large, **settings | {"views": OVERLAP})
 
 
 def test_class_balanced_labels_are_drawn_by_their_classes(folder):

@@ -1,8 +1,10 @@
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from semiseg.data import weak
@@ -127,3 +129,77 @@ def test_image_mask_and_valid_go_the_same_way(seed, crop):
 
 def test_the_same_place_draws_the_same():
     assert draw(3, (100, 80), crop=40) == draw(3, (100, 80), crop=40) != draw(4, (100, 80), crop=40)
+
+
+# a second crop that overlaps the first one
+
+
+def draw_both(
+    seed: int, size: tuple[int, int], overlap: tuple[float, float], **settings
+) -> tuple[weak.WeakParams, weak.WeakParams]:
+    first = draw(seed, size, **settings)
+    return first, weak.second(fold_in(seed, "second"), first, size, overlap, config(**settings))
+
+
+def iou(one: weak.WeakParams, other: weak.WeakParams) -> float:
+    def pixels(params: weak.WeakParams) -> set[tuple[int, int]]:
+        return {(row, column) for row in range(*params.rows) for column in range(*params.columns)}
+
+    return len(pixels(one) & pixels(other)) / len(pixels(one) | pixels(other))
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    overlap=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+)
+@example(seed=0, size=(40, 40), crop=(8, 8), overlap=(0.01, 0.02))  # no overlap would be nearer than all of it
+def test_the_iou_of_both_crops_is_in_the_range_or_the_nearest_possible(seed, size, crop, overlap):
+    first, second = draw_both(seed, size, overlap, crop=crop)
+    assert replace(second, rows=first.rows, columns=first.columns, flip=first.flip) == first  # scale and padding
+    possible = {}
+    for down in range(-48, 49, 8):
+        for right in range(-48, 49, 8):
+            (top, bottom), (left, end) = first.rows, first.columns
+            y, x = round(down * (bottom - top) / first.size[0]), round(right * (end - left) / first.size[1])
+            rows, columns = (top + y, bottom + y), (left + x, end + x)
+            if min(rows[0], columns[0]) >= 0 and rows[1] <= size[0] and columns[1] <= size[1]:
+                possible[rows, columns] = iou(first, replace(first, rows=rows, columns=columns))
+    off = {place: max(overlap[0] - found, found - overlap[1], 0) for place, found in possible.items() if found}
+    assert off[second.rows, second.columns] == min(off.values())
+
+
+def test_every_position_in_the_range_is_as_probable_as_any_other():
+    first = weak.WeakParams((32, 64), (40, 72), (32, 32), (32, 32), False, (1, 2, 3))
+    drawn = [weak.second(fold_in(seed), first, (96, 96), (0.3, 0.7), config()) for seed in range(1200)]
+    counts = Counter((params.rows[0] - 32, params.columns[0] - 40) for params in drawn)
+    # by hand: common / union of squares with 4 x 4 cells of 8 px, 12/20 and 8/24, 9/23
+    assert counts.keys() == {(0, 8), (0, -8), (8, 0), (-8, 0), (0, 16), (0, -16), (16, 0), (-16, 0)} | {
+        (down, right) for down in (8, -8) for right in (8, -8)
+    }
+    assert all(70 < count < 130 for count in counts.values())  # 100 of each expected
+
+
+def test_both_crops_are_flipped_independently():
+    drawn = [draw_both(seed, (64, 64), (0.1, 1.0), crop=32) for seed in range(400)]
+    counts = Counter((first.flip, second.flip) for first, second in drawn)
+    assert len(counts) == 4
+    assert min(counts.values()) > 70  # 100 of each expected
+    always = [draw_both(seed, (64, 64), (0.1, 1.0), crop=32, flip=1.0)[1].flip for seed in range(20)]
+    assert all(always)
+
+
+@pytest.mark.parametrize(
+    ("flips", "columns"),
+    [
+        ((False, False), [1.0, -8.0]),  # the second crop begins 16 px of the image, i.e. 8 px, further to the right
+        ((True, True), [1.0, 8.0]),
+        ((False, True), [-1.0, 40.0]),  # its right end, at 32 px, is at 40 px of the first
+        ((True, False), [-1.0, 24.0]),
+    ],
+)
+def test_the_alignment_by_hand(flips, columns):
+    first = weak.WeakParams((0, 20), (10, 74), (10, 32), (48, 32), flips[0], (1, 2, 3))
+    second = replace(first, rows=(6, 26), columns=(26, 90), flip=flips[1])
+    assert weak.alignment(first, second).tolist() == [[1.0, -3.0], columns]

@@ -1,8 +1,10 @@
 """One step, and the micro-batches that may share it."""
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,15 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from semiseg import methods
+from semiseg import api, methods
+from semiseg.augment import jitter
 from semiseg.augment.cutmix import hard_easy_partners
+from semiseg.augment.overlap import at_scale, seen_in_both, to_first
+from semiseg.augment.views import Views
+from semiseg.data import load as load_data
+from semiseg.data.loader import train_loader
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.setup import build_method
 from semiseg.engine.step import Stepper, check_shapes
 from semiseg.errors import UserError
-from semiseg.method import SemiMethod
+from semiseg.losses import LabeledLoss
+from semiseg.method import MethodConfig, SemiMethod
 from semiseg.methods import imas
-from semiseg.models.build import Network
+from semiseg.models.build import Build, Network
 from semiseg.recipe.load import validate
 from semiseg.recipe.recipe import Recipe
 from semiseg.rng import fold_in, seeded
@@ -295,9 +303,13 @@ def test_the_check_gives_a_method_what_a_step_gives_it(check, take, monkeypatch,
     (checked, losses), (stepped, _), *_ = seen
     assert losses.total.is_meta
     assert checked.image.shape == (4, 3, 16, 32)
-    for key, value in vars(stepped).items():
-        for one, other in zip(tree_leaves(getattr(checked, key)), tree_leaves(value), strict=True):
-            assert (one.dtype, one.ndim, len(one)) == (other.dtype, other.ndim, len(other))
+    for one, other in zip(tensors(checked), tensors(stepped), strict=True):
+        assert (one.dtype, one.ndim, len(one)) == (other.dtype, other.ndim, len(other))
+
+
+def tensors(batch: SemiBatch) -> list[Tensor]:
+    crops = [batch] if batch.second is None else [batch, batch.second]
+    return [leaf for crop in crops for leaf in tree_leaves(list(vars(crop).values())) if torch.is_tensor(leaf)]
 
 
 @pytest.mark.parametrize(("error", "found"), [(UserError("no"), True), (NotImplementedError("no such kernel"), False)])
@@ -308,3 +320,84 @@ def test_only_what_a_user_can_mend_is_told_before_the_first_step(check, monkeypa
     monkeypatch.setattr(methods.load("supervised"), "forward", fails)
     with pytest.raises(UserError, match="no") if found else nullcontext():
         check("supervised")
+
+
+# a method that uses a second crop
+
+
+class Aligned(SemiMethod, config=MethodConfig):
+    """Both crops of an image must be decoded alike."""
+
+    compiles = False
+
+    def __init__(self, config: MethodConfig, build: Build, classes: ClassTable) -> None:
+        super().__init__(config, build, classes)
+        self.views = Views(strong=(jitter.Config(),), overlap=(0.2, 0.8))
+        self.student = build()
+
+    def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
+        second, size = batch.second, (batch.weak.shape[-2], batch.weak.shape[-1])
+        assert second is not None
+        labeled = LabeledLoss()(self.student(batch.image), batch.label, part)
+        extent = self.student.padded(size)
+        one, other = (self.student.decode(self.student.encode(view)) for view in (second.strong[0], batch.weak))
+        scale = (one.shape[-2], one.shape[-1])
+        valid, second_valid = (at_scale(crop.valid, scale, extent) for crop in (batch, second))
+        both = seen_in_both(valid, second_valid, second.align, extent)
+        off = (to_first(one, second.align, extent) - other.detach()).square().mean(1)
+        unlabeled = (off * both).sum() / part.valid_px
+        return Losses(labeled + unlabeled, {"labeled": labeled.detach(), "unlabeled": unlabeled.detach()})
+
+    def evaluated(self) -> dict[str, tuple[Network, ...]]:
+        return {"student": (self.student,)}
+
+
+@pytest.fixture
+def aligned(monkeypatch) -> str:
+    package, module = ModuleType("own"), ModuleType("own.aligned")
+    package.__path__, module.Method = [], Aligned  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own", package)
+    monkeypatch.setitem(sys.modules, "own.aligned", module)
+    return "own.aligned"
+
+
+def test_a_method_that_uses_a_second_crop_trains(recipe, aligned, tmp_path, monkeypatch):
+    seen, forward = [], Aligned.forward
+    monkeypatch.setattr(Aligned, "forward", lambda self, *given: seen.append(given[0]) or forward(self, *given))
+    data = {"crop": (24, 16), "scale": (0.5, 1.5), "workers": 1}  # some crops are padded
+    run = api.train(
+        validate(recipe(aligned, data=data, engine={"steps": 2, "batch_size": 4}), "recipe"), tmp_path / "run"
+    )
+    (record,) = run.metrics("train")
+    assert record["images_per_step"] == 12
+    assert 0 < record["unlabeled"] < 100
+    checked, *stepped = seen
+    assert checked.weak.is_meta
+    for batch in stepped:
+        for one, other in zip(tensors(checked), tensors(batch), strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        second = batch.second
+        both = seen_in_both(batch.valid, second.valid, second.align)
+        assert both.flatten(1).any(1).all()
+        off = (to_first(second.weak, second.align) - batch.weak).abs().amax(1)[both]
+        elsewhere = (second.weak - batch.weak).abs().amax(1)[both]
+        assert off.mean() < 0.3 * elsewhere.mean()
+    assert len(stepped) == 2
+
+
+def test_micro_batches_have_the_second_crops_of_the_whole(recipe, aligned, tiny):
+    def take(micro: int | None) -> Step:
+        engine = {"batch_size": 4, "micro_batch_size": micro}
+        validated = validate(recipe(aligned, data={"crop": (24, 16)}, engine=engine), "recipe")
+        stepper = Stepper(validated, Aligned(MethodConfig(), lambda: tiny(norm=False), CLASSES), Runtime("cpu"))
+        stepper.start()
+        stepper.optimizers.step = lambda scaler: torch.zeros(())
+        (batch,) = train_loader(
+            load_data(validated.data), validated.data, stepper.method.views, batch_size=4, seed=0, start=3, num_steps=4
+        )
+        losses = stepper.take(3, replace(batch, label=batch.label % 3))
+        return {key: parameter.grad for key, parameter in stepper.method.named_parameters()}, losses
+
+    whole = take(None)
+    assert whole[1].scalars["unlabeled"] > 1000 * CLOSE
+    assert_same(whole, take(1))

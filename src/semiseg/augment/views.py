@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from semiseg.augment.pools import Strong
 from semiseg.rng import fold_in
-from semiseg.types import LoadedBatch, Normalization, SemiBatch
+from semiseg.types import LoadedBatch, Normalization, Second, SemiBatch
 
 
 @dataclass(frozen=True)
@@ -17,31 +19,44 @@ class Views:
         unlabeled: whether the method uses unlabeled images. If not, none are loaded.
         strong: the pool of operations of each strong view. All strong views have the geometry of the weak view.
         labeled: the pool of operations on labeled images; None: they are augmented weakly only.
+        overlap: range of the IoU of the two crops of each unlabeled image; None: there is one crop.
         min_unlabeled: number of unlabeled images that the data must have, e.g. 2 if each needs another one as partner.
     """
 
     unlabeled: bool = True
     strong: tuple[Strong, ...] = ()
     labeled: Strong | None = None
+    overlap: tuple[float, float] | None = None
     min_unlabeled: int = 1
+
+    def __post_init__(self) -> None:
+        if self.overlap is None:
+            return
+        if not 0 < self.overlap[0] <= self.overlap[1] <= 1:
+            raise ValueError(f"overlap needs (low, high) with 0 < low <= high <= 1, got {self.overlap}")
+        if not self.unlabeled:
+            raise ValueError("overlap is for unlabeled images, and there are none with unlabeled=False")
 
     @property
     def images_per_slot(self) -> int:
-        """Returns the number of images in a slot of a batch: a labeled one, and an unlabeled one if they are used."""
-        return 2 if self.unlabeled else 1
+        """Returns the number of images in a slot of a batch: a labeled one, and each crop of an unlabeled one."""
+        return 1 + self.unlabeled + (self.overlap is not None)
 
     def blank(self, num_slots: int, size: tuple[int, int], device: str) -> SemiBatch:
         """Makes a batch of this many slots whose images of `size` (height, width) px have no values yet."""
         num_unlabeled = num_slots if self.unlabeled else 0
         with torch.device(device):
             weak = torch.empty(num_unlabeled, 3, *size)
+            strong = (weak,) * len(self.strong)
+            valid = torch.empty(num_unlabeled, *size, dtype=torch.bool)
             return SemiBatch(
                 image=torch.empty(num_slots, 3, *size),
                 label=torch.empty(num_slots, *size, dtype=torch.long),
                 weak=weak,
-                strong=(weak,) * len(self.strong),
-                valid=torch.empty(num_unlabeled, *size, dtype=torch.bool),
+                strong=strong,
+                valid=valid,
                 index=torch.empty(num_unlabeled, dtype=torch.long),
+                second=None if self.overlap is None else Second(weak, strong, valid, torch.empty(num_unlabeled, 2, 2)),
             )
 
 
@@ -56,8 +71,9 @@ def make_batch(
 ) -> SemiBatch:
     """Makes the batch of one step, or a part of it.
 
-    Each strong view draws the operations of the whole batch, from `fold_in(seed, "strong", view, step)`. So the
-    augmentation of an image does not depend on the number of parts.
+    Each strong view draws the operations of the whole batch, from `fold_in(seed, "strong", view, step)`; that of a
+    second crop from `fold_in(seed, "strong second", view, step)`. So the augmentation of an image does not depend on
+    the number of parts.
 
     Args:
         loaded: the batch that the loader made, or a part of it.
@@ -68,20 +84,26 @@ def make_batch(
         first: the first slot of `loaded` in the whole batch.
         whole_size: number of slots (labeled images) of the whole batch. None: `loaded` is the whole batch.
     """
-    num_images, num_slots = len(loaded.weak), whole_size or len(loaded.image)
-    strong = []
-    for view, pool in enumerate(views.strong):
-        drawn = pool.sample(fold_in(seed, "strong", view, step), num_slots)
-        strong.append(normalize(pool.apply(loaded.weak, drawn[first : first + num_images])))
-    image = loaded.image
-    if views.labeled is not None:
-        drawn = views.labeled.sample(fold_in(seed, "strong labeled", step), num_slots)
-        image = views.labeled.apply(image, drawn[first : first + len(image)])
+    num_slots = whole_size or len(loaded.image)
+
+    def strong(image: UInt8[Tensor, "b 3 h w"], pool: Strong, *where: int | str) -> Float[Tensor, "b 3 h w"]:
+        drawn = pool.sample(fold_in(seed, *where, step), num_slots)
+        return normalize(pool.apply(image, drawn[first : first + len(image)]))
+
+    image, labeled, second = loaded.image, views.labeled, None
+    if views.overlap is not None:
+        second = Second(
+            weak=normalize(loaded.second),
+            strong=tuple(strong(loaded.second, pool, "strong second", n) for n, pool in enumerate(views.strong)),
+            valid=loaded.valid,
+            align=loaded.align,
+        )
     return SemiBatch(
-        image=normalize(image),
+        image=normalize(image) if labeled is None else strong(image, labeled, "strong labeled"),
         label=loaded.label.long(),
         weak=normalize(loaded.weak),
-        strong=tuple(strong),
+        strong=tuple(strong(loaded.weak, pool, "strong", n) for n, pool in enumerate(views.strong)),
         valid=loaded.valid,
         index=loaded.index,
+        second=second,
     )

@@ -65,7 +65,7 @@ def train_loader(
     Args:
         dataset: the data to load.
         config: its crop, scale, flip, long_side, white, padding_color, cache, workers and on_unreadable.
-        views: the views that the method needs: without unlabeled images, batches have none.
+        views: the views that the method needs: unlabeled images or none, and one or two crops of each.
         batch_size: number of slots that this process gets in a step; each has `views.images_per_slot` images.
         seed: order and augmentation depend on it.
         start: the first step.
@@ -199,15 +199,12 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
     def _load(self, turns: range) -> LoadedBatch:
         skipped: list[str] = []
         labeled = [self._labeled(turn, skipped) for turn in turns]
-        pool = [self._unlabeled(turn, skipped) for turn in turns] if self.views.unlabeled else []
-        crop = self.config.crop_size
+        pool = self._pool(turns, skipped) if self.views.unlabeled else self._empty_pool()
         return LoadedBatch(
             image=torch.stack([image for image, _, _ in labeled]),
             label=torch.stack([label for _, label, _ in labeled]),
-            weak=torch.stack([image for image, _, _ in pool]) if pool else torch.empty(0, 3, *crop, dtype=torch.uint8),
-            valid=torch.stack([valid for _, valid, _ in pool]) if pool else torch.empty(0, *crop, dtype=torch.bool),
             labeled_index=torch.tensor([index for _, _, index in labeled], dtype=torch.int64),
-            index=torch.tensor([index for _, _, index in pool], dtype=torch.int64),
+            **pool,
             skipped=tuple(skipped),
         )
 
@@ -221,13 +218,33 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         params = weak.sample(fold_in(self.seed, "weak labeled", turn), (mask.shape[0], mask.shape[1]), self.config)
         return weak.apply_image(image, params), weak.apply_mask(mask, params), index
 
-    def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+    def _pool(self, turns: range, skipped: list[str]) -> dict[str, Tensor]:
+        names = ("index", "weak", "valid", "second", "align")
+        columns = zip(*(self._unlabeled(turn, skipped) for turn in turns), strict=True)
+        return {name: torch.stack(column) for name, column in zip(names, columns, strict=False)}
+
+    def _empty_pool(self) -> dict[str, Tensor]:
+        height, width = self.config.crop_size
+        return {
+            "index": torch.empty(0, dtype=torch.int64),
+            "weak": torch.empty(0, 3, height, width, dtype=torch.uint8),
+            "valid": torch.empty(0, height, width, dtype=torch.bool),
+        }
+
+    def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, ...]:
+        """Loads an image: its index, crop and validity map; then the second crop and its alignment, if any."""
+
         def read(sample: Sample) -> tuple[Tensor, ...]:
             return (read_image(sample.image, self.config.largest_side, self.config.white),)
 
         index, (image,) = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
-        params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), (image.shape[1], image.shape[2]), self.config)
-        return weak.apply_image(image, params), weak.valid(params), index
+        size = (image.shape[1], image.shape[2])
+        params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), size, self.config)
+        loaded = torch.tensor(index), weak.apply_image(image, params), weak.valid(params)
+        if self.views.overlap is None:
+            return loaded
+        second = weak.second(fold_in(self.seed, "weak second", turn), params, size, self.views.overlap, self.config)
+        return *loaded, weak.apply_image(image, second), weak.alignment(params, second)
 
     def _read(
         self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], Images], skipped: list[str]

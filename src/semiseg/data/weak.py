@@ -5,16 +5,18 @@ part of an image that the crop shows is resized, because at twice the size this 
 and at the bottom only, as in the authors' code (D33).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from semiseg.data.dataset import DataConfig
 from semiseg.data.read import fit, resize_image, resize_mask
 from semiseg.rng import uniform
 from semiseg.types import IGNORE
+
+_GRID = 8  # px of a crop: a common stride of feature maps, which so stay aligned
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,72 @@ def sample(generator: torch.Generator, size: tuple[int, int], config: DataConfig
         parts.append((start, start + part))
         shown.append(min(scaled, crop))
     return WeakParams(parts[0], parts[1], (shown[0], shown[1]), config.crop_size, flip, config.padding_color)
+
+
+def second(
+    generator: torch.Generator,
+    first: WeakParams,
+    size: tuple[int, int],
+    overlap: tuple[float, float],
+    config: DataConfig,
+) -> WeakParams:
+    """Draws the weak augmentation of a second crop that overlaps the first one (CAC).
+
+    Both have the same scale, so they are padded alike. The second one has a flip of its own. In both directions it is a
+    multiple of 8 px of the crop away from the first one, rounded to whole pixels of the image. All such positions in
+    the image whose IoU is in the range are equally probable. If there is none, one of those with the nearest IoU is
+    drawn. The crops always overlap.
+
+    Args:
+        generator: the generator of the second crop.
+        first: the augmentation of the first crop.
+        size: (height, width) of the decoded image, px.
+        overlap: range of the IoU of the two parts of the image that the crops show.
+        config: its probability of a flip.
+    """
+    flip = uniform(generator, 0.0, 1.0).item() < config.flip
+    rows = _shifts(first.rows, size[0], first.size[0])
+    columns = _shifts(first.columns, size[1], first.size[1])
+    height, width = (stop - start for start, stop in (first.rows, first.columns))
+    common = (height - rows.abs())[:, None] * (width - columns.abs()).double()
+    iou = common / (2 * height * width - common)
+    off = (overlap[0] - iou).clamp(min=0) + (iou - overlap[1]).clamp(min=0)
+    nearest = (off == off.min()).nonzero()  # all that are inside the range, if any are
+    row, column = nearest[torch.randint(len(nearest), (), generator=generator)].tolist()
+    down, right = int(rows[row]), int(columns[column])
+    return replace(
+        first,
+        rows=(first.rows[0] + down, first.rows[1] + down),
+        columns=(first.columns[0] + right, first.columns[1] + right),
+        flip=flip,
+    )
+
+
+def _shifts(part: tuple[int, int], side: int, shown: int) -> Int[Tensor, " n"]:
+    """Returns by how many px a part of an image may be moved: it stays inside the image, and overlaps itself.
+
+    Args:
+        part: px of the image, [first, one after the last).
+        side: of the image, px.
+        shown: number of px of the crop that the part is resized to.
+    """
+    (start, stop), steps = part, shown // _GRID
+    length = stop - start
+    shifts = {round(step * _GRID * length / shown) for step in range(-steps, steps + 1)}
+    return torch.tensor(sorted(by for by in shifts if abs(by) < length and 0 <= start + by <= side - length))
+
+
+def alignment(first: WeakParams, second: WeakParams) -> Float[Tensor, "2 2"]:
+    """Returns where the second crop shows what the first one shows: `Second.align` of an image."""
+    lines = zip(_lines(first), _lines(second), strict=True)
+    return torch.tensor([(zoom / other, (start - begin) / other) for (start, zoom), (begin, other) in lines])
+
+
+def _lines(params: WeakParams) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Returns (start, zoom) of rows and of columns: a crop shows at `y` what the image shows at `start + zoom * y`."""
+    (top, bottom), (left, right) = params.rows, params.columns
+    down, across = (bottom - top) / params.size[0], (right - left) / params.size[1]
+    return (float(top), down), (float(right), -across) if params.flip else (float(left), across)
 
 
 def apply_image(image: UInt8[Tensor, "3 h w"], params: WeakParams) -> UInt8[Tensor, "3 H W"]:
