@@ -376,10 +376,10 @@ def test_an_unreadable_image_is_told_with_a_cache_too(dataset, config):
 
 
 @pytest.mark.parametrize(
-    ("free", "enough"), [(6 * 20 * 24 * 4 + 20000, True), (6 * 20 * 24 * 4 + 10000, False), (99, False)]
+    ("free", "enough"), [(6 * 20 * 24 * 4 + 9000, True), (6 * 20 * 24 * 4 + 8000, False), (99, False)]
 )
 def test_too_little_memory_is_said_before_it_is_taken(dataset, config, monkeypatch, free, enough):
-    """Room for batches on their way is left: 2 of 4 + 4 images of 16x16 px, 4 bytes a pixel."""
+    """Room for batches on their way is left: 2 of 4 images of 16x16 px, 4 bytes a pixel."""
     monkeypatch.setattr("semiseg.data.cache.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     cached = config.model_copy(update={"cache": True})
     if enough:

@@ -83,9 +83,11 @@ def train_loader(
     if config.cache:
         pool = dataset.unlabeled if views.unlabeled else ()
         height, width = config.crop_size
-        batches_px = (2 * config.workers + 2) * batch_size * height * width  # these are in shared memory, too
+        images = (2 * config.workers + 2) * batch_size * views.images_per_slot  # these are in shared memory, too
         lists = (dataset.labeled, 4), (pool, 3)
-        caches = tuple(Cache(_sizes(samples, config), planes, spare=8 * batches_px) for samples, planes in lists)
+        caches = tuple(
+            Cache(_sizes(samples, config), planes, spare=4 * images * height * width) for samples, planes in lists
+        )
     orders = _labeled_order(dataset, config, seed), Shuffled(len(dataset.unlabeled), seed, "unlabeled")
     batches = _TrainBatches(dataset, config, views, batch_size, seed, rank, world_size, caches, orders)
     return restarting(batches, range(start, num_steps), config.workers, False, on_restart)
