@@ -65,6 +65,7 @@ def test_without_ingredients_it_is_a_mean_teacher_with_hard_labels(make):
     losses, on_labeled, on_unlabeled = seen_by_student(method, AT)
     assert torch.equal(on_labeled, BATCH.image)
     assert torch.equal(on_unlabeled, BATCH.weak)
+    assert (method.views.min_unlabeled, make().views.min_unlabeled) == (1, 2)
     each = F.cross_entropy(method.student(BATCH.weak), method.teacher(BATCH.weak).argmax(1), reduction="none")
     unlabeled = torch.stack([loss[valid].mean() for loss, valid in zip(each, BATCH.valid, strict=True)]).mean()
     torch.testing.assert_close(losses.scalars["unlabeled"], unlabeled.detach())
@@ -138,7 +139,6 @@ def test_copy_paste_moves_drawn_classes_of_another_labeled_image(make, onto):
         student, other = images if onto == "labeled" else images[::-1]
         assert torch.equal(student, torch.where(where[:, None], image, known))
         assert torch.equal(other, BATCH.weak if onto == "labeled" else BATCH.image)
-        assert losses.scalars["pasted"] == where.float().mean()
         if onto == "labeled":
             target = torch.where(where, label, BATCH.label)
             wanted = F.cross_entropy(method.student(student), target, ignore_index=IGNORE)
@@ -154,10 +154,11 @@ def test_pasted_labels_are_sure(make):
     """What is pasted onto an unlabeled image has a label, so no threshold and no small weight applies to it."""
     settings = {"probability": 1.0, "scale": (1.0, 1.0), "onto": "unlabeled", "skip": ()}
     method = make(**OFF | {"paste": settings, "threshold": 1.0})
-    losses = method.losses(BATCH, AT)
-    assert losses.scalars["pasted"] > 0.2
-    share = losses.scalars["pasted"] * BATCH.valid.numel() / BATCH.valid.sum()
-    assert losses.scalars["sampled"].item() == pytest.approx(share.item(), rel=0.1)
+    losses, _, on_unlabeled = seen_by_student(method, AT)
+    pasted = changed(on_unlabeled, BATCH.weak)
+    share = (pasted.sum((1, 2)) / BATCH.valid.sum((1, 2))).mean().item()
+    assert share > 0.2
+    assert losses.scalars["sampled"].item() == pytest.approx(share, rel=1e-5)
 
 
 def cutmix_labels(make, area: float | None) -> tuple[Method, Part]:
@@ -206,6 +207,23 @@ def test_too_few_pixels_do_not_make_a_partner(make):
     assert 12 in boxes
 
 
+def test_padded_pixels_show_no_class(make):
+    """Neither in the share of an image, nor in the box."""
+    method, part = cutmix_labels(make, None)
+    observed = method.observe(BATCH, AT)
+    for i in range(4):
+        for c in range(4):
+            wanted = (observed.label[i][BATCH.valid[i]] == c).sum().item() / 144
+            assert observed.area[i, c].item() == pytest.approx(wanted)
+    method.bank.value.copy_(torch.tensor([1.0, 1.0, -80.0, 1.0]))
+    valid = part.observed.valid.clone()
+    valid[1:3, 6:], valid[2, 0, 6:] = False, False
+    hidden = replace(part.observed, valid=valid)
+    mixed = method._cutmix(AT, replace(part, observed=hidden, own=hidden))
+    sizes = changed(mixed.image, BATCH.weak).sum((1, 2)).tolist()
+    assert set(sizes) == {1, 6}
+
+
 def test_bad_classes_are_mixed_more_often(make):
     method, part = cutmix_labels(make, None)
     method.bank.value.copy_(torch.tensor([1.0, 1.0, -8.0, 1.0]))  # class 2 is drawn practically always
@@ -244,7 +262,6 @@ def parts_of(method: Method, batch: SemiBatch, at: Progress, size: int) -> list[
 def test_parts_add_up_when_all_ingredients_work(make, onto):
     method = make(paste={"onto": onto, "probability": 1.0})
     whole, shares = method.losses(BATCH, AT), parts_of(method, BATCH, AT, 1)
-    assert 0 < whole.scalars["pasted"] < 1
     assert 0 < whole.scalars["sampled"] < 1
     for name, value in whole.scalars.items():
         assert sum(share.scalars[name] for share in shares) == pytest.approx(value.item(), abs=1e-5), name
@@ -284,9 +301,11 @@ def test_two_classes_and_classes_without_labels(make, number):
     method.bank.value.zero_()
     for step in range(3):
         at = replace(AT, step=step)
-        losses = method.losses(batch, at)
+        losses, on_labeled, _ = seen_by_student(method, at, batch)
         assert torch.isfinite(losses.total)
-        assert losses.scalars["pasted"] < 1  # never the whole image
+        pasted = changed(on_labeled, batch.image).float().mean((1, 2))
+        assert pasted.max() > 0
+        assert number > 2 or pasted.max() < 1  # never the whole image
         with torch.no_grad():
             method.after_step(at, method.observe(batch, at))
     assert (method.bank.value[:2] > 0).all()

@@ -62,10 +62,7 @@ class Config(MethodConfig):
         if self.cutmix != "adaptive" and self.cutmix_area is not None:
             raise ValueError("cutmix_area belongs to cutmix: adaptive; remove it or choose that")
         if not self.adapts and self.confidence_decay is not None:
-            raise ValueError(
-                "confidence_decay does nothing: no ingredient needs the confidence of classes; remove it, or use "
-                "cutmix: adaptive, paste, or sampling_power"
-            )
+            raise ValueError("confidence_decay does nothing without cutmix: adaptive, paste or sampling_power")
         return self
 
 
@@ -98,8 +95,7 @@ class Method(SemiMethod, config=Config):
             self.pasteable = config.paste.allowed(classes, "method.paste")
         self.student = build()
         self.teacher = make_teacher(self.student)
-        decay = 0.999 if config.confidence_decay is None else config.confidence_decay
-        self.bank = ClassConfidence(len(classes), decay)
+        self.bank = ClassConfidence(len(classes), 0.999 if config.confidence_decay is None else config.confidence_decay)
 
     def observe(self, batch: SemiBatch, at: Progress) -> Observed:
         """Labels weak views with the teacher, and measures the student on labeled images, both in eval mode."""
@@ -124,11 +120,8 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled and mixed images."""
         cfg, share = self.config, part.share
         known = PseudoLabels(batch.image, batch.label, torch.ones_like(batch.image[:, 0]), batch.label != IGNORE)
-        mixed, pasted = self._cutmix(at, part), torch.zeros_like(known.valid)
-        if cfg.paste is not None and cfg.paste.onto == "labeled":
-            known, pasted = self._paste(cfg.paste, known, at, part)
-        elif cfg.paste is not None:
-            mixed, pasted = self._paste(cfg.paste, mixed, at, part)
+        known = self._paste("labeled", known, at, part)
+        mixed = self._paste("unlabeled", self._cutmix(at, part), at, part)
         on_labeled, on_mixed = self.student(torch.cat([known.image, mixed.image])).split(len(batch.image))
 
         labeled = cfg.labeled_loss(on_labeled, known.label, part)  # Eq. 1
@@ -141,7 +134,6 @@ class Method(SemiMethod, config=Config):
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),
                 "sampled": confident_ratio(sampled.float(), 1.0, mixed.valid).mean() * share,
-                "pasted": pasted.float().mean() * share,
             },
         )
 
@@ -163,20 +155,20 @@ class Method(SemiMethod, config=Config):
             drawn[:, 1:].fill_diagonal_(-1.0)  # an image is not its own partner
             pick, rank = drawn[part.rows].to(device, non_blocking=True).tensor_split([1], dim=1)
             wanted = self.bank.draw(pick[:, 0])
-            shows = part.observed.area[:, wanted].mT >= (0.005 if cfg.cutmix_area is None else cfg.cutmix_area)
-            suitable = shows & (rank >= 0)
+            suitable = (part.observed.area[:, wanted].mT >= (cfg.cutmix_area or 0.005)) & (rank >= 0)
             partner = chosen_partners(suitable, partner, rank)
             member = (everyone.label[partner] == wanted[:, None, None]) & everyone.valid[partner]
             box = torch.where(suitable.any(1)[:, None, None], bounding_boxes(member), box)
         return own.pasted(everyone[partner], box)
 
-    def _paste(
-        self, settings: Paste, view: PseudoLabels, at: Progress, part: Part
-    ) -> tuple[PseudoLabels, Bool[Tensor, "b h w"]]:
-        """Pastes classes of another slot's labeled image into the part's images. Also returns where.
+    def _paste(self, onto: str, view: PseudoLabels, at: Progress, part: Part) -> PseudoLabels:
+        """Pastes classes of another slot's labeled image into the part's images, if it is to be done onto such images.
 
         Only valid pixels, in labeled images the labeled ones, receive others. So their number does not change.
         """
+        settings = self.config.paste
+        if settings is None or settings.onto != onto:
+            return view
         everyone: Observed = part.observed
         generator, device, num_slots = at.generator("paste"), view.label.device, len(everyone.label)
         giver = random_partners(num_slots, generator)[part.rows].to(device, non_blocking=True)
@@ -184,7 +176,7 @@ class Method(SemiMethod, config=Config):
         image, label = rescaled(everyone.giver[giver], everyone.giver_label[giver], drawn.scale, drawn.place)
         classes = self.bank.draw(drawn.pick, self.pasteable.to(device, non_blocking=True))
         where = pixels_of(label, classes) & drawn.happens[:, None, None] & view.valid
-        return view.pasted(PseudoLabels(image, label, torch.ones_like(view.confidence), view.valid), where), where
+        return view.pasted(PseudoLabels(image, label, torch.ones_like(view.confidence), view.valid), where)
 
     def _sampled(self, logits: Float[Tensor, "u c h w"], at: Progress, part: Part) -> Bool[Tensor, "u h w"]:
         """Draws which pixels count, at the rate of the class that the student predicts (Eq. 10, 11).
