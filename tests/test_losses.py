@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
+from semiseg.losses import (
+    LabeledLoss,
+    confident_cross_entropy,
+    cross_entropy,
+    ohem_cross_entropy,
+    weighted_cross_entropy,
+)
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, Part
 
@@ -215,6 +221,20 @@ def test_the_host_never_waits(no_host_sync):
     assert no_host_sync(ohem_cross_entropy, logits, label, 0.7, 10).is_meta
     for mask in (None, valid):
         assert no_host_sync(confident_cross_entropy, logits, label, confidence, 0.5, mask).is_meta
+    assert no_host_sync(weighted_cross_entropy, logits, label, confidence).is_meta
+
+
+def test_a_weighted_mean_of_each_image():
+    logits, label, confidence, valid = random_case(7)
+    weight = confidence * valid
+    weight[1] = 0
+    weight[2] *= 1e-30  # it counts as much as the others
+    loss = F.cross_entropy(logits, label, reduction="none")
+    found = weighted_cross_entropy(logits, label, weight)
+    for i in (0, 2):
+        wanted = (loss[i].double() * weight[i]).sum() / weight[i].double().sum()
+        assert found[i].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert found[1] == 0
 
 
 def part_of(label: Tensor) -> Part:

@@ -77,6 +77,24 @@ def confident_cross_entropy(
     return torch.where(counted & valid, loss, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
+def weighted_cross_entropy(
+    logits: Float[Tensor, "b c h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, "b h w"]
+) -> Float[Tensor, " b"]:
+    """Computes each image's cross-entropy to hard labels, as a mean with weights (AEL, Eq. 12).
+
+    The weights of an image are divided by their sum. So an image with a few pixels of small weight counts as much as
+    any other; an image without weight has a loss of 0.
+
+    Args:
+        logits: the student's output.
+        target: a class for each pixel, also for those with weight 0.
+        weight: not negative.
+    """
+    loss = F.cross_entropy(logits.float(), target.long(), reduction="none")
+    total = weight.sum((1, 2))
+    return (loss * weight).sum((1, 2)) / torch.where(total > 0, total, 1.0)
+
+
 def contrastive(
     anchor: Float[Tensor, "c a d"],
     positive: Float[Tensor, "c d"],

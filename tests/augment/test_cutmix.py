@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from semiseg.augment.cutmix import (
+    bounding_boxes,
+    chosen_partners,
     hard_easy_partners,
     paste,
     random_partners,
@@ -69,7 +71,28 @@ def test_random_partners_reach_everyone():
     assert random_partners(1, fold_in(0)).tolist() == [0]
 
 
+def test_the_suitable_partner_with_the_largest_rank():
+    generator = fold_in(0, "partners")
+    suitable = torch.rand(50, 4, generator=generator) < 0.3
+    rank, otherwise = torch.rand(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
+    for row, partner in enumerate(chosen_partners(suitable, otherwise, rank).tolist()):
+        candidates = [i for i in range(4) if suitable[row, i]]
+        assert partner == max(candidates, key=lambda i: rank[row, i], default=otherwise[row])
+
+
 # Which box.
+
+
+@given(seeds, st.floats(0, 0.2), st.integers(1, 12), st.integers(1, 12))
+def test_a_bounding_box_holds_all_members_and_touches_them(seed, share, height, width):
+    member = torch.rand(3, height, width, generator=fold_in(seed)) < share
+    for one, box in zip(member, bounding_boxes(member), strict=True):
+        places = one.nonzero()
+        if not len(places):
+            assert not box.any()
+            continue
+        (top, left), (bottom, right) = places.amin(0).tolist(), places.amax(0).tolist()
+        assert rectangle(box) == (top, left, bottom - top + 1, right - left + 1)
 
 
 @samplers

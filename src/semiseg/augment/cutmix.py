@@ -26,6 +26,37 @@ def hard_easy_partners(easiness: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
     return torch.empty_like(order).scatter_(0, order, order.flip(0))
 
 
+def chosen_partners(
+    suitable: Bool[Tensor, "n b"], otherwise: Int[Tensor, " n"], rank: Float[Tensor, "n b"]
+) -> Int[Tensor, " n"]:
+    """Returns for each row the suitable image with the largest rank; if no image is suitable, the one of `otherwise`.
+
+    Example:
+        >>> suitable = torch.tensor([[True, False, True], [False, False, False]])
+        >>> chosen_partners(suitable, torch.tensor([1, 0]), torch.tensor([[0.2, 0.9, 0.4], [0.1, 0.2, 0.3]]))
+        tensor([2, 0])
+    """
+    return torch.where(suitable.any(1), torch.where(suitable, rank, -1.0).argmax(1), otherwise)
+
+
+def bounding_boxes(member: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
+    """Returns the smallest rectangle that holds all members of an image: a mask that is True inside.
+
+    Example:
+        >>> bounding_boxes(torch.tensor([[[0, 0, 1], [1, 0, 0], [0, 0, 0]]]) == 1)[0].long()
+        tensor([[1, 1, 1],
+                [1, 1, 1],
+                [0, 0, 0]])
+    """
+    return _between(member.any(2))[:, :, None] & _between(member.any(1))[:, None, :]
+
+
+def _between(member: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+    """Returns what lies between the first and the last member of each row, both included."""
+    count = member.long()
+    return (count.cumsum(1) > 0) & (count.flip(1).cumsum(1).flip(1) > 0)
+
+
 def random_partners(batch_size: int, generator: torch.Generator) -> Int[Tensor, " b"]:
     """Returns the index of each image's partner in standard CutMix. No image is its own partner (if b > 1)."""
     order = torch.randperm(batch_size, generator=generator)
