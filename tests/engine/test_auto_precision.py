@@ -191,9 +191,10 @@ def test_the_shipped_recipes_ask_for_auto():
     from semiseg.recipe import file as recipe_file
 
     asked = {name: load_recipe(Path(name)).engine.precision for name in recipe_file.shipped()}
-    official = {name for name in asked if name.startswith("official/")}
-    assert {asked[name] for name in official} == {"fp32"}  # as in the authors' code
-    assert {asked[name] for name in asked.keys() - official} == {"auto"}
+    # official recipes as in the authors' code; small ones so that their figures hold on every kind of CPU
+    exact = {name for name in asked if name.startswith(("official/", "small/"))}
+    assert {asked[name] for name in exact} == {"fp32"}
+    assert {asked[name] for name in asked.keys() - exact} == {"auto"}
 
 
 def test_a_dry_run_says_it_too(recipe, cpu_with):

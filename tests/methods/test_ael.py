@@ -269,7 +269,9 @@ def test_parts_add_up_when_all_ingredients_work(make, onto):
     with torch.no_grad():
         one.after_step(AT, one.observe(BATCH, AT))
         rows = [
-            other.observe(replace(BATCH, **{k: v[i : i + 2] for k, v in vars(BATCH).items() if k != "strong"}), AT)
+            other.observe(
+                replace(BATCH, **{k: v[i : i + 2] for k, v in vars(BATCH).items() if k not in ("strong", "second")}), AT
+            )
             for i in (0, 2)
         ]
         joined = {key: torch.cat([getattr(row, key) for row in rows]) for key in vars(rows[0])}
