@@ -31,9 +31,9 @@ def commands(text: str) -> list[str]:
 
 
 def small(command: str) -> str:
-    """The command with settings that make it quick; only of `train`."""
+    """The command with settings that make it quick; only of `train` and `compare`."""
     words = shlex.split(command)
-    if words[:2] != ["semiseg", "train"]:
+    if words[:2] not in (["semiseg", "train"], ["semiseg", "compare"]):
         return command
     return shlex.join([*words, *(word for key, value in SMALL.items() for word in ("--set", f"{key}={value}"))])
 
