@@ -1,5 +1,7 @@
 """Perturbations of feature maps. Sampling and applying are separate, as for images."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,6 +40,26 @@ def sample_complementary_dropout(
     keeps = torch.randperm(num_images, generator=generator) < int(whole * num_images)
     first = torch.where(keeps[:, None], 1.0, dropped)
     return torch.stack([first, 2 - first])
+
+
+def drop_complementary(
+    generator: torch.Generator, num_slots: int, num_channels: int, rows: slice, whole: float = 0.5
+) -> Callable[[Tensor], Tensor]:
+    """Returns what drops channels of the maps of [labeled images, first views, second views], one of each a slot.
+
+    Labeled images keep all channels. One mask serves all maps of an image, as in the authors' code of UniMatch V2: a
+    map with fewer channels takes its first ones.
+
+    Args:
+        generator: a CPU generator; it draws for the whole batch.
+        num_slots: number of slots of the whole batch.
+        num_channels: number of channels of the widest map.
+        rows: the slots of the part of the batch.
+        whole: share of the slots that keep all channels.
+    """
+    first, second = sample_complementary_dropout(generator, num_slots, num_channels, whole)[:, rows]
+    factor = torch.cat([torch.ones_like(first), first, second])
+    return lambda value: scale_channels(value, factor[:, : value.shape[1]])
 
 
 def scale_channels(value: Float[Tensor, "b c h w"], factor: Float[Tensor, "b c"]) -> Float[Tensor, "b c h w"]:

@@ -23,7 +23,12 @@ class StrongPairs(PseudoLabels):
 
 
 def cutmix_pairs(
-    own: StrongPairs, part: Part, generator: torch.Generator, probability: float
+    own: StrongPairs,
+    part: Part,
+    generator: torch.Generator,
+    probability: float,
+    partner: Int[Tensor, " n"] | None = None,
+    views: int = 2,
 ) -> tuple[list[PseudoLabels], list[Int[Tensor, ""]]]:
     """Pastes boxes of another image's strong views into the strong views, with its pseudo-labels.
 
@@ -34,15 +39,19 @@ def cutmix_pairs(
         part: the part; `StrongPairs` were observed, for the partners.
         generator: a CPU generator; it draws for the whole batch.
         probability: that a view gets a box.
+        partner: the partner of each image of the whole batch. None: a random other image.
+        views: number of views that are needed; with 1 the first one.
 
     Returns:
-        The two views of the part, and for each its number of valid pixels in the whole batch.
+        The views of the part, and for each its number of valid pixels in the whole batch.
     """
     everyone: StrongPairs = part.observed
     device = own.label.device
-    partner = random_partners(len(everyone.label), generator).to(device, non_blocking=True)
+    if partner is None:
+        partner = random_partners(len(everyone.label), generator).to(device, non_blocking=True)
     mixed, valid_px = [], []
-    for view, patch in zip(own.views(), everyone[partner[part.rows]].views(), strict=True):
+    patches = everyone[partner[part.rows]].views()
+    for view, patch in zip(own.views()[:views], patches[:views], strict=True):
         box = sample_some_boxes(*everyone.valid.shape, generator=generator, probability=probability)
         box = box.to(device, non_blocking=True)
         mixed.append(view.pasted(patch, box[part.rows]))

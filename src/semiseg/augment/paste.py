@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semiseg.errors import UserError
 from semiseg.rng import uniform
-from semiseg.types import IGNORE, ClassTable
+from semiseg.types import IGNORE, ClassTable, PseudoLabels
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,29 @@ def rescaled(
     nearest = F.grid_sample((label[:, None] + 1).float(), grid, mode="nearest", align_corners=False)[:, 0].long() - 1
     # where the nearest pixel is labeled, the weights of labeled pixels sum up to at least 1/4
     return seen[:, :3] / seen[:, 3:].clamp(min=0.1), torch.where(nearest < 0, IGNORE, nearest)
+
+
+def paste_classes(
+    view: PseudoLabels,
+    giver: Float[Tensor, "b 3 h w"],
+    giver_label: Int[Tensor, "b h w"],
+    drawn: Drawn,
+    classes: Int[Tensor, "b k"],
+) -> PseudoLabels:
+    """Pastes all pixels of some classes of labeled images, rescaled, with their labels and confidence 1.
+
+    Only valid pixels receive others, so their number does not change.
+
+    Args:
+        view: the images that receive.
+        giver: the labeled image that gives to each of them.
+        giver_label: its labels.
+        drawn: what was drawn for each image.
+        classes: the classes that are pasted.
+    """
+    image, label = rescaled(giver, giver_label, drawn.scale, drawn.place)
+    where = pixels_of(label, classes) & drawn.happens[:, None, None] & view.valid
+    return view.pasted(PseudoLabels(image, label, torch.ones_like(view.confidence), view.valid), where)
 
 
 def pixels_of(label: Int[Tensor, "b h w"], classes: Int[Tensor, "b k"]) -> Bool[Tensor, "b h w"]:

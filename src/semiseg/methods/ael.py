@@ -18,7 +18,6 @@ from torch import Tensor
 
 from semiseg.augment import paste
 from semiseg.augment.cutmix import bounding_boxes, chosen_partners, random_partners, sample_boxes_of_area
-from semiseg.augment.paste import pixels_of, rescaled
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio
@@ -173,10 +172,8 @@ class Method(SemiMethod, config=Config):
         generator, device, num_slots = at.generator("paste"), view.label.device, len(everyone.label)
         giver = random_partners(num_slots, generator)[part.rows].to(device, non_blocking=True)
         drawn = settings.sample(generator, num_slots, self.num_classes)[part.rows].to(device)
-        image, label = rescaled(everyone.giver[giver], everyone.giver_label[giver], drawn.scale, drawn.place)
         classes = self.bank.draw(drawn.pick, self.pasteable.to(device, non_blocking=True))
-        where = pixels_of(label, classes) & drawn.happens[:, None, None] & view.valid
-        return view.pasted(PseudoLabels(image, label, torch.ones_like(view.confidence), view.valid), where)
+        return paste.paste_classes(view, everyone.giver[giver], everyone.giver_label[giver], drawn, classes)
 
     def _sampled(self, logits: Float[Tensor, "u c h w"], at: Progress, part: Part) -> Bool[Tensor, "u h w"]:
         """Draws which pixels count, at the rate of the class that the student predicts (Eq. 10, 11).

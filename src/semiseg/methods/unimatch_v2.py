@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 
 from semiseg.augment import jitter
-from semiseg.augment.features import sample_complementary_dropout, scale_channels
+from semiseg.augment.features import drop_complementary
 from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
@@ -92,16 +92,11 @@ class Method(SemiMethod, config=Config):
         )
 
     def _dropped(self, features: Features, at: Progress, part: Part) -> Features:
-        """Drops channels of the two strong views, which follow the labeled images.
-
-        As in the authors' code one mask serves all maps of an image. A map with fewer channels takes its first ones.
-        """
+        """Drops channels of the two strong views, which follow the labeled images."""
         share = 0.5 if self.config.whole_pairs is None else self.config.whole_pairs
-        num_slots, num_channels = len(part.observed.label), max(value.shape[1] for value in features.maps)
-        drawn = sample_complementary_dropout(at.generator("feature dropout"), num_slots, num_channels, share)
-        first, second = drawn[:, part.rows]
-        factor = torch.cat([torch.ones_like(first), first, second])
-        return features.each(lambda value: scale_channels(value, factor[:, : value.shape[1]]))
+        widest = max(value.shape[1] for value in features.maps)
+        generator, num_slots = at.generator("feature dropout"), len(part.observed.label)
+        return features.each(drop_complementary(generator, num_slots, widest, part.rows, share))
 
     def after_step(self, at: Progress, observed: StrongPairs) -> None:
         """Updates the teacher."""
