@@ -19,9 +19,13 @@ def load(name: str) -> type[SemiMethod]:
         UserError: there is no such method.
     """
     module = name if "." in name else f"{__name__}.{name}"
+    unknown = f"method.name: there is no {name!r}; choose one of {', '.join(names())}"
     try:
-        return importlib.import_module(module).Method
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module and not module.startswith(f"{error.name}."):
-            raise  # the module exists, but a module that it imports does not
-        raise UserError(f"method.name: there is no {name!r}; choose one of {', '.join(names())}") from error
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # the method exists, but a module that it imports does not
+            raise
+        raise UserError(unknown) from error
+    if not hasattr(found, "Method"):
+        raise UserError(unknown)
+    return found.Method

@@ -1,0 +1,98 @@
+"""Writes docs/results.md from the comparisons in docs/results, and adds a comparison to them.
+
+    python benchmarks/comparisons.py add NAME runs/wbc --title "White blood cells" --text "What was asked."
+    python benchmarks/comparisons.py
+
+A comparison is what `semiseg compare` or `semiseg table --out` wrote into a folder (comparison.json). NAME orders the
+page.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
+
+_HEAD = """# Results
+
+Comparisons that were trained with this code. `python benchmarks/comparisons.py` writes this page from
+`docs/results/*.json`.
+
+- *last*, *best*: mIoU of the last and of the best evaluation on the validation images, %, mean ± deviation over seeds.
+- *gain*: mean of the paired differences of *last* to the first row, same seed by same seed, ± half its 95 % interval
+  (Student's t). An interval that contains 0 proves nothing. Of one seed there is no interval: such a row is a hint.
+- *lost*: number of classes with an IoU below 1 %.
+- *s*: median time of a step. Several runs shared the machine, so compare within a table only.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    add = commands.add_parser("add")
+    add.add_argument("name")
+    add.add_argument("folder", type=Path)
+    add.add_argument("--title", required=True)
+    add.add_argument("--text", required=True)
+    found = parser.parse_args()
+    if found.command == "add":
+        comparison = json.loads((found.folder / "comparison.json").read_text(encoding="utf-8"))
+        FOLDER.mkdir(exist_ok=True)
+        values = {"title": found.title, "text": found.text, "comparison": comparison}
+        (FOLDER / f"{found.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(FOLDER), encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    """Returns the whole page."""
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+    return "\n".join([_HEAD, *parts])
+
+
+def section(values: dict[str, Any]) -> str:
+    """Returns one comparison: title, text, tables, and what they hold for."""
+    comparison = values["comparison"]
+    rows, protocol, made = comparison["rows"], comparison["protocol"], comparison["made"]
+    head = ["", "seeds", "last", "best", "gain", "lost", "s", *comparison["classes"]]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows:
+        runs = list(row["runs"].values())
+        if not runs:
+            continue
+        classes = [[run["iou"][index] for run in runs] for index in range(len(comparison["classes"]))]
+        cells = [
+            f"`{row['name']}`",
+            ", ".join(row["runs"]),
+            _spread(row["last"], "deviation"),
+            _spread(row["best"], "deviation"),
+            _spread(row["gain"], "half", sign="+"),
+            f"{row['lost']['mean']:.1f}",
+            f"{sum(run['step_s'] for run in runs) / len(runs):.2f}",
+            *(_mean(each) for each in classes),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    images = f"{protocol['labeled images']} labeled, {protocol['unlabeled images']} unlabeled and "
+    images += f"{protocol['validation images']} validation images (`{protocol['validation list']}`)"
+    steps = f"{protocol['steps']} steps of {protocol['batch size']} labeled images"
+    how = "; ".join(", ".join(made[key]) for key in ("commit", "precision", "machine"))
+    notes = f"{images}; partition {protocol['partition']}; {steps}; commit {how}."
+    notes += " Columns after *s* are the IoU of each class, last."
+    return "\n".join([f"## {values['title']}", "", values["text"], "", *lines, "", notes, ""])
+
+
+def _spread(value: dict[str, float | None] | None, kind: str, sign: str = "") -> str:
+    if value is None:
+        return ""
+    spread = value[kind]
+    return f"{100 * (value['mean'] or 0):{sign}.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{100 * sum(known) / len(known):.1f}" if known else "-"
+
+
+if __name__ == "__main__":
+    main()
