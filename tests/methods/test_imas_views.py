@@ -141,6 +141,26 @@ def test_the_bank_follows_labeled_images_in_after_step(make):
     assert make().observe(batch, AT).giver.numel() == 0  # without paste labeled images are not sent around
 
 
+def test_pseudo_labels_are_aligned_with_the_frequencies_of_labels(make):
+    """The teacher's mean probability before, that of the labels after; the bank moves in after_step alone."""
+    method, batch = make(alignment=1.0), batch_of(2)
+    plain = make().observe(batch, AT)
+    first = method.observe(batch, AT)
+    assert torch.equal(first.label, plain.label)  # nothing is known yet
+    probability = method.teacher.eval()(batch.weak).detach().softmax(1)
+    assert torch.allclose(first.mass, (probability * batch.valid[:, None]).sum((2, 3)), rtol=1e-4)
+    method.after_step(AT, first)
+    counts = torch.stack([(batch.label == index).sum() for index in range(3)]).float()
+    assert torch.allclose(method.align.labeled, counts / counts.sum(), atol=1e-6)
+    assert torch.allclose(method.align.predicted, first.mass.sum(0) / first.mass.sum(), atol=1e-6)
+    method.align.labeled.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    assert (method.observe(batch, AT).label == 1).float().mean() > 0.9
+    kept = [method.align.labeled.clone(), method.align.predicted.clone()]
+    method.losses(batch, AT)
+    assert torch.equal(kept[0], method.align.labeled)
+    assert torch.equal(kept[1], method.align.predicted)
+
+
 def test_the_unlabeled_weight_rises(make):
     method, batch = make(ramp=1.0), batch_of(2)
     early, late = (method.losses(batch, Progress(step, 10)) for step in (0, 9))

@@ -28,10 +28,11 @@ from semiseg.augment.views import Views
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness
 from semiseg.losses import LabeledLoss, confident_cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
-from semiseg.models.build import Build, Features, Network, require_encoder
+from semiseg.models.alignment import DistributionAlignment
+from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
 from semiseg.models.ema import ema_, ema_decay, make_teacher
-from semiseg.models.predict import predict
+from semiseg.models.predict import evaluating, predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 Adaptive = Literal["adaptive", "standard"]
@@ -53,6 +54,7 @@ class Config(MethodConfig):
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     feature_dropout: Literal["complementary", "none"] | None = None  # None: complementary, if there are two views
     paste: copy_paste.Config | None = None  # of classes of labeled images into the strong views; null: none
+    alignment: float = Field(0.0, ge=0, le=1)  # of pseudo-labels with the class frequencies of the labeled images
     ignore_class: int | Literal["background", "none"] = "background"  # this class has no weight in wIoU
     labeled_loss: LabeledLoss = LabeledLoss()
 
@@ -65,11 +67,6 @@ class Config(MethodConfig):
     def pairs_adapt(self) -> bool:
         """Returns whether CutMix pairs hard images with easy ones."""
         return self.cutmix_probability > 0 and self.pairs != "standard"
-
-    @property
-    def drops(self) -> bool:
-        """Returns whether channels are dropped."""
-        return self.views == 2 and self.feature_dropout != "none"
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
@@ -91,6 +88,7 @@ class Observed(StrongPairs):
     giver_label: Int[Tensor, "u H W"]
     total: Float[Tensor, "u c"]  # sum of the student's probabilities of the true class, over its labeled pixels
     count: Float[Tensor, "u c"]  # number of these pixels
+    mass: Float[Tensor, "u c"]  # sum of the teacher's probabilities over the valid pixels of the unlabeled image
 
 
 class Method(SemiMethod, config=Config):
@@ -106,31 +104,37 @@ class Method(SemiMethod, config=Config):
         self.student = build()
         self.teacher = make_teacher(self.student)
         self.ignore_class = class_to_ignore(config.ignore_class, classes)
-        if config.drops:
+        self.drops = config.views == 2 and config.feature_dropout != "none"
+        if self.drops:
             require_encoder(self.student, "method.feature_dropout: complementary", "method.feature_dropout: none")
         if config.paste is not None:
             self.pasteable = config.paste.allowed(classes, "method.paste")
             self.bank = ClassConfidence(len(classes))
+        if config.alignment:
+            self.align = DistributionAlignment(len(classes), config.alignment)
 
     def observe(self, batch: SemiBatch, at: Progress) -> Observed:
         """Computes pseudo-labels, easiness and strong views of each unlabeled image; all predictions in eval mode."""
-        cfg, teacher = self.config, predict(self.teacher, batch.weak)
-        easy = torch.ones(len(batch.weak), device=batch.weak.device)
+        cfg, classes, one = self.config, self.num_classes, torch.ones_like(batch.image[:, 0])
+        count = total = mass = class_sums(one, batch.label, classes)
+        with evaluating(self.teacher):
+            logits = self.teacher(batch.weak)
+        if cfg.alignment:
+            mass = (logits.softmax(1, torch.float32) * batch.valid[:, None]).sum((2, 3))
+            logits = self.align(logits)
+        teacher, strong, easy = prediction(logits), batch.strong, torch.ones_like(mass[:, 0])
         if cfg.adapts:
             student = predict(self.student, batch.weak)
             easy = easiness(student, teacher, cfg.threshold, batch.valid, self.ignore_class)
-        strong = batch.strong
         if cfg.intensity == "adaptive":
             strong = tuple(blend(batch.weak, view, easy) for view in strong)
-        label, true, count = batch.label[:, :0], batch.image[:, 0, :0], torch.zeros(len(batch.image), 0)
-        total = count = count.to(label.device, non_blocking=True)
+        given = 0  # rows of labeled images that others need
         if cfg.paste is not None:
-            label, true = batch.label, true_class_probability(self.student, batch.image, batch.label)
-            total = class_sums(true, label, self.num_classes)
-            count = class_sums(torch.ones_like(true), label, self.num_classes)
-        seen = (teacher.label, teacher.confidence, batch.valid)
-        giver = batch.image[:, :, : label.shape[1]]
-        return Observed(strong[0], *seen, strong[-1], easy, giver, label, total, count)
+            true, given = true_class_probability(self.student, batch.image, batch.label), batch.label.shape[1]
+            total = class_sums(true, batch.label, classes)
+        labels = (teacher.label, teacher.confidence, batch.valid)
+        giver = (batch.image[:, :, :given], batch.label[:, :given])
+        return Observed(strong[0], *labels, strong[-1], easy, *giver, total, count, mass)
 
     def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
         """Computes the losses, in one student pass over labeled images and strong views."""
@@ -139,8 +143,10 @@ class Method(SemiMethod, config=Config):
         mixed = [self._paste(view, at, part) for view in self._cutmix(at, part)]
         views = [batch.image, *(view.image for view in mixed)]
         features = student.encode(torch.cat(views))
-        if cfg.drops:
-            features = self._dropped(features, at, part)
+        if self.drops:
+            widest, num_slots = max(value.shape[1] for value in features.maps), len(part.observed.label)
+            drop = drop_complementary(at.generator("feature dropout"), num_slots, widest, part.rows)
+            features = features.each(drop)
         logits = student.classify(student.decode(features), features.size)
         on_image, *on_views = torch.split(logits, [len(view) for view in views])
 
@@ -164,13 +170,9 @@ class Method(SemiMethod, config=Config):
 
     def _cutmix(self, at: Progress, part: Part) -> list[PseudoLabels]:
         """Pastes a box of the partner's strong views into some of the part's strong views, with its pseudo-labels."""
-        everyone: Observed = part.observed
-        generator, cfg = at.generator("cutmix"), self.config
-        partner = random_partners(len(everyone.label), generator).to(everyone.label.device, non_blocking=True)
-        if cfg.pairs_adapt:
-            partner = hard_easy_partners(everyone.easy)  # iMAS, Sec. 3.4
-        mixed, _ = cutmix_pairs(part.own, part, generator, cfg.cutmix_probability, partner, cfg.views)
-        return mixed
+        cfg, generator = self.config, at.generator("cutmix")
+        partner = hard_easy_partners(part.observed.easy) if cfg.pairs_adapt else None  # iMAS, Sec. 3.4
+        return cutmix_pairs(part.own, part, generator, cfg.cutmix_probability, partner, cfg.views)[0]
 
     def _paste(self, view: PseudoLabels, at: Progress, part: Part) -> PseudoLabels:
         """Pastes classes of another slot's labeled image, the same into both views; unsure classes more often."""
@@ -183,16 +185,12 @@ class Method(SemiMethod, config=Config):
         classes = self.bank.draw(drawn.pick, self.pasteable.to(device, non_blocking=True))
         return copy_paste.paste_classes(view, everyone.giver[giver], everyone.giver_label[giver], drawn, classes)
 
-    def _dropped(self, features: Features, at: Progress, part: Part) -> Features:
-        """Drops channels of the two strong views, which follow the labeled images (UniMatch V2)."""
-        widest = max(value.shape[1] for value in features.maps)
-        generator, num_slots = at.generator("feature dropout"), len(part.observed.label)
-        return features.each(drop_complementary(generator, num_slots, widest, part.rows))
-
     def after_step(self, at: Progress, observed: Observed) -> None:
-        """Updates the teacher and, for `paste`, the class confidence."""
+        """Updates the teacher, class confidence and class frequencies."""
         if self.config.paste is not None:
             self.bank.update(observed.total, observed.count)
+        if self.config.alignment:
+            self.align.update(observed.count, observed.mass)
         ema_(self.teacher, self.student, ema_decay(at.step, self.config.ema_decay))
 
     def evaluated(self) -> dict[str, tuple[Network, ...]]:
