@@ -22,6 +22,12 @@ def base(recipe):
     return validate(recipe(method={"name": "imas", "threshold": 0.3}, optim={"warmup_steps": 2}), "recipe")
 
 
+def pretend(job: queue.Job, iou: list[float]) -> None:
+    """Writes what a complete training writes."""
+    job.run.start(dump(load_recipe(job.recipe)), {}, [])
+    job.run.log({"kind": "val", "step": job.steps, "miou": 0.0, "iou": iou})
+
+
 IOU = {"none": 0.4, "mild": 0.6, "intensity": 0.45}
 
 
@@ -40,11 +46,10 @@ def trained_jobs(monkeypatch):
             if name == "jitter":
                 api.train(job.recipe, job.run.path)
                 continue
-            job.run.start(dump(load_recipe(job.recipe)), {}, [])
             iou = [IOU[name] + (0.01 if fold == "fold 2" else 0.0)] * 6
             if name == "mild":
                 iou[1] = 0.0
-            job.run.log({"kind": "val", "step": job.steps, "miou": 0.0, "iou": iou})
+            pretend(job, iou)
         return {}
 
     monkeypatch.setattr(queue, "work", work)
@@ -120,6 +125,20 @@ def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, sc
     with pytest.raises(UserError, match=r"holds a run of another recipe \(.*engine.steps: 2 -> 3\)"):
         tune(base, out, folds=2, steps=3)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("best", "strong"), [("none", "mild"), ("jitter", "jitter"), ("intensity", "intensity")])
+def test_strong_views_get_the_pool_but_never_none(base, tmp_path, monkeypatch, best, strong):
+    def work(jobs, *_, **__):
+        for job in jobs:
+            pretend(job, [0.9 if job.name.startswith(best) else 0.5] * 6)
+        return {}
+
+    monkeypatch.setattr(queue, "work", work)
+    found = tune(base, tmp_path / "x.yaml", **SHORT)
+    assert found.choice.name == best
+    method = load_recipe(tmp_path / "x.yaml").method
+    assert (method.labeled, method.strong) == (CANDIDATES[best], CANDIDATES[strong])
 
 
 def test_when_the_time_is_over_nothing_is_written(base, tmp_path, monkeypatch):

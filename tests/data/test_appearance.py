@@ -29,7 +29,7 @@ def images(*values: float) -> torch.Tensor:
 
 def test_shares_outside_the_range():
     line, verdict = shift(images(1, 2, 3), images(*[4] * 9, 0, *[2] * 10))
-    assert "Of 20 unlabeled images lie outside the range of the 3 labeled ones (by chance 50 %)" in line
+    assert "Share of 20 unlabeled images outside the range of the 3 labeled ones (by chance 50 %)" in line
     assert line.endswith(": red 0 %, green 0 %, blue 0 %, contrast of red 0 %, contrast of green 0 %, "
                          "contrast of blue 0 %, texture 50 %.")  # fmt: skip
     assert verdict.startswith("That may be chance")

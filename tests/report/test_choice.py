@@ -22,6 +22,8 @@ def candidates(**scores: list[float]) -> list[Candidate]:
         ({"none": [50, 50, 50], "mild": [51, 51, 52], "full": [52, 53.5, 55]}, "full", "no milder pool"),
         # the same gain; mild is 0.67 behind on the mean, with a standard error of 0.88
         ({"none": [50, 50, 50], "mild": [53, 53, 52.5], "full": [52, 53.5, 55]}, "mild", "is the mildest pool"),
+        # mild is 0.8 behind, with a standard error of 0.53 (and a deviation of 0.92)
+        ({"none": [50, 50, 50], "mild": [52, 52.9, 53.2], "full": [52, 53.5, 55]}, "full", "no milder pool"),
         # gain 10, -5, 0: mean 1.7, standard error 4.4
         ({"none": [50, 50, 50], "mild": [40, 40, 40], "full": [60, 45, 50]}, "none", "may be chance"),
         # folds of other difficulty: only differences count. The gain is 4, 5, 6
@@ -39,7 +41,7 @@ def test_of_equal_means_the_milder_one_is_chosen():
 
 
 def test_the_table_names_what_a_pool_loses():
-    none = Candidate("none", (0.4, 0.6), {"ground": 0.5, "star": 0.02})
+    none = Candidate("none", (0.4, 0.6), {"ground": 0.5, "star": 0.011})
     full = Candidate("full", (0.5, 0.7), {"ground": 0.7, "star": 0.009})
     head, first, second = table([none, full])
     assert first.split() == ["none", "50.0", "±", "14.1"]

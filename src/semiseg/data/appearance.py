@@ -58,7 +58,7 @@ def shift(labeled: Float[Tensor, "n s"], unlabeled: Float[Tensor, "m s"]) -> lis
     outside = zip(STATISTICS, sides.sum(0).tolist(), strict=True)
     each = ", ".join(f"{name} {_percent(share)}" for name, share in outside)
     chance = _percent(2 / (n + 1))
-    line = f"Of {m} unlabeled images lie outside the range of the {n} labeled ones (by chance {chance}): {each}."
+    line = f"Share of {m} unlabeled images outside the range of the {n} labeled ones (by chance {chance}): {each}."
     side, statistic = divmod(int(sides.argmax()), len(STATISTICS))
     share, limit = float(sides.max()), 1 - (_SURPRISE / sides.numel()) ** (1 / n)
     if share <= limit:
