@@ -147,6 +147,42 @@ def compare(
     _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
 
 
+@app.command()
+def tune(
+    recipe: Annotated[
+        Path, typer.Argument(help="Name of a recipe (semiseg recipes lists them), or a YAML file.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="New file for the recipe.", show_default=False)],
+    folds: Annotated[int, typer.Option(help="Parts of the labeled images; each is measured once.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a training; by default 50 to 400.", show_default=False)
+    ] = None,
+    overrides: Set = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time; the same command goes on.", show_default=False)
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="Trainings at once, which share the cores.")] = 1,
+) -> None:
+    """Choose the pool of operations on labeled images by measuring, and write a recipe with it.
+
+    Only labeled images are read: supervised training on some, evaluation on others. The same command goes on where it
+    stopped.
+    """
+    from semiseg.recipe import file as recipe_file
+
+    recipe_file.read(recipe)
+    from semiseg.tune import tune as tune_recipe
+
+    console = Console()
+    with _stoppable("; the same command goes on"):
+        found = tune_recipe(recipe, out, overrides or [], console, folds, steps, minutes, at_once)
+    if found is None:
+        _say("the time is over; the same command goes on")
+        return
+    _say("\n".join([*found.report, "", found.choice.reason]))
+    _say(f"{out} written; train it: semiseg train {shlex.quote(str(out))}")
+
+
 def _seed(word: str) -> int:
     if not word.strip().isdecimal():
         raise UserError(f"--seeds {word}: is no whole number from 0 on; write them with commas, e.g. 0,1,2")

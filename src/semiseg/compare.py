@@ -11,8 +11,7 @@ from rich.console import Console
 
 from semiseg import api, queue
 from semiseg.errors import UserError
-from semiseg.files import writing
-from semiseg.recipe.load import changes_of_result, dump, load_recipe, override
+from semiseg.recipe.load import load_recipe, override
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import comparison_files
 from semiseg.report.comparison import Comparison, read
@@ -138,10 +137,7 @@ def compare(
     named = entries(methods) if isinstance(methods, str) else list(methods)
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
-    for key, job in jobs.items():
-        _refuse_other(job, planned[key])
-    for key, job in jobs.items():
-        _write(job.recipe, dump(planned[key]))
+    queue.prepare({job: planned[key] for key, job in jobs.items()})
     failed = queue.work(list(jobs.values()), console, at_once, devices, until)
     found = read({entry.name: [jobs[entry, seed].run for seed in seeds] for entry in named})
     comparison_files.write(found, out)
@@ -177,24 +173,6 @@ def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
 def _job(out: Path, entry: Entry, seed: int, steps: int) -> queue.Job:
     path = out / entry.folder / f"seed-{seed}"
     return queue.Job(f"{entry.name}, seed {seed}", path.with_suffix(".yaml"), Run(path), steps)
-
-
-def _refuse_other(job: queue.Job, planned: Recipe) -> None:
-    """Refuses a folder that holds runs of another comparison."""
-    if (
-        job.run.exists()
-        and not job.run.is_blank()
-        and (other := changes_of_result(load_recipe(job.run.config), planned))
-    ):
-        raise UserError(
-            f"{job.run.path}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out"
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from semiseg.engine.signals import StopRequest
-from semiseg.errors import Interrupted
+from semiseg.errors import Interrupted, UserError
 from semiseg.files import writing
 from semiseg.metrics import miou_percent
+from semiseg.recipe.load import changes_of_result, dump, load_recipe
+from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 
 _POLL_S = 0.2
@@ -63,6 +65,25 @@ class Job:
         """Says how far the run is, e.g. `mIoU 76.20`."""
         last = self.run.last() if self.run.exists() else None
         return f"mIoU {miou_percent(last['miou'], last['iou'])}" if last else ""
+
+
+def prepare(planned: Mapping[Job, Recipe]) -> None:
+    """Writes the recipe of each job to its file.
+
+    Raises:
+        UserError: the run directory of a job holds a run of another recipe. Then nothing is written.
+    """
+    for job, recipe in planned.items():
+        if not job.run.exists() or job.run.is_blank():
+            continue
+        if other := changes_of_result(load_recipe(job.run.config), recipe):
+            raise UserError(
+                f"{job.run.path}: holds a run of another recipe ({'; '.join(other)}); name another with --out"
+            )
+    for job, recipe in planned.items():
+        with writing(job.recipe):
+            job.recipe.parent.mkdir(parents=True, exist_ok=True)
+            job.recipe.write_text(dump(recipe), encoding="utf-8")
 
 
 class _Worker:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from semiseg.data.dataset import MaskCoding, Sample
 from semiseg.data.layouts import folder as layout
 from semiseg.data.partitions import (
+    class_folds,
     class_presence,
     nested_partitions,
     partition_hash,
@@ -164,3 +165,28 @@ def test_a_second_partition_may_have_the_same_validation_images(folder):
         write_partitions(folder, samples, samples[3:], nested_partitions(samples[:3], present, [size], seed=0))
     with pytest.raises(UserError, match=r"val\.txt: exists already"):
         write_partitions(folder, samples, samples[2:], nested_partitions(samples[:3], present, [3], seed=0))
+
+
+@given(sets=class_sets, seed=st.integers(0, 99), data=st.data())
+def test_folds_hold_each_image_once(sets, seed, data):
+    samples, shown = pool(sets)
+    count = data.draw(st.integers(1, len(samples)))
+    folds = class_folds(samples, shown, count, seed)
+    assert len(folds) == count
+    assert all(folds)
+    assert sorted((one for fold in folds for one in fold), key=lambda one: one.name) == samples
+    assert class_folds(samples[::-1], shown, count, seed) == folds
+    images = {index: [one for one in samples if index in shown[one.name]] for index in range(7)}
+    rarest = min((index for index in images if images[index]), key=lambda index: len(images[index]), default=0)
+    spread = [len(set(fold) & set(images[rarest])) for fold in folds]
+    assert max(spread) - min(spread) <= 1
+
+
+def test_folds_spread_rare_classes():
+    """Class 2 is in three images, class 1 in four, class 0 in all: each of three folds shows all of them."""
+    samples, shown = pool([frozenset(s) for s in ({0, 2}, {0, 1, 2}, {0, 2}, {0, 1}, {0, 1}, {0, 1}, {0}, {0}, {0})])
+    drawn = {class_folds(samples, shown, 3, seed) for seed in range(5)}
+    assert len(drawn) > 1
+    for folds in drawn:
+        assert {frozenset().union(*(shown[one.name] for one in fold)) for fold in folds} == {frozenset({0, 1, 2})}
+        assert [len(fold) for fold in folds] == [3, 3, 3]

@@ -1,10 +1,13 @@
-"""Pools of operations that change an image's colors and sharpness, never its geometry. A pool is chosen by its name."""
+"""Pools of operations that change an image's colors and sharpness, never its geometry.
+
+A recipe gives a pool with its settings, `{pool: jitter, hue: 0.1}`, or by a name of `CANDIDATES`, `mild`.
+"""
 
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 from torch import Tensor
 
 from semiseg.augment import intensity, jitter
@@ -21,15 +24,48 @@ class Strong(Protocol):
         """Applies what was drawn for these images."""
 
 
+_MILD = intensity.Config(
+    ops=(
+        "identity",
+        "autocontrast",
+        "gaussian_blur",
+        "contrast",
+        "sharpness",
+        "color",
+        "brightness",
+        "hue",
+        "posterize",
+    ),
+    factor=(0.6, 0.95),
+    hue=(0.0, 0.05),
+    bits=(6, 8),
+)
+# What `semiseg tune` tries on labeled images, the mildest first. `mild` is Table 1 without the operations that give
+# other gray levels (invert, solarize, equalize) and in narrow ranges; `intensity` is Table 1 in full.
+CANDIDATES: dict[str, intensity.Config | jitter.Config | None] = {
+    "none": None,
+    "mild": _MILD,
+    "jitter": jitter.Config(),
+    "intensity": intensity.Config(),
+}
+
+
+def _by_name(value: Any) -> Any:
+    return CANDIDATES.get(value, value) if isinstance(value, str) else value
+
+
 def _name(settings: Any) -> str:
     return str(settings.get("pool", "intensity") if isinstance(settings, dict) else getattr(settings, "pool", None))
 
 
 Pool = Annotated[
-    Annotated[intensity.Config, Tag("intensity")] | Annotated[jitter.Config, Tag("jitter")],
-    Discriminator(
-        _name,
-        custom_error_type="pool",
-        custom_error_message="should be a section whose key pool is one of intensity, jitter",
-    ),
+    Annotated[
+        Annotated[intensity.Config, Tag("intensity")] | Annotated[jitter.Config, Tag("jitter")],
+        Discriminator(
+            _name,
+            custom_error_type="pool",
+            custom_error_message="should be mild, or a section whose key pool is one of intensity, jitter",
+        ),
+    ],
+    BeforeValidator(_by_name),
 ]

@@ -4,6 +4,7 @@ Papers that report "1/16" labeled images did not all use the same images. A hash
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,39 @@ def nested_partitions(
     return {size: tuple(sorted(order[:size], key=lambda sample: sample.name)) for size in sizes}
 
 
+def class_folds(
+    samples: Sequence[Sample], class_sets: Mapping[str, frozenset[int]], count: int, seed: int
+) -> tuple[tuple[Sample, ...], ...]:
+    """Splits samples into parts for cross-validation, each class over as many parts as rarer classes allow.
+
+    Samples with rare classes are dealt first. Each goes to the part that shows its rarest class in the fewest samples;
+    of several such parts its second rarest class decides, and so on, and at last the number of samples.
+
+    Args:
+        samples: the samples; their order does not matter.
+        class_sets: the classes that each sample shows, by its name.
+        count: number of parts; at most the number of samples.
+        seed: samples whose classes are equally rare are dealt in a random order, which depends on it.
+
+    Returns:
+        The parts, each with at least one sample, sorted by name.
+    """
+    total = Counter(index for sample in samples for index in class_sets[sample.name])
+    rarest_first = {
+        sample.name: sorted(class_sets[sample.name], key=lambda index: (total[index], index)) for sample in samples
+    }
+    by_name = sorted(samples, key=lambda sample: sample.name)
+    shuffled = [by_name[i] for i in torch.randperm(len(by_name), generator=fold_in(seed, "folds")).tolist()]
+    folds: list[list[Sample]] = [[] for _ in range(count)]
+    shown: list[Counter[int]] = [Counter() for _ in range(count)]
+    for sample in sorted(shuffled, key=lambda sample: [total[index] for index in rarest_first[sample.name][:1]]):
+        classes = rarest_first[sample.name]
+        part = min(range(count), key=lambda k: (*(shown[k][index] for index in classes), len(folds[k])))
+        folds[part].append(sample)
+        shown[part].update(classes)
+    return tuple(tuple(sorted(fold, key=lambda sample: sample.name)) for fold in folds)
+
+
 def write_partitions(
     folder: Path, samples: Sequence[Sample], val: Sequence[Sample], partitions: Mapping[int, Sequence[Sample]]
 ) -> list[Path]:
@@ -155,10 +189,10 @@ def write_partitions(
     Raises:
         UserError: one of the files exists; then none is written.
     """
-    texts = {folder / "val.txt": _lines(val)}
+    texts = {folder / "val.txt": lines_of(val)}
     for size, labeled in partitions.items():
         names = {sample.name for sample in labeled}
-        texts[folder / f"labeled_{size}.txt"] = _lines(labeled)
+        texts[folder / f"labeled_{size}.txt"] = lines_of(labeled)
         if left := [sample for sample in samples if sample.name not in names]:
             texts[folder / f"unlabeled_{size}.txt"] = "".join(f"{name}\n" for name in sorted(one.name for one in left))
     for path, text in texts.items():
@@ -170,5 +204,6 @@ def write_partitions(
     return list(texts)
 
 
-def _lines(samples: Sequence[Sample]) -> str:
+def lines_of(samples: Sequence[Sample]) -> str:
+    """Returns the text of a list of labeled samples, sorted by name."""
     return "".join(f"{one.line or one.name}\n" for one in sorted(samples, key=lambda sample: sample.name))

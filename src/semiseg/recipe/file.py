@@ -63,14 +63,23 @@ def write(name: str, out: Path) -> None:
     Raises:
         UserError: no recipe has this name, the file exists, or its folder does not.
     """
-    content, out = text(name), expanded(out)
+    content = text(name)
+    with new(out).open("x", encoding="utf-8") as file:
+        file.write(content)
+
+
+def new(out: Path) -> Path:
+    """Returns the path of a file that is to be written, with `~` expanded.
+
+    Raises:
+        UserError: the file exists, or its folder does not.
+    """
+    out = expanded(out)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: there is no such folder; make it, or name another file with --out")
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(content)
-    except FileExistsError as error:
-        raise UserError(f"{out}: exists already; name another file with --out") from error
+    if out.exists() or out.is_symlink():  # a link to nothing is no new file
+        raise UserError(f"{out}: exists already; name another file with --out")
+    return out
 
 
 def find(recipe: Path) -> Path:

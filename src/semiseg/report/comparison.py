@@ -40,6 +40,10 @@ class Spread:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
+    def in_percent(self) -> str:
+        """Writes a share in percent, e.g. `76.2 ± 1.3`."""
+        return f"{100 * self.mean:.1f}" + ("" if self.deviation is None else f" ± {100 * self.deviation:.1f}")
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -66,6 +70,10 @@ class Interval:
         t = _T[len(differences) - 2] if len(differences) - 2 < len(_T) else 1.96
         half = t * statistics.stdev(differences) / math.sqrt(len(differences))
         return cls(statistics.fmean(differences), half)
+
+    def in_percent(self) -> str:
+        """Writes a difference of shares in percent with the half width of its interval, e.g. `+2.0 ± 2.5`."""
+        return f"{100 * self.mean:+.1f}" + ("" if self.half is None else f" ± {100 * self.half:.1f}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _SCORES: dict[str, Callable[[Row, Row], str]] = {
     "seeds": lambda row, first: str(len(row.results)),
     "last": lambda row, first: _percent(row.spread("last")),
     "best": lambda row, first: _percent(row.spread("best")),
-    "gain": lambda row, first: "" if row is first else _interval(row.gain(first)),
+    "gain": lambda row, first: "" if row is first else _percent(row.gain(first)),
     "lost": lambda row, first: _number(row.spread("lost"), 1),
 }
 _COST: dict[str, Callable[[Row, Row], str]] = {
@@ -130,18 +130,8 @@ def as_values(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _percent(spread: Spread | None) -> str:
-    """Writes a share in percent, e.g. `76.2 ± 1.3`."""
-    if spread is None:
-        return "-"
-    return f"{100 * spread.mean:.1f}" + ("" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}")
-
-
-def _interval(gain: Interval | None) -> str:
-    """Writes a difference of shares in percent with the half width of its interval, e.g. `+2.0 ± 2.5`."""
-    if gain is None:
-        return "-"
-    return f"{100 * gain.mean:+.1f}" + ("" if gain.half is None else f" ± {100 * gain.half:.1f}")
+def _percent(value: Spread | Interval | None) -> str:
+    return "-" if value is None else value.in_percent()
 
 
 def _number(spread: Spread | None, digits: int) -> str:
