@@ -139,6 +139,9 @@ def compare(
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
     queue.prepare({job: planned[key] for key, job in jobs.items()})
     failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+    if left := sum(not job.complete for job in jobs.values()) - len(failed):
+        says = f"the time is over: {left} of {len(jobs)} runs are not complete; the same command goes on"
+        console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     found = read({entry.name: [jobs[entry, seed].run for seed in seeds] for entry in named})
     comparison_files.write(found, out)
     if failed:

@@ -154,7 +154,11 @@ def work(
             for worker in running:
                 worker.process.wait()
         if request.signum:
-            raise Interrupted(f"stopped by {signal.Signals(request.signum).name}", request.signum)
+            raise Interrupted(
+                f"stopped by {signal.Signals(request.signum).name}; running trainings have saved their steps, and the "
+                "same command goes on",
+                request.signum,
+            )
     return failed
 
 

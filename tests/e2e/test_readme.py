@@ -31,7 +31,7 @@ def commands(text: str) -> list[str]:
 
 
 def small(command: str) -> str:
-    """The command with settings that make it quick; only of `train` and `compare`."""
+    """The command with settings that make it quick; of commands that train."""
     words = shlex.split(command)
     if words[:2] not in (["semiseg", "train"], ["semiseg", "compare"]):
         return command
