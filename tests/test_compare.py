@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -51,6 +52,8 @@ def test_folders_have_names_without_special_characters():
         ("imas:loss", r"write a setting as key=value"),
         ("imas,imas", "has the same name as imas"),
         ("imas:a=b c,imas:a=bc", "has the same name as"),
+        ("A=imas,a=supervised", "has the same name as A"),  # some file systems ignore case
+        ("\u65e5=imas", "needs a letter or digit of ASCII"),
         ("imas:engine.steps=3", "engine.steps is alike for all methods"),
         ("imas:data.labeled=x", "data.labeled is alike for all methods"),
         ("imas:data.labeled_orders=x", "is alike for all"),
@@ -63,9 +66,16 @@ def test_wrong_entries(text, says):
 
 
 def test_wrong_methods_and_settings_are_found_before_anything_is_written(base, tmp_path):
-    for methods, says in (("supervised,imash", "imash: "), ("supervised:threshold=1", "threshold: unknown key")):
+    for methods, says in (
+        ("supervised,imash", "imash: "),
+        ("supervised:threshold=1", "threshold: unknown key"),
+        ("supervised,imas:ignore_class=9", "--methods imas:ignore_class=9: method.ignore_class"),
+        ([Entry("a", "imas"), Entry("a", "supervised")], "has the same name as a"),
+    ):
         with pytest.raises(UserError, match=says):
             compare(base, methods, [0], tmp_path / "out")
+    with pytest.raises(UserError, match=r"^data\.root: there is no"):
+        compare(base, "supervised", [0], tmp_path / "out", ["data.root=nowhere"])
     assert not (tmp_path / "out").exists()
 
 
@@ -130,6 +140,26 @@ def test_jobs_run_in_their_order_and_a_failure_stops_no_other(jobs, tmp_path, ca
     assert len((tmp_path / "order").read_text().splitlines()) == 3
 
 
+def test_a_killed_training_says_so(jobs, tmp_path):
+    (job,) = jobs("slow/seed-0")
+
+    def kill() -> None:
+        while job.done < 1:
+            time.sleep(0.05)
+        os.system("pkill -KILL -f slow/seed-0")
+
+    threading.Thread(target=kill).start()
+    assert "ended by SIGKILL (perhaps not enough memory); see" in queue.work([job], Console(quiet=True))[job.name]
+
+
+def test_launchers_and_devices_without_a_number(jobs, monkeypatch):
+    with pytest.raises(UserError, match="--devices 0,: write numbers"):
+        queue.work(jobs("a/seed-0"), Console(quiet=True), devices=["0", ""])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        queue.work(jobs("a/seed-0"), Console(quiet=True))
+
+
 def test_each_device_trains_one_job_at_a_time(jobs, tmp_path):
     queue.work(jobs(*(f"a/seed-{n}" for n in range(4))), Console(quiet=True), devices=["3", "5"])
     devices = [line.split()[1] for line in (tmp_path / "order").read_text().splitlines()]
@@ -166,8 +196,9 @@ def test_a_signal_stops_the_queue_after_the_running_jobs_have_saved(jobs):
 
 def test_two_methods_end_to_end(base, tmp_path, capsys):
     """Two real trainings; the second call only reads. Another recipe in the same folder is refused."""
+    small = ["engine.steps=2", "engine.eval_every=2"]
     out, methods = tmp_path / "out", "supervised,plain=imas:loss=standard:intensity=standard:cutmix=standard"
-    found = compare(base, methods, [3], out, ["engine.steps=2", "engine.eval_every=2"], at_once=2)
+    found = compare(base, methods, [3], out, small, at_once=2)
     assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [3]), ("plain", [3])]
     assert {path.name for path in out.iterdir()} == {
         "supervised", "plain", *(f"comparison.{suffix}" for suffix in ("txt", "csv", "tex", "json")),
@@ -178,9 +209,17 @@ def test_two_methods_end_to_end(base, tmp_path, capsys):
     parameters = [run.environment()["trained_parameters"] for run in runs]
     assert parameters[0] == parameters[1] > 1000  # the teacher is not trained
     saved = json.loads((out / "comparison.json").read_text())
-    again = compare(base, methods, [3], out, ["engine.steps=2", "engine.eval_every=2"])
+    again = compare(base, methods, [3], out, small)
     assert again == found
     assert json.loads((out / "comparison.json").read_text()) == saved
+    (tmp_path / "less.txt").write_text("".join((base.data.root / base.data.unlabeled).read_text().splitlines(True)[1:]))
+    with pytest.raises(UserError, match=r"holds a run o[nf]"):
+        compare(base, methods, [3], out, [*small, f"data.unlabeled={tmp_path / 'less.txt'}"])
+    moved = tmp_path / "moved"
+    shutil.copytree(base.data.root, moved)
+    (moved / base.data.unlabeled).write_text((tmp_path / "less.txt").read_text())
+    with pytest.raises(UserError, match="holds a run on other images than"):  # data.root may change, images not
+        compare(base, methods, [3], out, [*small, f"data.root={moved}"])
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
         compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])
 

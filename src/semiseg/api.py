@@ -170,6 +170,23 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
         raise UserError(
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
+    refuse_other_images(run, recipe, dataset)
+    newest = checkpoint.newest(run.checkpoints)
+    if changed:
+        run.change(dump(recipe))
+        run.event("changed", newest.step if newest else 0, settings=changed)
+    last = run.last()
+    complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
+    state = "is complete, nothing is left to train" if complete else "going on with this run"
+    _print(console, f"{run.path}: {state}")
+
+
+def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
+    """Checks that a run was trained on the images and the classes that its recipe finds now.
+
+    Raises:
+        UserError: it was not.
+    """
     if renamed := _other_classes(_class_names(run), dataset.classes.names):
         raise UserError(
             f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({renamed}); put them back "
@@ -183,14 +200,6 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
             f"{run.path}: holds a run on other images than {recipe.data.root} has now{of_them}; put them back as they "
             "were, or name another directory with --out"
         )
-    newest = checkpoint.newest(run.checkpoints)
-    if changed:
-        run.change(dump(recipe))
-        run.event("changed", newest.step if newest else 0, settings=changed)
-    last = run.last()
-    complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
-    state = "is complete, nothing is left to train" if complete else "going on with this run"
-    _print(console, f"{run.path}: {state}")
 
 
 def _class_names(run: Run) -> Sequence[str]:

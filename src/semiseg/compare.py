@@ -3,15 +3,18 @@
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from semiseg import api, queue
+from semiseg import api, data, queue
+from semiseg.data.dataset import Dataset
+from semiseg.engine.runtime import Runtime
+from semiseg.engine.setup import check_settings
 from semiseg.errors import UserError
-from semiseg.recipe.load import load_recipe, override
+from semiseg.recipe.load import changes_of_result, load_recipe, override
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import comparison_files
 from semiseg.report.comparison import Comparison, read
@@ -58,7 +61,7 @@ def entries(text: str) -> list[Entry]:
         imas:loss=standard imas ('method.loss=standard',)
         mild imas ('optim.lr=0.1', 'method.strong={pool: jitter}')
     """
-    found: dict[str, Entry] = {}
+    found: list[Entry] = []
     for part in _split(text, ","):
         head, *settings = _split(part, ":")
         name, equals, method = head.rpartition("=")
@@ -69,19 +72,30 @@ def entries(text: str) -> list[Entry]:
                 raise UserError(f"--methods {part}: write a setting as key=value, e.g. imas:threshold=0.9")
             key = key.strip()
             changes.append(f"{key if '.' in key else f'method.{key}'}={value.strip()}")
-        entry = Entry((name if equals else part).strip(), method.strip(), tuple(changes))
+        found.append(Entry((name if equals else part).strip(), method.strip(), tuple(changes)))
+    return _checked(found)
+
+
+def _checked(named: Sequence[Entry]) -> list[Entry]:
+    """Raises an error if two entries have one folder, or an entry changes what is alike for all."""
+    folders: dict[str, Entry] = {}
+    for entry in named:
         if not entry.method or not entry.folder:
-            raise UserError(f"--methods {text}: write names of methods with commas between, e.g. supervised,imas")
-        if other := found.get(entry.folder):
-            raise UserError(f"--methods {part}: has the same name as {other.name}; name it: NAME={part}")
+            raise UserError(
+                "--methods: write names of methods with commas between, e.g. supervised,imas; a name needs a letter or "
+                "digit of ASCII"
+            )
+        if other := folders.get(entry.folder.casefold()):
+            raise UserError(f"--methods {entry.name}: has the same name as {other.name}; give it another: NAME=METHOD")
         for change in entry.changes:
             key = change.partition("=")[0]
             if not any(f"{key}.".startswith(f"{allowed}.") for allowed in _CHANGEABLE):
                 raise UserError(
-                    f"--methods {part}: {key} is alike for all methods of a comparison; change it for all with --set"
+                    f"--methods {entry.name}: {key} is alike for all methods of a comparison; change it for all with "
+                    "--set"
                 )
-        found[entry.folder] = entry
-    return list(found.values())
+        folders[entry.folder.casefold()] = entry
+    return list(named)
 
 
 def plan(recipe: Recipe, entry: Entry, seed: int) -> Recipe:
@@ -134,19 +148,29 @@ def compare(
     until = None if minutes is None else time.monotonic() + 60 * minutes
     console, out = console or Console(quiet=True), api.folder(Path(out))
     base = _recipe(recipe, overrides)
-    named = entries(methods) if isinstance(methods, str) else list(methods)
+    named = entries(methods) if isinstance(methods, str) else _checked(methods)
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
+    dataset = data.load(base.data)
+    for key, job in jobs.items():
+        if job.run.exists() and not job.run.is_blank():
+            api.refuse_other_images(job.run, planned[key], dataset)
+    if not all(job.complete for job in jobs.values()):
+        for entry in named:  # mistakes are found now, not hours later when it is their turn
+            _check(entry, planned[entry, seeds[0]], dataset)
     queue.prepare({job: planned[key] for key, job in jobs.items()})
     failed = queue.work(list(jobs.values()), console, at_once, devices, until)
     if left := sum(not job.complete for job in jobs.values()) - len(failed):
         says = f"the time is over: {left} of {len(jobs)} runs are not complete; the same command goes on"
         console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not any(job.run.exists() for job in jobs.values()):
+        raise UserError(
+            _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
+        )
     found = read({entry.name: [jobs[entry, seed].run for seed in seeds] for entry in named})
     comparison_files.write(found, out)
     if failed:
-        name, why = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {name}: {why}")
+        raise UserError(_failures(failed, len(jobs)))
     return found
 
 
@@ -163,9 +187,25 @@ def train_with_baseline(
     whole = _recipe(recipe, overrides)
     if whole.method_name == BASELINE:
         raise UserError("--baseline: the recipe trains supervised itself; choose another method")
-    supervised, out = plan(whole, Entry(BASELINE, BASELINE), whole.engine.seed), Path(out)
-    run = api.train(whole, out, console=console)
-    return run, api.train(supervised, out.with_name(f"{out.name}-baseline"), console=console)
+    out = api.folder(Path(out)).absolute()
+    beside = out.with_name(f"{out.name}-baseline")
+    supervised = plan(whole, Entry(BASELINE, BASELINE), whole.engine.seed)
+    held = Run(beside)
+    if held.exists() and not held.is_blank() and (other := changes_of_result(load_recipe(held.config), supervised)):
+        raise UserError(f"{beside}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out")
+    return api.train(whole, out, console=console), api.train(supervised, beside, console=console)
+
+
+def _check(entry: Entry, planned: Recipe, dataset: Dataset) -> None:
+    try:
+        check_settings(planned, dataset, Runtime("cpu"))
+    except UserError as error:
+        raise UserError(f"--methods {entry.name}: {error}") from error
+
+
+def _failures(failed: Mapping[str, str], total: int) -> str:
+    name, why = next(iter(failed.items()))
+    return f"{len(failed)} of {total} runs failed; {name}: {why}"
 
 
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:

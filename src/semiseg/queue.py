@@ -96,16 +96,22 @@ class _Worker:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         words = [sys.executable, "-m", "semiseg", "train", str(job.recipe), "--out", str(job.run.path)]
+        words += [] if device is None else ["--set", "engine.device=cuda"]  # a wrong number is an error, not a CPU
         with writing(job.log), job.log.open("ab") as log:
+            self.begin = log.tell()
             # A session of its own: Ctrl-C comes to the queue, which passes it on once.
             self.process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
 
     def why(self) -> str:
-        """Returns the last line that the training printed."""
-        lines = self.job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self.process.returncode}"
+        """Says why the training ended: the signal that ended it, or the last line that it printed."""
+        code = self.process.returncode
+        if code < 0:
+            guess = " (perhaps not enough memory)" if code == -signal.SIGKILL else ""
+            return f"ended by {signal.Signals(-code).name}{guess}; see {self.job.log}"
+        lines = self.job.log.read_bytes()[self.begin :].decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}; see {self.job.log}"
 
 
 def work(
@@ -128,8 +134,13 @@ def work(
         The jobs that failed, by name, and why.
 
     Raises:
+        UserError: a device has no number, or a launcher has started several processes of this command.
         Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The running jobs have saved their completed steps.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this command starts its processes itself; start it without torchrun or accelerate launch")
+    if not all(device.strip() for device in devices):
+        raise UserError(f"--devices {','.join(devices)}: write numbers of GPUs with commas between, e.g. 0,1")
     waiting = deque(job for job in jobs if not job.complete)
     slots: list[str | None] = list(devices) or [None] * at_once
     threads = max(1, len(os.sched_getaffinity(0)) // len(slots)) if hasattr(os, "sched_getaffinity") else 1
@@ -200,7 +211,7 @@ class _Board:
             self.progress.update(self.bars[job.name], completed=job.done, status=job.state())
 
     def ended(self, job: Job, seconds: float, failure: str | None) -> None:
-        """Says what a job came to."""
+        """Says the result of a job."""
         if job.name in self.bars:
             self.progress.remove_task(self.bars.pop(job.name))
         self.progress.advance(self.all)

@@ -225,9 +225,9 @@ def refused(values: dict, **changes) -> str:
          "method.labeled.ops: there is no operation 'blur'; known are identity, invert, autocontrast, equalize, "
          "gaussian_blur, contrast, sharpness, color, brightness, hue, posterize, solarize (got ['blur', 'hue'])"),
         ({"method": {"strong": {"pool": "jiter"}}},
-         "method.strong: should be mild, or a section whose key pool is one of intensity, jitter"),
+         "method.strong: should be mild, jitter, intensity, or a section with one of them as pool"),
         ({"method": {"labeled": 3}},
-         "method.labeled: should be mild, or a section whose key pool is one of intensity, jitter (got 3)"),
+         "method.labeled: should be mild, jitter, intensity, or a section with one of them as pool (got 3)"),
         ({"engine": {"steps": 0}}, "engine.steps: should be greater than or equal to 1 (got 0)"),
         ({"engine": {"steps": 0, "seed": -1}}, "engine.steps: should be greater than or equal to 1 (got 0); 1 more"),
         ({"data": {"scale": [2, 1]}}, "data.scale: the smaller scale comes first, e.g. (1.0, 2.0) (got [2, 1])"),
@@ -274,7 +274,7 @@ def test_a_pool_has_a_name(write):
     loaded = load_recipe(write(method={"strong": "mild"}), ["method.labeled=jitter"])
     assert (loaded.method.strong, loaded.method.labeled) == (CANDIDATES["mild"], CANDIDATES["jitter"])
     assert not {"invert", "solarize", "equalize"} & {*loaded.method.strong.names}
-    with pytest.raises(UserError, match=r"method\.strong: should be mild, or a section"):
+    with pytest.raises(UserError, match=r"method\.strong: should be mild, jitter, intensity, or a section"):
         override(loaded, ["method.strong=none"])  # consistency needs some change
 
 

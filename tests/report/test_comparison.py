@@ -15,7 +15,7 @@ from semiseg.runs import Run
 
 RECIPE = {
     "data": {"layout": "folder", "root": "data", "val": "val.txt"},
-    "model": {"encoder": "resnet18"},
+    "model": {"architecture": "unet", "encoder": "resnet18"},
     "method": {"name": "supervised"},
     "optim": {"lr": 0.1},
     "engine": {"steps": 20, "batch_size": 2, "seed": 0, "precision": "fp32", "evaluate": {"mode": "whole"}},
@@ -71,20 +71,22 @@ def test_statistics_by_hand(run):
     assert other.class_iou(1).mean == pytest.approx(0.005)
 
 
-def test_many_seeds_have_the_interval_of_a_normal_distribution(run):
+def test_many_seeds_have_the_interval_of_thirty_degrees_of_freedom():
     differences = [0.0, 1.0] * 20
     found = comparison.Interval.of(differences)
-    assert found.half == pytest.approx(1.96 * 0.50637 / 40**0.5, rel=1e-4)
+    assert found.half == pytest.approx(2.042 * 0.50637 / 40**0.5, rel=1e-4)
 
 
 def test_only_pairs_and_complete_runs_count(run):
     runs = {
         "first": [run("first", 0, 0.5), run("first", 1, 0.1), run("first", 4, 0.1)],
         "other": [run("other", 0, 0.6), run("other", 1, None), run("other", 3, 0.9)],
-        "later": [Run(Path("no/such/seed-0"))],
+        "later": [Run(Path("no/such/seed-0"))],  # not started
     }
     found = comparison.read(runs)
-    first, other = found.rows  # nothing of `later` was started
+    first, other, later = found.rows
+    assert (later.spread("last"), later.gain(first)) == (None, None)
+    assert "not counted: later, not started" in comparison_files.notes(found)
     assert (other.gain(first).mean, other.gain(first).half) == (pytest.approx(0.1), None)
     assert dict(other.unfinished) == {1: 10}
     assert found.seeds == (0, 1, 3, 4)
@@ -101,6 +103,8 @@ def test_only_pairs_and_complete_runs_count(run):
         ),
         (changed(RECIPE, "engine.evaluate", {"mode": "sliding"}), ENVIRONMENT, "another evaluation"),
         (changed(RECIPE, "data.val", "test.txt"), ENVIRONMENT, "another validation list"),
+        (changed(RECIPE, "data.long_side", 99), ENVIRONMENT, "another size in evaluation"),
+        (changed(RECIPE, "engine.eval_every", 5), ENVIRONMENT, "another steps between evaluations"),
         (RECIPE, changed(ENVIRONMENT, "labels.partition", "2f77"), "another partition"),
         (RECIPE, changed(ENVIRONMENT, "classes.names", ["sky", "road"]), "another classes"),
     ],
@@ -134,6 +138,8 @@ def test_rows_are_found_below_folders(run, tmp_path):
         "a": ["seed-0", "seed-1", "seed-2"],
     }
     assert list(comparison.with_baseline(found, "a")) == ["a", "b"]
+    run("supervised", 0, 0.5)
+    assert next(iter(comparison.rows_of([tmp_path]))) == "supervised"
     assert comparison.rows_of([alone.path]) == {"a": [alone]}
     with pytest.raises(UserError, match="has no run"):
         comparison.rows_of([tmp_path / "c"])
@@ -150,9 +156,9 @@ def test_the_files_say_the_same(run, tmp_path):
     comparison_files.write(found, tmp_path / "tables")
     first, other = csv.DictReader(io.StringIO((tmp_path / "tables/comparison.csv").read_text()))
     assert (other["name"], other["seeds"], float(other["last mean"])) == ("b&%", "2", pytest.approx(0.58))
-    assert float(other["gain"]) == pytest.approx(0.03)
+    assert float(other["gain over a_1"]) == pytest.approx(0.03)
     assert float(other["gain half interval"]) == pytest.approx(12.706 * 0.01, rel=1e-3)
-    assert (first["gain"], float(first["IoU of tree"])) == ("", pytest.approx(0.005))
+    assert (first["gain over a_1"], float(first["IoU of tree"])) == ("", pytest.approx(0.005))
     whole = json.loads((tmp_path / "tables/comparison.json").read_text())
     assert whole["rows"][1]["runs"]["1"]["last"] == 0.64
     assert (whole["protocol"]["steps"], whole["rows"][0]["gain"]) == (20, None)
@@ -174,3 +180,24 @@ def test_a_terminal_of_80_columns_shows_every_number(run):
         page.print(comparison_files.text(comparison.read(runs)))
     assert "…" not in captured.get()
     assert "-35.5 ± " in captured.get()
+
+
+def test_what_is_no_run_is_said_in_one_line(run, tmp_path):
+    good = run("good", 0, 0.5)
+    for environment, recipe in (({}, RECIPE), (ENVIRONMENT, {"x": 1}), (ENVIRONMENT, changed(RECIPE, "engine", 3))):
+        bad = Run(tmp_path / "bad")
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad/config.yaml").write_text(yaml.safe_dump(recipe))
+        (tmp_path / "bad/environment.json").write_text(json.dumps(environment))
+        with pytest.raises(UserError, match="bad: is no run of semiseg, or is damaged"):
+            comparison.read({"good": [good], "bad": [bad]})
+
+
+def test_several_precisions_and_networks_are_said(run):
+    other = changed(changed(RECIPE, "engine.precision", "bf16"), "model.encoder", "resnet50")
+    runs = {
+        "one": [run("one", 0, 0.5)],
+        "two": [run("two", 0, 0.5, other, changed(ENVIRONMENT, "precision", {"used": "bf16"}))],
+    }
+    lines = comparison_files.notes(comparison.read(runs))
+    assert {"note: several: network", "note: several: precision"} <= set(lines)

@@ -64,7 +64,7 @@ Pool = Annotated[
         Discriminator(
             _name,
             custom_error_type="pool",
-            custom_error_message="should be mild, or a section whose key pool is one of intensity, jitter",
+            custom_error_message="should be mild, jitter, intensity, or a section with one of them as pool",
         ),
     ],
     BeforeValidator(_by_name),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class DistributionAlignment(nn.Module):
-    """Running class frequencies of labels and of predictions. It is a module with buffers: checkpoints carry them.
+    """Running class frequencies of labels and of predictions. It is a module with buffers: checkpoints contain them.
 
     Args:
         num_classes: number of classes.

@@ -48,7 +48,7 @@ def class_sums(
 
 
 class ClassConfidence(nn.Module):
-    """The confidence of each class. It is a module with buffers, so that checkpoints carry it.
+    """The confidence of each class. It is a module with buffers, so that checkpoints contain it.
 
     A class starts at 0, as the worst one, and stays there until a labeled pixel shows it. Its first updates make the
     plain mean of what was seen, and later ones a moving average. So a class that is seen rarely is not taken for a bad

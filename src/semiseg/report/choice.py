@@ -1,6 +1,6 @@
 """Chooses between candidates that were measured on the same folds, and says why.
 
-Candidates are compared fold by fold: how hard a fold is drops out of their difference.
+Candidates are compared fold by fold: how hard a fold is cancels in their difference.
 """
 
 import math
@@ -13,7 +13,7 @@ from semiseg.report.comparison import LOST, Interval, Spread
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a candidate came to.
+    """The result of a candidate.
 
     Attributes:
         name: its name.
@@ -59,10 +59,9 @@ class Choice:
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
-    """Chooses the candidate with the highest mean, if its gain is more than chance.
+    """Chooses the mildest candidate whose mean lies within one standard error of the highest one.
 
-    If the 95 % interval of its gain over the first candidate includes 0, the mildest candidate is chosen whose mean
-    lies within one standard error of the highest one.
+    If the 95 % interval of the best one's gain over the first candidate does not include 0, the first is not chosen.
 
     Args:
         candidates: the candidates, the mildest first; each with the scores of the same two or more folds.
@@ -80,13 +79,14 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
     if best is first:
         return Choice(first.name, f"{first.name} has the highest mean.")
     gain = best.gain(first)
-    if gain.half is not None and gain.mean > gain.half:
-        return Choice(best.name, f"{best.name} has the highest mean, and its gain over {first.name} is beyond chance.")
-    mildest = next(candidate for candidate in candidates if candidate.may_equal(best))
-    doubt = f"The gain of {best.name} over {first.name} ({gain.in_percent()}) may be chance"
-    if mildest is best:
-        return Choice(best.name, f"{doubt}, but no milder pool comes within one standard error of it.")
-    return Choice(mildest.name, f"{doubt}; {mildest.name} is the mildest pool within one standard error of it.")
+    clear = gain.half is not None and gain.mean > gain.half
+    mildest = next(each for each in candidates[1 if clear else 0 :] if each.may_equal(best))
+    said = f"The gain of {best.name} over {first.name} ({gain.in_percent()}) "
+    said += "is clear: its 95 % interval does not include 0" if clear else "may be chance"
+    if mildest is not best:
+        return Choice(mildest.name, f"{said}; {mildest.name} is the mildest pool within one standard error of it.")
+    no_milder = "" if clear else ", but no milder pool comes within one standard error of it"
+    return Choice(best.name, f"{said}{no_milder}.")
 
 
 def table(candidates: Sequence[Candidate]) -> list[str]:

@@ -2,7 +2,7 @@
 
 A row of the comparison is one recipe with several seeds. Two rows with the same seed start from the same weights and
 see the same labeled images in the same order, so their difference is taken seed by seed: what the seeds have in common
-drops out of it. Everything is read from run directories.
+cancels in the difference. Everything is read from run directories.
 """
 
 import math
@@ -67,7 +67,7 @@ class Interval:
             return None
         if len(differences) == 1:
             return cls(differences[0], None)
-        t = _T[len(differences) - 2] if len(differences) - 2 < len(_T) else 1.96
+        t = _T[min(len(differences) - 2, len(_T) - 1)]  # a little too wide above 30 degrees
         half = t * statistics.stdev(differences) / math.sqrt(len(differences))
         return cls(statistics.fmean(differences), half)
 
@@ -78,7 +78,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Result:
-    """What a complete run came to.
+    """The result of a complete run.
 
     Attributes:
         last: mIoU of the last evaluation.
@@ -164,7 +164,14 @@ class _Started:
 
     @classmethod
     def of(cls, run: Run) -> "_Started":
-        return cls(run, recipe_file.read(run.config), run.environment())
+        found = cls(run, recipe_file.read(run.config), run.environment())
+        try:
+            found.protocol, found.kept, found.seed, found.result, found.network  # noqa: B018 - whether they can be read
+        except (LookupError, TypeError, AttributeError, statistics.StatisticsError) as error:
+            raise UserError(
+                f"{run.path}: is no run of semiseg, or is damaged ({type(error).__name__}: {error}); leave it out"
+            ) from error
+        return found
 
     @property
     def seed(self) -> int:
@@ -173,18 +180,27 @@ class _Started:
     @property
     def protocol(self) -> dict[str, Any]:
         """Returns what must be alike in all runs of a table."""
-        engine, labels = self.recipe["engine"], self.environment["labels"]
+        engine, data, labels = self.recipe["engine"], self.recipe["data"], self.environment["labels"]
+        side = data.get("val_long_side", "same")
         return {
             "labeled images": labels["labeled"],
             "partition": labels["partition"],
             "unlabeled images": labels["unlabeled"],
             "validation images": labels["val"],
-            "validation list": str(self.recipe["data"].get("val")),
+            "validation list": str(data.get("val")),
             "classes": ", ".join(class_names(self.run)),
             "steps": engine["steps"],
             "batch size": engine["batch_size"],
+            "steps between evaluations": engine.get("eval_every") or max(1, engine["steps"] // 10),
+            "size in evaluation": data.get("long_side") if side == "same" else side,
+            **{f"masks ({key})": str(data.get(key)) for key in ("values", "colors", "mask_orientation")},
             "evaluation": ", ".join(f"{key} {value}" for key, value in engine["evaluate"].items() if value is not None),
         }
+
+    @property
+    def network(self) -> str:
+        """Returns the names of architecture and encoder."""
+        return f"{self.recipe['model']['architecture']} with {self.recipe['model']['encoder']}"
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -192,11 +208,11 @@ class _Started:
         settings = {
             f"{section}.{key}": value for section, values in self.recipe.items() for key, value in values.items()
         }
-        return {key: value for key, value in settings.items() if key not in ("engine.seed", *FREE)}
+        return {key: value for key, value in settings.items() if key not in ("engine.seed", "engine.precision", *FREE)}
 
     @property
     def result(self) -> Result | int:
-        """Returns what the run came to, or the number of its completed steps."""
+        """Returns the result of the run, or the number of its completed steps."""
         last, best, train = self.run.last(), self.run.best(), self.run.metrics("train")
         if last is None or best is None or last["step"] < self.recipe["engine"]["steps"]:
             return max((record["step"] for record in (*train, last) if record), default=0)
@@ -211,7 +227,7 @@ class _Started:
 
 
 def read(runs: Mapping[str, Iterable[Run]]) -> Comparison:
-    """Reads run directories. Runs that were not started are left out; runs that are not complete do not count.
+    """Reads run directories. Runs that are not complete do not count; a row without any has no numbers.
 
     Args:
         runs: the runs of each row, by its name.
@@ -228,12 +244,13 @@ def read(runs: Mapping[str, Iterable[Run]]) -> Comparison:
     for each in every:
         _refuse_difference(every[0], each, "protocol", "such runs cannot stand in one table")
     return Comparison(
-        rows=tuple(_row(name, members) for name, members in started.items() if members),
+        rows=tuple(_row(name, members) for name, members in started.items()),
         classes=tuple(class_names(every[0].run)),
         protocol=protocol,
         made={
             "commit": _distinct(each.environment.get("commit") for each in every),
             "machine": _distinct(_machine(each.environment) for each in every),
+            "network": _distinct(each.network for each in every),
             "precision": _distinct(each.environment.get("precision", {}).get("used") for each in every),
         },
     )
@@ -243,14 +260,22 @@ def rows_of(paths: Sequence[Path]) -> dict[str, list[Run]]:
     """Finds the runs below folders, and names their rows.
 
     A run directory `<name>/seed-<n>`, as `semiseg compare` makes them, belongs to row `<name>`; any other run directory
-    is a row of its own.
+    is a row of its own. A row `supervised` comes first.
 
     Raises:
         UserError: a folder has no run.
     """
     rows: dict[str, list[Run]] = {}
     for path in map(expanded, paths):
-        runs = [Run(path)] if Run(path).exists() else [Run(each.parent) for each in sorted(path.rglob("config.yaml"))]
+        runs = (
+            [Run(path)]
+            if Run(path).exists()
+            else [
+                Run(each.parent)
+                for each in sorted(path.rglob("config.yaml"))
+                if (each.parent / "environment.json").exists()
+            ]
+        )
         if not runs:
             raise UserError(f"{path}: has no run; name run directories, or folders of them")
         for run in runs:
@@ -258,7 +283,7 @@ def rows_of(paths: Sequence[Path]) -> dict[str, list[Run]]:
             row = place.parent.name if place.name.startswith("seed-") else str(run.path)
             if run not in rows.setdefault(row, []):
                 rows[row].append(run)
-    return rows
+    return with_baseline(rows, "supervised") if "supervised" in rows else rows
 
 
 def with_baseline(runs: dict[str, list[Run]], name: str) -> dict[str, list[Run]]:

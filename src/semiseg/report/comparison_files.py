@@ -31,7 +31,7 @@ _COST: dict[str, Callable[[Row, Row], str]] = {
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Writes comparison.txt, .csv, .tex and .json into a folder, in place of earlier ones."""
-    page = Console(width=200)
+    page = Console(width=200, file=io.StringIO(), color_system=None, force_terminal=False)
     with page.capture() as captured:
         page.print(text(comparison))
     texts = {"txt": captured.get(), "csv": to_csv(comparison), "tex": to_latex(comparison), "json": to_json(comparison)}
@@ -72,22 +72,22 @@ def notes(comparison: Comparison) -> list[str]:
         for row in comparison.rows
         for seed, steps in row.unfinished.items()
     ]
-    if len(comparison.made["commit"]) > 1:
-        lines.append("note: the runs are of several commits")
+    lines += [f"not counted: {row.name}, not started" for row in comparison.rows if not (row.results or row.unfinished)]
+    lines += [f"note: several: {what}" for what, values in comparison.made.items() if len(values) > 1]
     return lines
 
 
 def to_csv(comparison: Comparison) -> str:
     """Writes one line for each row: numbers without rounding, IoU and mIoU as shares."""
-    file = io.StringIO()
+    file, first = io.StringIO(), comparison.rows[0]
     writer = csv.writer(file, lineterminator="\n")
     values = ("last", "best", "lost", "step_s", "memory_mb", "parameters")
     heads = [f"{value} {kind}" for value in values for kind in ("mean", "deviation")]
     classes = [f"IoU of {name}" for name in comparison.classes]
-    writer.writerow(["name", "seeds", *heads, "gain", "gain half interval", *classes])
+    writer.writerow(["name", "seeds", *heads, f"gain over {first.name}", "gain half interval", *classes])
     for row in comparison.rows:
         spreads = [cell for value in values for cell in _pair(row.spread(value))]
-        gain = None if row is comparison.rows[0] else row.gain(comparison.rows[0])
+        gain = None if row is first else row.gain(first)
         means = [spread and spread.mean for spread in map(row.class_iou, range(len(comparison.classes)))]
         writer.writerow([row.name, len(row.results), *spreads, *_pair(gain), *means])
     return file.getvalue()
@@ -115,6 +115,7 @@ def as_values(comparison: Comparison) -> dict[str, Any]:
         "protocol": dict(comparison.protocol),
         "made": {what: list(values) for what, values in comparison.made.items()},
         "classes": list(comparison.classes),
+        "gains over": first.name,
         "rows": [
             {
                 "name": row.name,
