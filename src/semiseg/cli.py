@@ -145,6 +145,10 @@ def compare(
         found = compare_methods(recipe, methods, numbers, out, overrides or [], console, minutes, at_once, named)
     console.print(text(found))
     _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
+    if left := sum(len(numbers) - len(row.results) for row in found.rows):
+        _say(
+            f"the time is over: {left} of {len(numbers) * len(found.rows)} runs are not complete; the same command goes on"
+        )
 
 
 @app.command()

@@ -160,9 +160,6 @@ def compare(
             _check(entry, planned[entry, seeds[0]], dataset)
     queue.prepare({job: planned[key] for key, job in jobs.items()})
     failed = queue.work(list(jobs.values()), console, at_once, devices, until)
-    if left := sum(not job.complete for job in jobs.values()) - len(failed):
-        says = f"the time is over: {left} of {len(jobs)} runs are not complete; the same command goes on"
-        console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if not any(job.run.exists() for job in jobs.values()):
         raise UserError(
             _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
