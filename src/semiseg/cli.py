@@ -146,9 +146,7 @@ def compare(
     console.print(text(found))
     _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
     if left := sum(len(numbers) - len(row.results) for row in found.rows):
-        _say(
-            f"the time is over: {left} of {len(numbers) * len(found.rows)} runs are not complete; the same command goes on"
-        )
+        _say(f"the time is over: {left} of {len(numbers) * len(found.rows)} runs are left; the same command goes on")
 
 
 @app.command()
