@@ -100,7 +100,7 @@ def train(
         console.print(table.compare({run.path.name: run}, table.class_names(run)))
     else:
         console.print(table.worth(run, supervised, table.class_names(run)))
-    _say(f"run directory: {run.path}")
+    _say(f"run directory: {run.path}" + (f"; the baseline's: {supervised.path}" if supervised else ""))
 
 
 @app.command()
