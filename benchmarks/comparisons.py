@@ -4,13 +4,18 @@
     python benchmarks/comparisons.py
 
 A comparison is what `semiseg compare` or `semiseg table --out` wrote into a folder (comparison.json). NAME orders the
-page.
+page. If it is there already, its rows and seeds stay and the new ones are added, those of the same name and seed in
+place of the earlier ones. So a table grows, also after its runs were deleted.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from semiseg.report.comparison import Comparison
+from semiseg.report.comparison_files import as_values, from_values
 
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
@@ -34,15 +39,49 @@ def main() -> None:
     add = commands.add_parser("add")
     add.add_argument("name")
     add.add_argument("folder", type=Path)
-    add.add_argument("--title", required=True)
-    add.add_argument("--text", required=True)
+    add.add_argument("--title", help="of the section; it may be left out where NAME has one already")
+    add.add_argument("--text", help="likewise")
     found = parser.parse_args()
     if found.command == "add":
-        comparison = json.loads((found.folder / "comparison.json").read_text(encoding="utf-8"))
+        path, comparison = FOLDER / f"{found.name}.json", _read(found.folder / "comparison.json")
+        values = _read(path) if path.exists() else {}
+        values |= {key: given for key in ("title", "text") if (given := getattr(found, key)) is not None}
+        if missing := {"title", "text"} - values.keys():
+            parser.error(f"{found.name} is new: write its --{' and --'.join(sorted(missing))}")
+        if "comparison" in values:
+            try:
+                comparison = as_values(merged(from_values(values["comparison"]), from_values(comparison)))
+            except ValueError as error:
+                parser.error(f"{found.folder}: {error}")
+        values["comparison"] = comparison
         FOLDER.mkdir(exist_ok=True)
-        values = {"title": found.title, "text": found.text, "comparison": comparison}
-        (FOLDER / f"{found.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(FOLDER), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def merged(earlier: Comparison, new: Comparison) -> Comparison:
+    """Adds the rows and seeds of a comparison to an earlier one.
+
+    Raises:
+        ValueError: their protocols differ.
+    """
+    for key, value in earlier.protocol.items():
+        if key in new.protocol and new.protocol[key] != value:
+            raise ValueError(f"has another {key} ({new.protocol[key]}) than the earlier comparison ({value})")
+    rows = {row.name: row for row in earlier.rows}
+    for row in new.rows:
+        if old := rows.get(row.name):
+            results = dict(sorted({**old.results, **row.results}.items()))
+            left = {seed: steps for seed, steps in row.unfinished.items() if seed not in results}
+            row = replace(row, results=results, unfinished=left)
+        rows[row.name] = row
+    made = {what: tuple(dict.fromkeys((*earlier.made.get(what, ()), *values))) for what, values in new.made.items()}
+    return Comparison(tuple(rows.values()), new.classes, new.protocol, made)
 
 
 def page(folder: Path) -> str:

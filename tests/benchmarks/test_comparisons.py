@@ -3,6 +3,10 @@
 import json
 
 import comparisons
+import pytest
+
+from semiseg.report.comparison import Comparison, Result, Row
+from semiseg.report.comparison_files import as_values, from_values
 
 
 def test_the_page_is_up_to_date():
@@ -41,3 +45,54 @@ def test_committed_comparisons_name_no_place_on_a_machine():
         assert "/home" not in text
         assert "/root" not in text
         assert json.loads(text)["comparison"]["rows"]
+
+
+def made(steps: int, commit: str, **rows: dict[int, float]) -> Comparison:
+    def result(miou: float) -> Result:
+        return Result(last=miou, best=miou, iou=(miou, None), step_s=0.1, memory_mb=5.0, parameters=7)
+
+    found = tuple(Row(name, {seed: result(miou) for seed, miou in runs.items()}, {}) for name, runs in rows.items())
+    return Comparison(found, ("sky", "tree"), {"steps": steps}, {"commit": (commit,)})
+
+
+def test_a_comparison_becomes_itself_again():
+    comparison = made(10, "a", first={0: 0.5, 1: 0.25}, other={0: 0.75})
+    assert from_values(json.loads(json.dumps(as_values(comparison)))) == comparison
+
+
+def test_new_rows_and_seeds_are_added_and_a_run_again_replaces_the_earlier_one():
+    earlier = made(10, "a", first={0: 0.5, 2: 0.25}, other={0: 0.75})
+    new = made(10, "b", third={0: 0.1}, first={0: 0.6, 1: 0.3})
+    found = comparisons.merged(earlier, new)
+    lasts = {row.name: {seed: result.last for seed, result in row.results.items()} for row in found.rows}
+    assert lasts == {"first": {0: 0.6, 1: 0.3, 2: 0.25}, "other": {0: 0.75}, "third": {0: 0.1}}
+    assert list(found.rows[0].results) == [0, 1, 2]
+    assert found.made == {"commit": ("a", "b")}
+
+
+def test_comparisons_of_other_protocols_are_not_added():
+    with pytest.raises(ValueError, match="another steps"):
+        comparisons.merged(made(10, "a", first={0: 0.5}), made(20, "a", first={1: 0.5}))
+
+
+def test_a_second_command_adds_to_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparisons, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(comparisons, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(comparisons, "page", lambda folder: "the page")
+
+    def add(comparison: Comparison, *words: str) -> None:
+        (tmp_path / "comparison.json").write_text(json.dumps(as_values(comparison)))
+        monkeypatch.setattr("sys.argv", ["comparisons.py", "add", "one", str(tmp_path), *words])
+        comparisons.main()
+
+    with pytest.raises(SystemExit):
+        add(made(10, "a", first={0: 0.5}), "--title", "T")
+    assert "write its --text" in capsys.readouterr().err
+    add(made(10, "a", first={0: 0.5}), "--title", "T", "--text", "Why.")
+    add(made(10, "b", first={1: 0.5}), "--text", "Still why.")
+    values = json.loads((tmp_path / "results/one.json").read_text())
+    assert (values["title"], values["text"]) == ("T", "Still why.")
+    assert list(values["comparison"]["rows"][0]["runs"]) == ["0", "1"]
+    with pytest.raises(SystemExit):
+        add(made(20, "b", first={1: 0.5}))
+    assert "another steps" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from semiseg.report.comparison import Comparison, Interval, Row, Spread
+from semiseg.report.comparison import Comparison, Interval, Result, Row, Spread
 from semiseg.runs import write_atomically
 
 _SCORES: dict[str, Callable[[Row, Row], str]] = {
@@ -129,6 +129,23 @@ def as_values(comparison: Comparison) -> dict[str, Any]:
             for row in comparison.rows
         ],
     }
+
+
+def from_values(values: dict[str, Any]) -> Comparison:
+    """Makes a comparison from what `as_values` returned, for more rows or seeds beside it."""
+    return Comparison(
+        rows=tuple(
+            Row(
+                name=row["name"],
+                results={int(seed): Result(**{**run, "iou": tuple(run["iou"])}) for seed, run in row["runs"].items()},
+                unfinished={int(seed): steps for seed, steps in row["unfinished"].items()},
+            )
+            for row in values["rows"]
+        ),
+        classes=tuple(values["classes"]),
+        protocol=values["protocol"],
+        made={what: tuple(each) for what, each in values["made"].items()},
+    )
 
 
 def _percent(value: Spread | Interval | None) -> str:
