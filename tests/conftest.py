@@ -1,6 +1,7 @@
 """Every test runs with the shapes and the types in semiseg's annotations checked by beartype."""
 
 import copy
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -229,3 +230,17 @@ def trained(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.Temp
     from semiseg.recipe.load import validate
 
     return api.train(validate(recipe(), "recipe"), tmp_path_factory.mktemp("runs") / "trained").path
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Every file and folder below `folder`, and a digest of what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "/"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, str]]:
+    """contents(folder) -> {path: digest} of everything below it."""
+    return _contents

@@ -58,9 +58,52 @@ def demo(
 
 
 @app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="New folder for the recipe and its lists.", show_default=False)],
+    images: Annotated[Path, typer.Option(help="Folder of all photographs.", show_default=False)],
+    masks: Annotated[Path | None, typer.Option(help="Folder of the masks of some of them.", show_default=False)] = None,
+    coco: Annotated[Path | None, typer.Option(help="A COCO file in place of masks.", show_default=False)] = None,
+    labelme: Annotated[
+        Path | None, typer.Option(help="A folder of LabelMe files in place of masks.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes with commas, or a file of classes.", show_default=False)
+    ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(help="Folder or list of validation images; by default a fifth is held out.", show_default=False),
+    ] = None,
+    hours: Annotated[float, typer.Option(help="How long a training may take.")] = 1.0,
+    device: DeviceOption = "auto",
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the default answer to every question.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier init has written.")] = False,
+) -> None:
+    """Look at your photographs and masks, and write a recipe that suits them and this machine."""
+    from semiseg.init import Request, init
+
+    console = Console()
+    asks = not yes and sys.stdin.isatty()
+
+    def ask(question: str, default: bool) -> bool:
+        if asks:
+            return typer.confirm(question, default=default)
+        _say(f"{question} {'yes' if default else 'no'} (the default answer)")
+        return default
+
+    request = Request(out, images, masks, coco, labelme, classes, val, hours, _device(device), overwrite)
+    with _stoppable():
+        recipe = init(request, ask, console)
+    _say(f"{recipe} written; the next command: semiseg train {shlex.quote(str(out))}")
+
+
+@app.command()
 def train(
     recipe: Annotated[
-        Path, typer.Argument(help="Name of a recipe (semiseg recipes lists them), or a YAML file.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Name of a recipe (semiseg recipes lists them), a YAML file, or a folder that init wrote.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/<name of the recipe>.")] = None,
     overrides: Set = None,

@@ -1,6 +1,5 @@
 """semiseg as its user calls it."""
 
-import hashlib
 import re
 import shlex
 import sys
@@ -54,20 +53,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     return tmp_path
-
-
-def _contents(folder: Path) -> dict[str, str]:
-    """Every file and folder below `folder`, and a digest of what it holds."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "/"
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-@pytest.fixture
-def contents() -> Callable[[Path], dict[str, str]]:
-    """contents(folder) -> {path: digest} of everything below it."""
-    return _contents
 
 
 @pytest.fixture(scope="session")

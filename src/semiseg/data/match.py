@@ -62,9 +62,9 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
         images: name -> file.
         masks: name -> file, those without an image.
     """
-    rests = _rests(images, masks)
-    per_image = Counter(image for image, _ in rests.values())
-    common = Counter(rest for _, rest in rests.values()).most_common(1)
+    found = rests(images, masks)
+    per_image = Counter(image for image, _ in found.values())
+    common = Counter(rest for _, rest in found.values()).most_common(1)
     if per_image and per_image.most_common(1)[0][1] > 1:
         return (
             "they are several for one image, maybe one for each class or object; semiseg wants one mask for each "
@@ -88,7 +88,7 @@ def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
     )
 
 
-def _rests(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+def rests(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
     """Finds masks whose name begins with that of an image: mask name -> (image name, what follows).
 
     The longest such image counts: `im10_mask` belongs to `im10`, not to `im1`. Numbers are not cut: `001` does not

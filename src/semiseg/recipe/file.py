@@ -28,6 +28,7 @@ FREE = (  # settings that do not change the result of a run
     "engine.pseudo_label_images",
 )
 
+OF_FOLDER = "recipe.yaml"  # the recipe of a folder that `semiseg init` made
 _SHIPPED = Path(__file__).parents[1] / "recipes"
 _MOST_BYTES, _MOST_DIGITS = 100_000, 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -83,7 +84,7 @@ def new(out: Path) -> Path:
 
 
 def find(recipe: Path) -> Path:
-    """Returns the file of a recipe: a file of the user, or the recipe of this name that comes with semiseg.
+    """Returns the file of a recipe: of the user, in a folder that `semiseg init` made, or one that comes with semiseg.
 
     Raises:
         UserError: there is no such recipe.
@@ -91,6 +92,8 @@ def find(recipe: Path) -> Path:
     recipe = expanded(recipe)
     if recipe.is_file():
         return recipe
+    if (recipe / OF_FOLDER).is_file():
+        return recipe / OF_FOLDER
     if found := shipped().get(recipe.as_posix()):
         return found
     if recipe.exists():
@@ -102,11 +105,14 @@ def find(recipe: Path) -> Path:
 def run_name(recipe: Path) -> str:
     """Returns the default name of a recipe's run directory.
 
-    For a file it is the file name without its suffix. For a recipe that comes with semiseg it is the whole name:
+    For a file it is the file name without its suffix, for a folder its name. For a recipe that comes with semiseg it is
+    the whole name:
 
     >>> run_name(Path("official/voc"))
     'official-voc'
     """
+    if (expanded(recipe) / OF_FOLDER).is_file():
+        return expanded(recipe).resolve().name
     return recipe.stem if find(recipe) == expanded(recipe) else recipe.as_posix().replace("/", "-")
 
 

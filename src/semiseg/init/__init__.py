@@ -1,0 +1,9 @@
+"""Looks at a folder of photographs and masks and writes a folder from which `semiseg train` starts.
+
+It finds the masks (`masks`), joins files of one class each (`layers`), says what the masks mean (`values`), holds out
+validation images (`split`), chooses settings with reasons (`settings`), and writes a recipe (`recipe`).
+"""
+
+from semiseg.init.run import Ask, Request, init
+
+__all__ = ["Ask", "Request", "init"]

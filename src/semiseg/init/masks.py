@@ -1,0 +1,128 @@
+"""Finds the masks of images, whatever their names have more, and says how they are stored."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from semiseg.data.catalog import folded
+from semiseg.data.match import match, rests
+from semiseg.data.scan import scan
+from semiseg.errors import UserError
+
+# Names of folders in which people keep masks, beside or below the images.
+FOLDERS = ("masks", "mask", "labels", "label", "annotations", "ann", "gt", "groundtruth", "ground_truth",
+           "segmentation", "segmentations", "SegmentationClass", "targets")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a folder.
+
+    Attributes:
+        images: name -> image file, without files that turned out to be masks.
+        folder: the folder of the masks.
+        files: image name -> its mask; empty if there are `layers`.
+        suffix: what names of masks have more than those of images at their end; None if nothing.
+        layers: image name -> class name -> file that shows this class alone; empty if a mask shows all classes.
+        left: masks that belong to no image.
+    """
+
+    images: dict[str, Path]
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    suffix: str | None = None
+    layers: dict[str, dict[str, Path]] = field(default_factory=dict)
+    left: tuple[Path, ...] = ()
+
+
+def find(images: Path, masks: Path) -> Masks:
+    """Finds the images below a folder and their masks below another one, or the same one.
+
+    Raises:
+        UserError: a folder does not exist or holds no image, or no mask belongs to an image.
+    """
+    for option, folder in (("--images", images), ("--masks", masks)):
+        if not folder.is_dir():
+            raise UserError(f"{option} {folder}: there is no such folder")
+    same = images.samefile(masks)
+    found = scan(images).images if same else scan(images, without=masks).images
+    if not found:
+        raise UserError(f"--images {images}: holds no photograph")
+    others = found if same else scan(masks, without=images).images
+    if not others:
+        raise UserError(f"--masks {masks}: holds no image file; for COCO or LabelMe files use --coco or --labelme")
+    if same:
+        return _in_one_folder(found, masks)
+    return _layers_by_folder(found, others, masks) or _by_name(found, others, masks)
+
+
+def guess_folder(images: Path) -> Path | None:
+    """Returns the one folder beside or below `images` that is called as folders of masks are; None if there is none."""
+    known = {name.casefold() for name in FOLDERS}
+    beside = [path for place in (images, images.parent) for path in sorted(place.iterdir()) if path.is_dir()]
+    found = [path for path in beside if path.name.casefold() in known and not path.samefile(images)]
+    return found[0] if len(found) == 1 else None
+
+
+def _in_one_folder(names: dict[str, Path], folder: Path) -> Masks:
+    """Tells masks and images apart by what the names of masks have more at their end."""
+    ends = Counter(rest for _, rest in rests(names, names).values())
+    if not ends:
+        raise UserError(
+            f"--masks {folder}: is the folder of the images, and no name is that of another with an end such as _mask; "
+            "move the masks into a folder of their own"
+        )
+    suffix = ends.most_common(1)[0][0]
+    masks = {name: path for name, path in names.items() if folded(name).endswith(folded(suffix))}
+    images = {name: path for name, path in names.items() if name not in masks}
+    found, left = match(images, masks, suffix)
+    return Masks(images, folder, found, suffix, left=tuple(path for one in left for path in one.files))
+
+
+def _layers_by_folder(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> Masks | None:
+    """Finds masks `<class>/<name of the image>`; None if they are not stored in this way."""
+    layers: dict[str, dict[str, Path]] = defaultdict(dict)
+    left = []
+    for name, path in masks.items():
+        of_class, _, rest = name.partition("/")
+        if name not in images and rest in images:
+            layers[rest][of_class] = path
+        else:
+            left.append(path)
+    if 2 * len(left) > len(masks) or len({of_class for files in layers.values() for of_class in files}) < 2:
+        return None
+    return Masks(images, folder, layers=dict(sorted(layers.items())), left=tuple(left))
+
+
+def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> Masks:
+    found, left = match(images, masks, None)
+    suffix, ends = None, rests(images, masks)
+    if len(found) < len(masks) / 2 and ends:
+        if _several_for_one(ends):
+            return _layers_by_end(images, masks, ends, folder)
+        suffix = Counter(rest for _, rest in ends.values()).most_common(1)[0][0]
+        found, left = match(images, masks, suffix)
+    if not found:
+        raise UserError(
+            f"--masks {folder}: no mask has the name of an image ({next(iter(masks.values()))} beside "
+            f"{next(iter(images.values()))}); a mask has the name of its image, maybe with an end such as _mask"
+        )
+    return Masks(images, folder, found, suffix, left=tuple(path for one in left for path in one.files))
+
+
+def _several_for_one(ends: Mapping[str, tuple[str, str]]) -> bool:
+    """Returns whether images have several masks, and their ends are few: the names of classes, not numbers."""
+    per_image = Counter(image for image, _ in ends.values())
+    names = {rest for _, rest in ends.values()}
+    return max(per_image.values()) > 1 and len(names) <= max(2, len(ends) // 2)
+
+
+def _layers_by_end(
+    images: dict[str, Path], masks: dict[str, Path], ends: Mapping[str, tuple[str, str]], folder: Path
+) -> Masks:
+    layers: dict[str, dict[str, Path]] = defaultdict(dict)
+    for mask, (image, rest) in ends.items():
+        layers[image][rest.strip(" _-.")] = masks[mask]
+    left = tuple(path for mask, path in masks.items() if mask not in ends)
+    return Masks(images, folder, layers=dict(sorted(layers.items())), left=left)

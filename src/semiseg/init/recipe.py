@@ -1,0 +1,41 @@
+"""Writes a recipe as YAML, each setting with its reason as a comment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from semiseg.init.settings import Setting
+from semiseg.recipe.file import SECTIONS
+
+MADE = "# Made by semiseg init."
+_WIDTH = 120
+
+
+def text(head: Sequence[str], settings: Sequence[Setting]) -> str:
+    """Writes the recipe.
+
+    Args:
+        head: lines of the comment at the top.
+        settings: the settings, in the order in which they are written within their sections.
+    """
+    lines = [MADE, *(f"# {line}".rstrip() for line in head)]
+    for section in SECTIONS:
+        own = [setting for setting in settings if setting.section == section]
+        if own:
+            lines.append(f"{section}:")
+        for setting in own:
+            lines += _line(setting)
+    return "\n".join(lines) + "\n"
+
+
+def _line(setting: Setting) -> list[str]:
+    line = f"  {setting.key}: {_value(setting.value)}"
+    if not setting.why:
+        return [line]
+    with_reason = f"{line}  # {setting.why}"
+    return [with_reason] if len(with_reason) <= _WIDTH else [f"  # {setting.why}", line]
+
+
+def _value(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

@@ -1,0 +1,212 @@
+"""Proposes what the values or colors of masks mean, for masks that nobody has described yet."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from semiseg.data.masks import Color, Content, hex_color, shares
+from semiseg.errors import UserError
+from semiseg.types import IGNORE, voc_color
+
+_MOST_CLASSES = 254
+_RARE, _MANY = 0.25, 32  # of many values, the share of all but the most frequent ones that soft edges make
+_BACKGROUND = 0.4  # a value 0 with this share of the pixels is taken for the background
+_BLENDED = 0.05  # share of pixels between their neighbors at edges; drawn masks have fewer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A meaning of the masks.
+
+    Attributes:
+        names: the classes.
+        colors: their colors.
+        why: one sentence: what the masks hold, and what it is taken for.
+        values: stored value -> class index or IGNORE, for `data.values`; None if values are class indices.
+        background: the class that means "nothing of interest"; None if there is none.
+        ignored: colors of pixels that do not count.
+        doubt: another meaning that the masks may have, in words; None if there is none.
+        other: the reading of that meaning.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    why: str
+    values: dict[int, int] | None = None
+    background: int | None = None
+    ignored: tuple[Color, ...] = ()
+    doubt: str | None = None
+    other: "Reading | None" = field(default=None, repr=False)
+
+
+def propose(masks: Mapping[Path, Content], names: Sequence[str] | None = None) -> Reading:
+    """Proposes the classes of masks.
+
+    Args:
+        masks: what each mask file stores.
+        names: the names of the classes in the order of their values, if they are known.
+
+    Raises:
+        UserError: the masks hold one value only, both values and colors, more values than classes are possible, or
+            another number of them than there are names.
+    """
+    pixels: Counter[int | Color] = Counter()
+    palette: dict[int, Color] = {}
+    for content in masks.values():
+        gray = content.colored and all(len({*key}) == 1 for key in content.counts if isinstance(key, tuple))
+        for key, number in content.counts.items():
+            pixels[key[0] if gray and isinstance(key, tuple) else key] += number
+        palette |= {value: color for value, color in content.palette.items() if isinstance(value, int)}
+    colors = [key for key in pixels if isinstance(key, tuple)]
+    if colors and len(colors) < len(pixels):
+        first = {content.colored: path for path, content in masks.items()}
+        raise UserError(
+            f"--masks: some masks store colors, e.g. {first[True]}, and others values, e.g. {first[False]}; export all "
+            "in one way"
+        )
+    _refuse_soft_edges(masks, pixels)
+    if names is not None and len(set(names)) < max(2, len(names)):
+        raise UserError("--classes: write two or more names, each once, with commas between")
+    if colors:
+        return _by_color({key: pixels[key] for key in colors}, names)
+    values = {key: number for key, number in pixels.items() if isinstance(key, int)}
+    return _by_value(dict(sorted(values.items())), palette, names)
+
+
+def _refuse_soft_edges(masks: Mapping[Path, Content], pixels: Mapping[int | Color, int]) -> None:
+    total = sum(pixels.values())
+    rare = total - sum(sorted(pixels.values())[-_MANY:])
+    blended = [path for path, content in masks.items() if content.blended > _BLENDED]
+    if len(pixels) > _MOST_CLASSES + 1 or (len(pixels) > _MANY and (blended or rare < _RARE * total)):
+        example = blended[0] if blended else next(iter(masks))
+        raise UserError(
+            f"{example}: the masks hold {len(pixels)} different values or colors, as soft edges, JPEG or object "
+            "numbers make them; export them as index masks without antialiasing, resize them with nearest neighbor"
+        )
+    if len(pixels) < 2:
+        raise UserError(
+            f"{next(iter(masks))}: all masks hold one value only ({shares(pixels, total)}): there is nothing to tell "
+            "apart; are these the right files?"
+        )
+
+
+def _by_color(pixels: dict[Color, int], names: Sequence[str] | None) -> Reading:
+    """Each color is a class; black comes first, then the most frequent ones."""
+    order = sorted(pixels, key=lambda color: (color != (0, 0, 0), -pixels[color], color))
+    what = f"color masks with {len(order)} colors: {shares({key: pixels[key] for key in order}, sum(pixels.values()))}"
+    ignored: tuple[Color, ...] = ()
+    if names is not None and len(names) == len(order) - 1 and order[0] == (0, 0, 0):
+        ignored, order = ((0, 0, 0),), order[1:]
+        what += "; black, which has no name, is ignored"
+    if names is not None and len(names) != len(order):
+        raise UserError(
+            f"--classes: names {len(names)} classes, but the masks hold {len(order)} colors "
+            f"({', '.join(map(hex_color, order))}); name each, or give a file with lines such as 'road #804080'"
+        )
+    background = 0 if order[0] == (0, 0, 0) and not ignored else None
+    found = tuple(names) if names else tuple(
+        "background" if index == background else f"color_{hex_color(color)[1:]}" for index, color in enumerate(order)
+    )  # fmt: skip
+    if len(found) < 2:
+        raise UserError(f"--masks: {what}; two classes are needed")
+    doubt = None
+    if names is not None:
+        pairs = ", ".join(f"{hex_color(color)} is {name}" for color, name in zip(order, found, strict=True))
+        doubt = f"the order of the names says nothing about colors; is this right: {pairs}?"
+    return Reading(found, tuple(order), f"{what}; each color is a class", None, background, ignored, doubt)
+
+
+def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Sequence[str] | None) -> Reading:
+    total, found = sum(values.values()), list(values)
+    kind = "palette" if palette and any(len({*color}) > 1 for color in palette.values()) else "gray"
+    what = f"{kind} masks with the values {shares(values, total)}"
+    others = [value for value in found if value != IGNORE]
+    count = None if names is None else len(names)
+    in_order = others == list(range(len(others)))
+    if len(found) == 2 and count in (None, 2):  # one class and the rest, e.g. 0 and 255
+        return _two(found, values, palette, names, what)
+    if count is not None and all(0 <= value < count for value in others) and len(found) != count:
+        return _reading(range(count), palette, names, f"{what}: class indices{_void(found)}", values, total)
+    if in_order and count in (None, len(others)):
+        return _reading(others, palette, names, f"{what}: class indices{_void(found)}", values, total)
+    if others == list(range(1, len(others) + 1)) and count in (None, len(others)):
+        why = f"{what}: class numbers from 1 on{_void(found)}"
+        return _reading(others, palette, names, why, values, total)
+    if count not in (None, len(found), len(others)):
+        raise UserError(
+            f"--classes: names {count} classes, but the {what.replace('masks with', 'masks have')}; name each value in "
+            f"its order, and {IGNORE} only if it is a class"
+        )
+    as_class = _reading(found, palette, names, f"{what}: each value is a class", values, total)
+    as_void = _reading(others, palette, names, f"{what}: each value is a class{_void(found)}", values, total)
+    if IGNORE not in found or count == len(found):
+        return as_class
+    if count == len(others):
+        return as_void
+    gaps = {after - before for before, after in itertools.pairwise(found)}
+    stretched = max(gaps) - min(gaps) <= 2  # e.g. 0, 128, 255
+    first, second = (as_class, as_void) if stretched else (as_void, as_class)
+    meaning = "a class" if stretched else "not labeled (ignored)"
+    return _with(first, doubt=f"the masks hold {', '.join(map(str, found))}; is 255 {meaning}?", other=second)
+
+
+def _two(
+    found: Sequence[int],
+    counts: Mapping[int, int],
+    palette: Mapping[int, Color],
+    names: Sequence[str] | None,
+    what: str,
+) -> Reading:
+    """Two values: the smaller one is the background. 0 and 255 may also be one class and what is not labeled."""
+    given = tuple(names) if names else ("background", "object")
+    colors = tuple(palette.get(value, voc_color(index)) for index, value in enumerate(found))
+    if len({*colors}) < 2 or kind_is_gray(palette):
+        colors = (voc_color(0), voc_color(1))
+    values = {value: index for index, value in enumerate(found) if value != index} or None
+    why = f"{what}: {found[0]} is {given[0]}, {found[1]} is {given[1]}"
+    return Reading(given, colors, why, values, 0)
+
+
+def kind_is_gray(palette: Mapping[int, Color]) -> bool:
+    """Returns whether a palette has shades of gray only."""
+    return all(len({*color}) == 1 for color in palette.values())
+
+
+def _reading(
+    order: Sequence[int] | range,
+    palette: Mapping[int, Color],
+    names: Sequence[str] | None,
+    why: str,
+    counts: Mapping[int, int],
+    total: int,
+) -> Reading:
+    """Makes the reading in which `order` lists the value of class 0, class 1 ..., and other values are ignored."""
+    values = {value: index for index, value in enumerate(order) if value != index}
+    if values:
+        values |= {value: IGNORE for value in counts if value not in order and value != IGNORE}
+        if IGNORE in counts and IGNORE not in values:
+            values[IGNORE] = IGNORE
+    if names is None:
+        first_is_rest = next(iter(order)) == 0 and counts.get(0, 0) >= _BACKGROUND * total
+        given = tuple(
+            "background" if first_is_rest and not index else f"class_{value}" for index, value in enumerate(order)
+        )
+    else:
+        given = tuple(names)
+    background = given.index("background") if "background" in given else None
+    stated = [palette.get(value) for value in order]
+    usable = len({*stated} - {None}) == len(stated) and not kind_is_gray(palette)
+    colors = tuple(color if usable and color else voc_color(index) for index, color in enumerate(stated))
+    return Reading(given, colors, why, values or None, background)
+
+
+def _void(found: Sequence[int]) -> str:
+    return f"; {IGNORE} is not labeled (ignored)" if IGNORE in found else ""
+
+
+def _with(reading: Reading, doubt: str, other: Reading) -> Reading:
+    return Reading(
+        reading.names, reading.colors, reading.why, reading.values, reading.background, reading.ignored, doubt, other
+    )

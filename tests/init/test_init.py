@@ -1,0 +1,177 @@
+"""`semiseg init`: from photographs to a recipe that trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.engine.rehearse import Rehearsal
+from semiseg.errors import UserError
+from semiseg.init import Request, init, run
+from semiseg.recipe.load import load_recipe
+
+
+@pytest.fixture
+def tried(monkeypatch) -> list[str]:
+    """No real steps: the precisions that were tried, each as fast as its name is long."""
+    asked: list[str] = []
+
+    def rehearsed(chosen, work, device, batch, precision):
+        asked.append(f"{precision} {batch}")
+        return Rehearsal(100.0, 200.0, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
+
+    monkeypatch.setattr(run, "_rehearsed", rehearsed)
+    return asked
+
+
+@pytest.fixture
+def data(tmp_path: Path, photo, write, square) -> Path:
+    """Twelve photographs, eight of them with masks of 0 and 255."""
+    for number in range(12):
+        photo(f"photos/{number:02}.png", number)
+        if number < 8:
+            write(f"masks/{number:02}_mask.png", square(5 + number, inside=255))
+    return tmp_path
+
+
+def test_the_folder_has_a_recipe_that_loads(data, tried):
+    out = data / "out"
+    path = init(Request(out, data / "photos", classes="ground,square"))
+    assert path == out / "recipe.yaml"
+    assert sorted(each.relative_to(out).as_posix() for each in out.rglob("*")) == [
+        "classes.txt", "recipe.yaml", "splits", "splits/val.txt",
+    ]  # fmt: skip
+    recipe = load_recipe(out)  # the folder in place of the file
+    assert recipe.data.values == {255: 1}
+    assert recipe.data.mask_suffix == "_mask"
+    assert recipe.data.background == "ground"
+    assert len((out / "splits/val.txt").read_text().split()) == 2
+    assert recipe.engine.steps == 2400  # 6 labels, 400 steps each
+    assert (out / "classes.txt").read_text() == "ground #000000\nsquare #800000\n"
+
+
+def test_nothing_is_asked_if_nothing_is_in_doubt(data, tried):
+    asked: list[str] = []
+
+    def ask(question: str, default: bool) -> bool:
+        asked.append(question)
+        return default
+
+    init(Request(data / "out", data / "photos", data / "masks"), ask)
+    assert asked == []
+    init(Request(data / "other", data / "photos"), ask)
+    assert asked == [f"take {data / 'masks'} as the folder of the masks?"]
+
+
+def test_an_answer_changes_the_meaning(data, tried, write, square):
+    write("masks/00_mask.png", square(5, inside=128) + square(4, at=20, inside=255))
+    init(Request(data / "yes", data / "photos", data / "masks"))
+    assert load_recipe(data / "yes").data.values == {128: 1, 255: 2}
+    init(Request(data / "no", data / "photos", data / "masks"), lambda question, default: False)
+    assert load_recipe(data / "no").data.values == {128: 1, 255: 255}
+
+
+def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square):
+    for number in range(6):
+        write(f"layers/dog/{number:02}.png", square(6, inside=255))
+        write(f"layers/cat/{number:02}.png", square(6, at=15, inside=255))
+    init(Request(data / "out", data / "photos", data / "layers"))
+    assert len(list((data / "out/masks").iterdir())) == 6
+    assert (data / "out/classes.txt").read_text().split()[::2] == ["background", "cat", "dog"]
+    assert load_recipe(data / "out").data.masks == Path("masks")
+
+
+@pytest.mark.parametrize("form", ["folder", "list"])
+def test_given_validation_images(data, tried, photo, write, square, form, capsys):
+    for number in (20, 21):
+        photo(f"photos/test/{number}.png", number if number > 20 else 0)  # 20 shows the same as 00
+        write(f"masks/test/{number}_mask.png", square(9, inside=255))
+    place = data / "photos/test"
+    if form == "list":
+        place = data / "val.txt"
+        place.write_text("test/20.png\ntest/21\n")
+    from rich.console import Console
+
+    init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
+    assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
+    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+
+
+def test_the_faster_precision_is_taken(data, monkeypatch):
+    def rehearsed(chosen, work, device, batch, precision):
+        seconds = 0.5 if precision == "fp32" else 0.9
+        return Rehearsal(100.0, 200.0, step_s=seconds, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
+
+    class Bf16:
+        def __init__(self, device, precision):
+            self.precision, self.device = "bf16", type("Device", (), {"type": "cpu"})
+
+    monkeypatch.setattr(run, "_rehearsed", rehearsed)
+    monkeypatch.setattr(run, "Runtime", Bf16)
+    init(Request(data / "out", data / "photos"))
+    text = (data / "out/recipe.yaml").read_text()
+    assert "precision: fp32  # a step took 0.90 s in bf16 here" in text
+
+
+def test_a_smaller_batch_is_tried_if_memory_is_short(data, monkeypatch):
+    def rehearsed(chosen, work, device, batch, precision):
+        needed = 1e9 if batch > 2 else 1.0
+        return Rehearsal(needed, needed, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
+
+    monkeypatch.setattr(run, "_rehearsed", rehearsed)
+    init(Request(data / "out", data / "photos"))
+    assert load_recipe(data / "out").engine.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": "nowhere"}, "--images .*nowhere: there is no such folder"),
+        ({"images": "photos/00.png"}, "--images .*: is a file; name its folder"),
+        ({"masks": "nowhere"}, "--masks .*nowhere: there is no such folder"),
+        ({"masks": "masks", "coco": "a.json"}, "--masks and --coco: exclude each other"),
+        ({"coco": "a.json"}, r"--coco .*a\.json: there is no such file"),
+        ({"val": "nowhere"}, "--val .*nowhere: there is no such folder or list"),
+        ({"val": "empty"}, "--val .*empty: holds no image with a mask"),
+        ({"out": "photos/new"}, "is inside the folder of the photographs"),
+        ({"out": "masks/new", "masks": "masks"}, "is inside the folder of the photographs or masks"),
+        ({"out": "full"}, "exists already and is not empty"),
+        ({"out": "full/file"}, "is a file; name a folder"),
+    ],
+)
+def test_wrong_turns_are_one_line_and_write_nothing(data, tried, contents, change, message):
+    (data / "empty").mkdir()
+    (data / "full").mkdir()
+    (data / "full/file").write_text("mine")
+    before = contents(data)
+    paths = {key: data / value for key, value in ({"out": "out", "images": "photos"} | change).items()}
+    with pytest.raises(UserError, match=message) as caught:
+        init(Request(**paths))
+    assert "\n" not in str(caught.value)
+    assert contents(data) == before
+
+
+def test_data_that_cannot_be_trained_writes_nothing(data, tried, contents, write):
+    write("masks/00_mask.png", np.zeros((9, 9), np.uint8))  # another size than its photograph
+    before = contents(data)
+    with pytest.raises(UserError, match="they must be of one size"):
+        init(Request(data / "out", data / "photos"))
+    assert contents(data) == before
+
+
+def test_an_earlier_result_is_replaced_only_if_asked_for(data, tried):
+    out = data / "out"
+    init(Request(out, data / "photos"))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="from an earlier init; train it with semiseg train"):
+        init(Request(out, data / "photos"))
+    init(Request(out, data / "photos", classes="a,b", overwrite=True))
+    assert (out / "classes.txt").read_text().startswith("a ")
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_single_labeled_image_is_too_few(data, tried):
+    for number in range(1, 8):
+        (data / f"masks/{number:02}_mask.png").unlink()
+    with pytest.raises(UserError, match="label more images"):
+        init(Request(data / "out", data / "photos"))

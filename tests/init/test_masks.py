@@ -1,0 +1,127 @@
+"""Which mask belongs to which image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.errors import UserError
+from semiseg.init.layers import merge
+from semiseg.init.masks import find, guess_folder
+
+IMAGE = np.zeros((4, 6, 3), np.uint8)
+MASK = np.zeros((4, 6), np.uint8)
+
+
+def names(found: dict[str, Path], root: Path) -> dict[str, str]:
+    return {name: path.relative_to(root).as_posix() for name, path in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("masks", "suffix", "expected"),
+    [
+        (["a", "b"], None, {"a": "a", "b": "b"}),
+        (["a_mask", "b_mask"], "_mask", {"a": "a_mask", "b": "b_mask"}),
+        (["a.jpg", "b.jpg"], ".jpg", {"a": "a.jpg", "b": "b.jpg"}),  # a double extension, a.jpg.png
+        (["A_label", "b_label"], "_label", {"a": "A_label", "b": "b_label"}),
+        (["a", "z"], None, {"a": "a"}),
+    ],
+)
+def test_a_mask_has_the_name_of_its_image_and_maybe_an_end(tmp_path, write, masks, suffix, expected):
+    for name in ("a", "b", "c"):
+        write(f"photos/{name}.jpg", IMAGE)
+    for name in masks:
+        write(f"masks/{name}.png", MASK)
+    found = find(tmp_path / "photos", tmp_path / "masks")
+    assert found.suffix == suffix
+    assert names(found.files, tmp_path / "masks") == {name: f"{mask}.png" for name, mask in expected.items()}
+    assert sorted(found.images) == ["a", "b", "c"]
+    assert not found.layers
+    assert [path.stem for path in found.left] == (["z"] if "z" in masks else [])
+
+
+def test_masks_among_the_images_are_told_apart_by_their_end(tmp_path, write):
+    for name in ("a", "b", "c"):
+        write(f"photos/{name}.jpg", IMAGE)
+    for name in ("a", "b"):
+        write(f"photos/{name}_seg.png", MASK)
+    found = find(tmp_path / "photos", tmp_path / "photos")
+    assert sorted(found.images) == ["a", "b", "c"]
+    assert names(found.files, tmp_path / "photos") == {"a": "a_seg.png", "b": "b_seg.png"}
+    assert found.suffix == "_seg"
+
+
+@pytest.mark.parametrize("form", ["{of}/{name}.png", "{name}_{of}.png"])
+def test_one_file_for_each_class(tmp_path, write, form):
+    for name in ("a", "b", "c"):
+        write(f"photos/{name}.jpg", IMAGE)
+    for name, of in (("a", "dog"), ("a", "cat"), ("b", "dog"), ("c", "cat")):
+        write("masks/" + form.format(name=name, of=of), MASK)
+    found = find(tmp_path / "photos", tmp_path / "masks")
+    assert {name: sorted(files) for name, files in found.layers.items()} == {
+        "a": ["cat", "dog"], "b": ["dog"], "c": ["cat"],
+    }  # fmt: skip
+    assert not found.files
+
+
+def test_folders_of_parts_are_no_classes(tmp_path, write):
+    for name in ("train/a", "val/b"):
+        write(f"photos/{name}.jpg", IMAGE)
+        write(f"masks/{name}.png", MASK)
+    assert sorted(find(tmp_path / "photos", tmp_path / "masks").files) == ["train/a", "val/b"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        ("nowhere", "masks", "--images .*nowhere: there is no such folder"),
+        ("photos", "nowhere", "--masks .*nowhere: there is no such folder"),
+        ("empty", "masks", "--images .*empty: holds no photograph"),
+        ("photos", "empty", "--masks .*empty: holds no image file"),
+        ("photos", "others", "no mask has the name of an image"),
+        ("photos", "photos", "is the folder of the images"),
+    ],
+)
+def test_what_is_no_folder_of_masks(tmp_path, write, images, masks, message):
+    write("photos/a.jpg", IMAGE)
+    write("masks/a.png", MASK)
+    write("others/q.png", MASK)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        find(tmp_path / images, tmp_path / masks)
+
+
+def test_the_folder_beside_or_below_is_guessed_if_it_is_the_only_one(tmp_path, write):
+    write("photos/a.jpg", IMAGE)
+    assert guess_folder(tmp_path / "photos") is None
+    write("Labels/a.png", MASK)
+    assert guess_folder(tmp_path / "photos") == tmp_path / "Labels"
+    write("photos/masks/a.png", MASK)
+    assert guess_folder(tmp_path / "photos") is None
+
+
+def test_joined_masks_by_hand(tmp_path, write):
+    from PIL import Image
+
+    big, small = MASK.copy(), MASK.copy()
+    big[:, :4] = 255
+    small[0, 3:5] = 255
+    files = {"wide": write("m/1.png", big), "dot": write("m/2.png", small)}
+    assert merge({"x/a": files}, tmp_path / "out") == (["dot", "wide"], 1)
+    with Image.open(tmp_path / "out/x/a.png") as image:
+        assert image.mode == "P"
+        index = np.asarray(image)
+    expected = np.zeros((4, 6), int)
+    expected[:, :4] = 2
+    expected[0, 3:5] = 1  # dot has fewer pixels, so it is above
+    assert index.tolist() == expected.tolist()
+
+
+def test_masks_that_cannot_be_joined(tmp_path, write):
+    soft = MASK.copy()
+    soft[0, :3] = (10, 100, 255)
+    with pytest.raises(UserError, match=r"soft\.png: holds 4 values; a mask of one class has two"):
+        merge({"a": {"dog": write("soft.png", soft)}}, tmp_path / "out")
+    files = {"dog": write("1.png", MASK), "cat": write("2.png", np.zeros((5, 6), np.uint8))}
+    with pytest.raises(UserError, match="has another size"):
+        merge({"a": files}, tmp_path / "out")

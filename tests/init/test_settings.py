@@ -1,0 +1,78 @@
+"""Settings that suit data and machine."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from semiseg.init import recipe
+from semiseg.init.settings import Facts, Setting, choose, kind_of, steps
+
+FACTS = Facts(
+    sizes=[(360, 480)] * 3, labeled=20, unlabeled=100, classes=("background", "disc"), background=0,
+    images_of_class={0: 20, 1: 10}, areas={0: [0.9], 1: [0.1]}, gray=False, on_gpu=False, cores=2,
+)  # fmt: skip
+
+
+def chosen(**changes) -> dict[str, object]:
+    return {f"{one.section}.{one.key}": one.value for one in choose(replace(FACTS, **changes))}
+
+
+def test_a_gpu_gets_larger_images_and_a_larger_network():
+    cpu, gpu = chosen(), chosen(on_gpu=True, cores=16)
+    assert (cpu["data.long_side"], cpu["data.crop"]) == (240, 160)
+    assert (gpu["data.long_side"], gpu["data.crop"]) == (480, 320)
+    assert (cpu["model.encoder"], gpu["model.encoder"]) == ("tu-tf_efficientnet_lite0", "tu-tf_efficientnet_lite2")
+    assert "model.options" not in gpu
+    assert (cpu["data.workers"], gpu["data.workers"]) == (0, 8)
+
+
+def test_small_objects_get_larger_images():
+    assert chosen(areas={0: [0.9], 1: [0.0005]})["data.long_side"] == 358  # 8 px / sqrt(0.0005)
+    assert chosen(areas={0: [0.9], 1: [1e-7]})["data.long_side"] == 480  # never above the photographs
+    assert chosen(sizes=[(100, 120)])["data.long_side"] == 120
+
+
+@pytest.mark.parametrize("size", [(40, 1000), (1000, 40), (33, 34), (8, 8), (5000, 5000)])
+def test_a_crop_fits_into_the_image_at_its_largest_scale(size):
+    found = chosen(sizes=[size])
+    assert found["data.crop"] == 32 or found["data.crop"] <= 2 * min(size) * found["data.long_side"] / max(size)
+
+
+def test_rare_classes_are_shown_more_often():
+    assert "data.labeled_order" not in chosen()
+    assert chosen(images_of_class={0: 20, 1: 2})["data.labeled_order"] == "class_balanced"
+    assert "data.labeled_order" not in chosen(images_of_class={0: 4, 1: 2}, labeled=4)  # everything is rare
+
+
+def test_the_pool_follows_the_kind_of_data():
+    many = tuple(f"c{number}" for number in range(9))
+    assert kind_of(FACTS) == "few classes"
+    assert kind_of(replace(FACTS, classes=many)) == "objects"
+    assert kind_of(replace(FACTS, classes=many, background=None)) == "street"
+    assert chosen()["method.labeled"] == "jitter"
+    assert chosen(gray=True)["method.labeled"] is None
+    assert chosen(classes=many, background=None)["method.labeled"] is None
+
+
+def test_without_unlabeled_images_training_is_supervised():
+    assert chosen(unlabeled=0)["method.name"] == "supervised"
+
+
+def test_steps_fit_the_time_and_the_labels():
+    assert steps(1.0, step_s=1.0, evaluation_s=30.0, labeled=20, evaluations=8) == 3000
+    assert steps(100.0, step_s=0.1, evaluation_s=1.0, labeled=20, evaluations=8) == 8000  # 400 a label
+    assert steps(0.1, step_s=10.0, evaluation_s=1.0, labeled=20, evaluations=8) == 496  # fewer teach nothing
+
+
+def test_every_choice_has_its_reason_in_the_recipe():
+    settings = [*choose(FACTS), Setting("engine", "steps", 8, "x" * 130)]
+    text = recipe.text(["A head."], settings)
+    assert text.startswith("# Made by semiseg init.\n# A head.\n")
+    assert max(map(len, text.splitlines())) <= 134
+    values = yaml.safe_load(text)
+    assert values == {
+        section: {one.key: one.value for one in settings if one.section == section}
+        for section in {one.section for one in settings}
+    }
+    assert all(one.why in text for one in settings)

@@ -1,0 +1,99 @@
+"""What masks mean that nobody has described."""
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.data.masks import Content
+from semiseg.errors import UserError
+from semiseg.init.values import propose
+from semiseg.types import IGNORE, voc_color
+
+
+def masks(counts, palette=None, blended=0.0) -> dict[Path, Content]:
+    return {Path("m/a.png"): Content((4, 4), "8-bit gray PNG", counts, palette or {}, blended=blended)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "names", "classes", "values", "background"),
+    [
+        ({0: 9, 1: 1, 2: 1}, None, ("background", "class_1", "class_2"), None, 0),
+        ({0: 2, 1: 5, 2: 5}, None, ("class_0", "class_1", "class_2"), None, None),  # 0 is rare: a class
+        ({0: 9, 1: 1, 2: 1, 255: 3}, ["sky", "sea", "sun"], ("sky", "sea", "sun"), None, None),
+        ({0: 9, 2: 1}, ["sky", "sea", "sun"], ("sky", "sea", "sun"), None, None),  # a class that does not occur
+        ({0: 9, 255: 1}, None, ("background", "object"), {255: 1}, 0),
+        ({0: 9, 1: 1}, ["rest", "disc"], ("rest", "disc"), None, 0),
+        ({1: 9, 2: 1}, None, ("background", "object"), {1: 0, 2: 1}, 0),
+        ({1: 5, 2: 1, 3: 1}, None, ("class_1", "class_2", "class_3"), {1: 0, 2: 1, 3: 2}, None),
+        ({1: 5, 2: 1, 3: 1, 255: 1}, None, ("class_1", "class_2", "class_3"), {1: 0, 2: 1, 3: 2, 255: IGNORE}, None),
+        ({0: 9, 128: 1, 255: 1}, None, ("background", "class_128", "class_255"), {128: 1, 255: 2}, 0),
+        ({0: 9, 128: 1, 255: 1}, ["a", "b", "c"], ("a", "b", "c"), {128: 1, 255: 2}, None),
+        ({0: 9, 7: 1, 11: 1, 255: 1}, None, ("background", "class_7", "class_11"), {7: 1, 11: 2, 255: IGNORE}, 0),
+        ({0: 9, 7: 1, 11: 1}, ["a", "b", "c"], ("a", "b", "c"), {7: 1, 11: 2}, None),
+    ],
+)  # fmt: skip
+def test_values(counts, names, classes, values, background):
+    found = propose(masks(counts), names)
+    assert (found.names, found.values, found.background) == (classes, values, background)
+    assert len(found.colors) == len({*found.colors}) == len(classes)
+
+
+def test_255_between_a_class_and_nothing_is_a_question():
+    stretched = propose(masks({0: 9, 128: 1, 255: 1}))
+    assert stretched.doubt is not None
+    assert "is 255 a class?" in stretched.doubt
+    assert stretched.other is not None
+    assert stretched.other.values == {128: 1, 255: IGNORE}
+    others = propose(masks({0: 9, 7: 1, 11: 1, 255: 1}))
+    assert others.doubt is not None
+    assert "is 255 not labeled (ignored)?" in others.doubt
+    assert others.other is not None
+    assert others.other.values == {7: 1, 11: 2, 255: 3}
+
+
+def test_a_palette_gives_the_classes_their_colors():
+    palette = {0: (0, 0, 0), 1: (200, 10, 10), 2: (0, 90, 0)}
+    assert propose(masks({0: 9, 1: 1, 2: 1}, palette)).colors == tuple(palette.values())
+    gray = {value: (value, value, value) for value in range(3)}
+    assert propose(masks({0: 9, 1: 1, 2: 1}, gray)).colors == tuple(map(voc_color, range(3)))
+
+
+def test_colors_become_classes_black_first():
+    red, blue, black = (255, 0, 0), (0, 0, 255), (0, 0, 0)
+    found = propose(masks({red: 3, black: 1, blue: 9}))
+    assert found.names == ("background", "color_0000ff", "color_ff0000")
+    assert found.colors == (black, blue, red)
+    assert found.background == 0
+    named = propose(masks({red: 3, black: 1, blue: 9}), ["sea", "sun"])
+    assert (named.names, named.colors, named.ignored) == (("sea", "sun"), (blue, red), (black,))
+    assert named.doubt is not None
+    assert "#0000ff is sea, #ff0000 is sun" in named.doubt
+
+
+def test_gray_levels_in_color_files_are_values():
+    assert propose(masks({(0, 0, 0): 9, (255, 255, 255): 1})).values == {255: 1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "names", "message"),
+    [
+        ({0: 9}, None, "one value only"),
+        (dict.fromkeys(range(200), 1), None, "200 different values"),
+        ({0: 9, 1: 1, 2: 1}, ["a", "b"], "names 2 classes"),
+        ({0: 9, 1: 1, 2: 1}, ["a", "a"], "each once"),
+        ({(1, 2, 3): 9, (4, 5, 6): 1}, ["a", "b", "c"], "names 3 classes, but the masks hold 2 colors"),
+    ],
+)
+def test_what_cannot_be_understood(counts, names, message):
+    blended = 0.3 if len(counts) > 100 else 0.0
+    with pytest.raises(UserError, match=message):
+        propose(masks(counts, blended=blended), names)
+
+
+def test_colors_beside_values_are_refused():
+    both = {
+        Path("a.png"): Content((4, 4), "color PNG", {(1, 2, 3): 16}, {}),
+        Path("b.png"): Content((4, 4), "8-bit gray PNG", {0: 16}, {}),
+    }
+    with pytest.raises(UserError, match=r"a\.png, and others values, e\.g\. b\.png"):
+        propose(both)
