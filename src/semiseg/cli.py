@@ -122,6 +122,7 @@ def train(
 
     recipe_file.read(recipe)  # reports mistakes in the file before torch is loaded
     from semiseg import api
+    from semiseg.engine import advice
     from semiseg.report import table
 
     console = Console()
@@ -143,7 +144,12 @@ def train(
         console.print(table.compare({run.path.name: run}, table.class_names(run)))
     else:
         console.print(table.worth(run, supervised, table.class_names(run)))
+    last, names = run.last(), table.class_names(run)
+    if last is not None and (gone := advice.lost(last["iou"], names)):
+        _say(f"note: {gone}", "yellow")
     _say(f"run directory: {run.path}" + (f"; the baseline's: {supervised.path}" if supervised else ""))
+    shown = shlex.quote(str(run.path))
+    _say(f"next: semiseg predict {shown} IMAGES --out predictions")
 
 
 @app.command()

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -93,6 +94,14 @@ def test_a_step_equals_eq_4(make, teacher, cutmix_probability):
     assert losses.scalars["confident"].item() == pytest.approx(sum(confident).item() / 4, rel=1e-5)
     number = sum(bool(box.any()) for box in boxes)
     assert number == 4 * cutmix_probability if cutmix_probability != 0.5 else 0 < number < 4
+
+
+def test_the_unlabeled_weight_may_rise(make):
+    method = make(ramp=0.5)
+    for step, factor in ((0, math.exp(-5)), (25, math.exp(-5 / 4)), (50, 1.0), (99, 1.0)):
+        losses, _ = view_of(method, at=Progress(step, 100))
+        labeled, unlabeled = losses.scalars["labeled"], losses.scalars["unlabeled"]
+        assert losses.total.item() == pytest.approx((labeled + factor * unlabeled).item(), rel=1e-5)
 
 
 def test_each_image_has_its_own_partner_and_box_in_each_step(make):

@@ -26,6 +26,7 @@ T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
 _LOOKED_AT, _FEW = 4096, 16  # pixels of a photograph in which its colors are counted; colors of a mask
 _SHOWN = 12  # names in a note
+_HARDLY = 0.0001  # share of the labeled pixels
 _DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
 
 
@@ -248,6 +249,16 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
         found.append(
             f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
         )
+    total = sum(parts["labeled"].pixels.values())
+    hardly = {index: pixels for index, pixels in parts["labeled"].pixels.items() if pixels < _HARDLY * total}
+    if hardly:
+        listed = ", ".join(
+            f"{names[index]} ({pixels} px)" for index, pixels in sorted(hardly.items()) if index != IGNORE
+        )
+        if listed:
+            found.append(
+                f"Classes with hardly a labeled pixel: {listed}; label more of them, or expect them to be lost."
+            )
     plain = [folded(" ".join(name.split())) for name in names]
     if alike := [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]:
         found.append(f"Classes whose names differ in case or spaces only: {', '.join(map(repr, alike[:_SHOWN]))}.")

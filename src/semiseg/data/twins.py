@@ -73,7 +73,8 @@ def _alike(images: Float[Tensor, "n h w"], readable: Bool[Tensor, " n"], rows: s
     first, second = candidates.nonzero().T
     first = first + rows.start
     found: list[tuple[int, int]] = []
-    for part in torch.arange(len(first)).split(_ROWS):
+    for start in range(0, len(first), _ROWS):
+        part = torch.arange(start, min(start + _ROWS, len(first)))
         distance = (images[first[part]] - images[second[part]]).abs().mean((1, 2))
         alike = part[distance <= _LEVELS]
         found += zip(first[alike].tolist(), second[alike].tolist(), strict=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semiseg.data.dataset import Dataset
+from semiseg.engine.advice import advice
 from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.reporter import Reporter
 from semiseg.engine.runtime import Runtime
@@ -18,6 +19,8 @@ from semiseg.errors import UserError
 from semiseg.metrics import Scores
 from semiseg.runs import Run
 from semiseg.types import LoadedBatch, Losses
+
+_PSEUDO = "pseudo-labels of class "  # the names of scalars that become one list in a record
 
 
 class NotFiniteError(UserError):
@@ -92,15 +95,26 @@ class Log:
         yield
         self.waited += time.perf_counter() - entered
 
-    def step(self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool) -> None:
+    def step(
+        self, done: int, losses: Losses, loaded: LoadedBatch, stop: bool, pseudo_shares: Tensor | None = None
+    ) -> None:
         """Stores the results of a step, and whether this process was asked to stop.
+
+        Args:
+            done: number of completed steps.
+            losses: this process's share of the losses.
+            loaded: its share of the batch.
+            stop: whether it was asked to stop.
+            pseudo_shares: share of all unlabeled pixels with a pseudo-label of each class, alike on all processes.
 
         Raises:
             NotFiniteError: the loss of a step is not a finite number.
         """
-        self.names = ["loss", *losses.scalars, "stop"]
+        shares = [] if pseudo_shares is None else [*pseudo_shares[: len(self.dataset.classes)]]
+        of_all = [share / self.runtime.world_size for share in shares]  # the sum over processes is formed below
+        self.names = ["loss", *losses.scalars, *(f"{_PSEUDO}{index}" for index in range(len(shares))), "stop"]
         asked = torch.full_like(losses.total, float(stop))  # torch.tensor would wait until it has copied the value
-        scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), asked])
+        scalars = torch.stack([losses.total.detach(), *losses.scalars.values(), *of_all, asked])
         index = self.runtime.gather(torch.cat([loaded.labeled_index, loaded.index]))
         hardness = None if losses.hardness is None else self.runtime.gather(losses.hardness)
         num_labeled = len(loaded.labeled_index)
@@ -116,7 +130,8 @@ class Log:
         self.stop = self.stop or stop > 0
         if not math.isfinite(values[0]):
             raise NotFiniteError(self._bad_batch(step, values[0]))
-        return dict(zip(self.names, values, strict=False))
+        named = dict(zip(self.names, values, strict=False))
+        return {name: value for name, value in named.items() if not name.startswith(_PSEUDO)}
 
     def _bad_batch(self, step: _Step, loss: float) -> str:
         assert step.index is not None, "only finite steps are pending in a checkpoint"
@@ -148,7 +163,10 @@ class Log:
         seconds, images = now - self.clock, self.images_per_step * (done - self.clock_step)
         # the gradient norm of a step that overflows in fp16 is infinite, which JSON does not have
         known = {name: round(value, 6) if math.isfinite(value) else None for name, value in means.items()}
+        shares = [known.pop(name) for name in [*known] if name.startswith(_PSEUDO)]
         record: dict[str, Any] = {"kind": "train", "step": done, **known, "lr": lr}
+        if shares:
+            record["pseudo_shares"] = shares
         record["images_per_step"] = self.images_per_step
         record["images_per_second"] = round(images / seconds, 2)
         record["waited"] = round(self.waited / seconds, 4)
@@ -196,6 +214,16 @@ class Log:
         if self.runtime.is_main:
             self.run.event(event, done, **details)
         self.reporter.on_event({"event": event, "step": done, **details})
+
+    def advise(self, done: int, steps: int) -> None:
+        """Says what the records show to be wrong, each sign once in a run."""
+        if not self.runtime.is_main:
+            return
+        said = {event["sign"] for event in self.run.events() if event["event"] == "advice"}
+        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, self.dataset.classes.names)
+        for sign, text in found.items():
+            if sign not in said:
+                self.event("advice", done, sign=sign, text=text)
 
     def scores(self, done: int, results: dict[str, Scores], pseudo_labels: dict[str, Any] | None = None) -> None:
         """Writes one validation record: the scores of the first network, and of each one if there are several.

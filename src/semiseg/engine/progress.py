@@ -132,9 +132,11 @@ class ProgressBar:
             self.pace.printed(now)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Prints a note about skipped images or restarted loader processes."""
+        """Prints advice, and notes about skipped images or restarted loader processes."""
         if event["event"] == "skipped":
             self._note(f"{len(event['files'])} images cannot be read and were skipped, e.g. {event['files'][0]}")
+        elif event["event"] == "advice":
+            self._note(event["text"])
         elif event["event"] == "loader restarted":
             self._note(f"step {event['step']}: loader processes died and were started again ({event['reason']})")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from semiseg.augment.views import make_batch
+from semiseg.engine import pseudo_shares
 from semiseg.engine.compiled import compile_networks, compiling
 from semiseg.engine.optimizers import Optimizers
 from semiseg.engine.runtime import Runtime
@@ -40,6 +41,7 @@ class Stepper:
         self.recipe, self.method, self.runtime = recipe, method, runtime
         self.optimizers = Optimizers(recipe.optim, method)
         self.part_size = recipe.engine.part_size(runtime.world_size)
+        self.pseudo_shares: Tensor | None = None  # of the last step: of all pixels, those with a label of each class
         self.wrapped: Any = None  # set by `start`; until then weights may be loaded
 
     def start(self) -> None:
@@ -70,6 +72,8 @@ class Stepper:
         runtime.average_batch_statistics(self.method)
         with torch.no_grad():
             self.method.after_step(at, parts[0].observed)
+            threshold = getattr(self.recipe.method, "threshold", None)
+            self.pseudo_shares = pseudo_shares.shares(parts[0].observed, threshold)
         return _sum(shares, norm / runtime.world_size)
 
     def _batches(self, step: int, loaded: LoadedBatch) -> list[SemiBatch]:

@@ -77,7 +77,7 @@ class _Training:
                 loaded = self._next(batches)
                 self.between_steps = False
                 losses = self.stepper.take(step, loaded)
-                self.log.step(step + 1, losses, loaded, self.request.signum != 0)
+                self.log.step(step + 1, losses, loaded, self.request.signum != 0, self.stepper.pseudo_shares)
                 self.done, self.between_steps = step + 1, True
                 self._stop_if_asked()
                 self._finish_step()
@@ -94,6 +94,7 @@ class _Training:
         if evaluates and self.evaluated < done:
             self._evaluate()
             self.evaluated = done
+            self.log.advise(done, cfg.steps)
         if evaluates:
             self.saver.save_if_best(done, self.log)
         if saves:

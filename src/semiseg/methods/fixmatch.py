@@ -4,7 +4,8 @@ The class that a network predicts on the weak view is the label of the strong vi
 is the standard unlabeled loss of iMAS (Eq. 4) and the baseline of UniMatch.
 
 docs/methods/fixmatch.md says where each equation is. Deviations from the paper, which classifies images: labels are
-pixels; strong views get CutMix, as in segmentation; the teacher may be a moving average (EMA) of the student.
+pixels; strong views get CutMix, as in segmentation; the teacher may be a moving average (EMA) of the student; the
+unlabeled weight may rise, as in Mean Teacher.
 """
 
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
+from semiseg import ramps
 from semiseg.augment import intensity
 from semiseg.augment.cutmix import random_partners, sample_some_boxes
 from semiseg.augment.pools import Pool
@@ -30,6 +32,7 @@ class Config(MethodConfig):
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
     unlabeled_weight: float = Field(1.0, ge=0)  # lambda_u
+    ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which lambda_u rises; the papers have 0
     teacher: Literal["student", "ema"] = "student"  # the network that makes pseudo-labels
     ema_decay: float | None = Field(None, ge=0, lt=1)  # of teacher: ema; 0.996 if not given
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
@@ -70,7 +73,7 @@ class Method(SemiMethod, config=Config):
         each = confident_cross_entropy(logits[1], mixed.label, mixed.confidence, cfg.threshold, mixed.valid)
         unlabeled = each.mean() * share  # iMAS, Eq. 4
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

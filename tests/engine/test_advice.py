@@ -1,0 +1,83 @@
+"""Signs of trouble in records, and what is said about them."""
+
+import pytest
+import torch
+
+from semiseg.engine.advice import advice, lost
+from semiseg.engine.pseudo_shares import shares
+from semiseg.types import PseudoLabels
+
+NAMES = ("sky", "pole")
+
+
+def train(kept=0.5, pole=0.1, until=300, every=10):
+    steps = range(every, until + 1, every)
+    return [{"step": step, "confident": kept, "pseudo_shares": [0.4, pole]} for step in steps]
+
+
+def val(*mious, iou=(0.5, 0.5)):
+    return [{"step": 50 * number, "miou": miou, "iou": list(iou)} for number, miou in enumerate(mious, 1)]
+
+
+def test_a_healthy_run_hears_nothing():
+    assert advice(train(), val(0.3, 0.4, 0.5, 0.49, 0.5), 500, NAMES) == {}
+
+
+@pytest.mark.parametrize(
+    ("records", "sign", "text"),
+    [
+        (train(kept=0.001), "none kept", "steps 210 to 300: less than 0.2 % .*; lower method.threshold"),
+        (train(kept=0.999), "all kept", "steps 210 to 300: more than 99 % .*; raise method.threshold"),
+        (train(pole=0.0), "without pole", "pole: no confident pseudo-label since step 210"),
+    ],
+)
+def test_pseudo_labels(records, sign, text):
+    import re
+
+    found = advice(records, val(0.3), 500, NAMES)
+    assert list(found) == [sign]
+    assert re.match(text, found[sign])
+    assert advice(records, val(0.3), 2000, NAMES) == {}  # it is early
+    assert advice(train(), val(0.3), 500, NAMES) == {}
+
+
+def test_a_sign_must_last():
+    assert advice(train(kept=0.001)[:-1] + train(kept=0.3)[-1:], val(0.3), 500, NAMES) == {}
+    assert advice(train(pole=0.0)[:-1] + train(pole=1e-6)[-1:], val(0.3), 500, NAMES) == {}
+
+
+def test_a_class_that_no_validation_image_shows_is_not_missed():
+    assert advice(train(pole=0.0), val(0.3, iou=(0.5, None)), 500, NAMES) == {}
+
+
+def test_a_falling_miou():
+    found = advice(train(), val(0.5, 0.6, 0.55, 0.52, 0.5), 500, NAMES)
+    assert list(found) == ["falling"]
+    assert found["falling"].startswith("mIoU was 60.0 at step 100 and is 50.0 now")
+    assert advice(train(), val(0.5, 0.6, 0.55, 0.52), 500, NAMES) == {}  # two evaluations may be chance
+    assert advice(train(), val(0.5, 0.6, 0.55, 0.59, 0.5), 500, NAMES) == {}
+
+
+def test_a_supervised_run_has_no_pseudo_labels():
+    records = [{"step": step} for step in range(10, 310, 10)]
+    assert advice(records, val(0.3), 500, NAMES) == {}
+
+
+def test_lost_classes():
+    assert lost([0.5, None], NAMES) is None
+    assert (lost([0.5, 0.009], NAMES) or "").startswith("lost classes (IoU below 1 %): pole;")
+
+
+def test_shares_by_hand():
+    label = torch.zeros(1, 8, 8, dtype=torch.long)
+    label[0, 0, 4] = 1  # rows and columns 0 and 4 are counted
+    label[0, 1, 1] = 2
+    confidence, valid = torch.full((1, 8, 8), 0.95), torch.ones(1, 8, 8, dtype=torch.bool)
+    confidence[0, 4, 4] = 0.5
+    valid[0, 4, 0] = False
+    observed = PseudoLabels(torch.zeros(1, 3, 8, 8), label, confidence, valid)
+    found = shares(observed, 0.9)
+    assert found is not None
+    assert found[:3].tolist() == pytest.approx([1 / 3, 1 / 3, 0])
+    assert shares(observed, None) is None
+    assert shares("anything", 0.9) is None
