@@ -81,6 +81,37 @@ def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, squ
     assert load_recipe(data / "out").data.masks == Path("masks")
 
 
+def test_photographs_that_exif_turns(data, tried):
+    from PIL import Image
+
+    for number in range(12):
+        with Image.open(data / f"photos/{number:02}.png") as image:
+            exif = image.getexif()
+            exif[0x0112] = 6  # turn by 90 degrees
+            image.save(data / f"photos/{number:02}.jpg", exif=exif)
+        (data / f"photos/{number:02}.png").unlink()
+    init(Request(data / "out", data / "photos"))
+    assert load_recipe(data / "out").data.mask_orientation == "stored"
+
+
+def test_dark_photographs_of_sixteen_bits(data, tried, write):
+    for number in range(12):
+        values = np.random.default_rng(number).integers(4000, size=(4, 5), dtype=np.uint16).repeat(8, 0).repeat(8, 1)
+        write(f"photos/{number:02}.png", values)
+    init(Request(data / "out", data / "photos"))
+    assert load_recipe(data / "out").data.white == 4095
+
+
+def test_photographs_that_all_look_alike_can_be_split(data, tried, write, capsys):
+    from rich.console import Console
+
+    for number in range(12):
+        write(f"photos/{number:02}.png", np.full((32, 40, 3), 90, np.uint8))
+    init(Request(data / "out", data / "photos"), console=Console(width=200))
+    assert len((data / "out/splits/val.txt").read_text().split()) == 2
+    assert "all images with masks look alike" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["folder", "list"])
 def test_given_validation_images(data, tried, photo, write, square, form, capsys):
     for number in (20, 21):

@@ -29,6 +29,9 @@ def masks(counts, palette=None, blended=0.0) -> dict[Path, Content]:
         ({0: 9, 128: 1, 255: 1}, None, ("background", "class_128", "class_255"), {128: 1, 255: 2}, 0),
         ({0: 9, 128: 1, 255: 1}, ["a", "b", "c"], ("a", "b", "c"), {128: 1, 255: 2}, None),
         ({0: 9, 7: 1, 11: 1, 255: 1}, None, ("background", "class_7", "class_11"), {7: 1, 11: 2, 255: IGNORE}, 0),
+        ({-1: 5, 0: 9, 1: 1}, None, ("background", "class_1"), {-1: IGNORE}, 0),
+        ({-1: 5, 0: 9, 1: 1}, ["a", "b"], ("a", "b"), {-1: IGNORE}, None),
+        ({0: 5, 1: 9, 2: 1}, ["a", "b"], ("a", "b"), {0: IGNORE, 1: 0, 2: 1}, None),  # 0 has no name
         ({0: 9, 7: 1, 11: 1}, ["a", "b", "c"], ("a", "b", "c"), {7: 1, 11: 2}, None),
     ],
 )  # fmt: skip
@@ -79,7 +82,7 @@ def test_gray_levels_in_color_files_are_values():
     [
         ({0: 9}, None, "one value only"),
         (dict.fromkeys(range(200), 1), None, "200 different values"),
-        ({0: 9, 1: 1, 2: 1}, ["a", "b"], "names 2 classes"),
+        ({0: 9, 1: 1, 2: 1, 3: 1}, ["a", "b"], "names 2 classes"),
         ({0: 9, 1: 1, 2: 1}, ["a", "a"], "each once"),
         ({(1, 2, 3): 9, (4, 5, 6): 1}, ["a", "b", "c"], "names 3 classes, but the masks hold 2 colors"),
     ],
@@ -97,3 +100,22 @@ def test_colors_beside_values_are_refused():
     }
     with pytest.raises(UserError, match=r"a\.png, and others values, e\.g\. b\.png"):
         propose(both)
+
+
+def test_soft_edges_of_a_binary_mask_are_no_classes():
+    counts = {0: 90, 255: 80, 85: 3, 170: 2}
+    with pytest.raises(UserError, match="4 different values or colors, as soft edges"):
+        propose(masks(counts, blended=0.3))
+    assert len(propose(masks(counts)).names) == 4  # nested objects have sharp edges
+
+
+def test_two_annotators_with_two_values_for_one_object():
+    first = Content((4, 4), "8-bit gray PNG", {0: 9, 1: 1}, {})
+    second = Content((4, 4), "8-bit gray PNG", {0: 9, 255: 1}, {})
+    found = propose({Path("a.png"): first, Path("b.png"): second}, ["ground", "disc"])
+    assert (found.names, found.values, found.background) == (("ground", "disc"), {1: 1, 255: 1}, 0)
+    assert found.doubt == "some masks hold 0 and 1, others 0 and 255; do 1 and 255 both mean disc?"
+    assert found.other is not None
+    assert found.other.values == {255: IGNORE}
+    both = Content((4, 4), "8-bit gray PNG", {0: 9, 1: 1, 255: 1}, {})
+    assert propose({Path("a.png"): first, Path("b.png"): both}).values is None  # 255 is not labeled there

@@ -298,22 +298,32 @@ def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> lis
 
 def _depth_notes(found: Mapping[Sample, _Facts], config: DataConfig) -> list[str]:
     """Notes photographs that use a small part of the values that their files can hold."""
-    deep = [sample for sample, facts in found.items() if facts.header.largest > 255]
-    if not deep or config.white is not None:
+    deep = {sample.image: facts.header for sample, facts in found.items() if facts.header.largest > 255}
+    if not deep or config.white is not None or (proposed := proposed_white(deep)) is None:
         return []
-    looked_at = deep[:: -(-len(deep) // _DEEP)]
-    try:
-        largest = {sample: largest_value(sample.image) for sample in looked_at}
-    except UserError:
-        return []  # it is reported as unreadable, or skipped
-    if any(value > found[sample].header.largest // 2 for sample, value in largest.items()):
-        return []
-    top = max(largest.values())
-    white = next((level for level in (1023, 4095, 16383) if level >= top), top)
+    white, top, looked_at = proposed
     return [
-        f"Photographs of more than 8 bits: {len(deep)}, e.g. {deep[0].image}; the largest value is {top} of 65535 (in "
-        f"{len(looked_at)} of them), so they are read as dark; set data.white={white} to make that value white."
+        f"Photographs of more than 8 bits: {len(deep)}, e.g. {next(iter(deep))}; the largest value is {top} of 65535 "
+        f"(in {looked_at} of them), so they are read as dark; set data.white={white} to make that value white."
     ]
+
+
+def proposed_white(photographs: Mapping[Path, Header]) -> tuple[int, int, int] | None:
+    """Proposes `data.white` for photographs of more than 8 bits that use a small part of the possible values.
+
+    Returns:
+        The proposal, the largest value that was found, and the number of photographs that were decoded for it; None if
+        one of them uses more than half of the values, or cannot be read.
+    """
+    looked_at = list(photographs)[:: -(-len(photographs) // _DEEP)]
+    try:
+        largest = {path: largest_value(path) for path in looked_at}
+    except UserError:
+        return None  # it is reported as unreadable, or skipped
+    if not largest or any(value > photographs[path].largest // 2 for path, value in largest.items()):
+        return None
+    top = max(largest.values())
+    return next((level for level in (1023, 4095, 16383) if level >= top), top), top, len(looked_at)
 
 
 def _twins(dataset: Dataset) -> list[str]:

@@ -1,7 +1,8 @@
 """Finds photographs that show nearly the same: frames of one video, a picture saved twice.
 
 Each photograph becomes a small gray image. Two are near-duplicates if their small images have nearly the same gray
-levels, and nearly the same signs of the differences between neighbors (as in the difference hash, dHash).
+levels, and, after each was stretched to all levels from black to white, nearly the same levels and nearly the same
+signs of the differences between neighbors (as in the difference hash, dHash). So dark photographs are told apart, too.
 """
 
 from collections import defaultdict
@@ -20,6 +21,7 @@ _SIDE = 16  # px of the small image
 _CLEAR = 6.0  # gray levels; smaller differences between neighbors have no sign
 _SIGNS = 0.06  # share of the signs that may differ; of unrelated photographs about a half does
 _LEVELS = 6.0  # mean difference of gray levels that is allowed, of 255
+_STRETCHED = 16.0  # the same of stretched images
 _ROWS = 1024  # photographs, or pairs, that are compared at once
 
 
@@ -65,7 +67,9 @@ def groups(
 
 def _alike(images: Float[Tensor, "n h w"], readable: Bool[Tensor, " n"], rows: slice) -> list[tuple[int, int]]:
     """Returns pairs of near-duplicates: one of `rows`, and one that comes after it."""
-    steps = images[:, :, 1:] - images[:, :, :-1]
+    low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
+    stretched = (images - low) * 255 / (high - low).clamp(min=1)
+    steps = stretched[:, :, 1:] - stretched[:, :, :-1]
     signs = torch.where(steps.abs() >= _CLEAR, steps.sign(), 0).flatten(1)
     both, same = signs[rows].abs() @ signs.abs().T, signs[rows] @ signs.T
     differing = (both - same) / 2 / both.clamp(min=1)
@@ -75,8 +79,10 @@ def _alike(images: Float[Tensor, "n h w"], readable: Bool[Tensor, " n"], rows: s
     found: list[tuple[int, int]] = []
     for start in range(0, len(first), _ROWS):
         part = torch.arange(start, min(start + _ROWS, len(first)))
-        distance = (images[first[part]] - images[second[part]]).abs().mean((1, 2))
-        alike = part[distance <= _LEVELS]
+        one, other = first[part], second[part]
+        near = (images[one] - images[other]).abs().mean((1, 2)) <= _LEVELS
+        near &= (stretched[one] - stretched[other]).abs().mean((1, 2)) <= _STRETCHED
+        alike = part[near]
         found += zip(first[alike].tolist(), second[alike].tolist(), strict=True)
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semiseg.data.catalog import folded
-from semiseg.data.match import match, rests
+from semiseg.data.match import match, remedy, rests
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 
@@ -106,7 +106,7 @@ def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> M
     if not found:
         raise UserError(
             f"--masks {folder}: no mask has the name of an image ({next(iter(masks.values()))} beside "
-            f"{next(iter(images.values()))}); a mask has the name of its image, maybe with an end such as _mask"
+            f"{next(iter(images.values()))}): {remedy(images, masks)}"
         )
     return Masks(images, folder, found, suffix, left=tuple(path for one in left for path in one.files))
 

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from rich.table import Table
 
 from semiseg import api, data
 from semiseg.data import twins
-from semiseg.data.check import Report, check, count_classes
+from semiseg.data.check import Report, check, count_classes, proposed_white
 from semiseg.data.classes import read_classes
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.masks import Content, hex_color, read_stored
 from semiseg.data.partitions import lines_of
-from semiseg.data.read import read_header
+from semiseg.data.read import read_header, read_size
 from semiseg.engine.progress import counting
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.runtime import Runtime
@@ -206,12 +206,32 @@ def _data_section(request: Request, work: Path, ask: Ask, console: Console) -> l
     settings.append(Setting("data", "classes", "classes.txt", "change names and colors there; the order must stay"))
     if reading.values is not None:
         settings.append(Setting("data", "values", reading.values, reading.why))
+    settings += _reading_of_photographs(found)
     if reading.ignored:
         ignored = {hex_color(color): IGNORE for color in reading.ignored}
         settings.append(Setting("data", "colors", ignored, "these colors are not labeled"))
     if reading.background is not None:
         background = reading.names[reading.background]
         settings.append(Setting("data", "background", background, "the class that means nothing of interest"))
+    return settings
+
+
+def _reading_of_photographs(found: Masks) -> list[Setting]:
+    """Returns settings for photographs that EXIF turns, and for those of more than 8 bits, where files show them."""
+    settings, headers = [], {}
+    for path in list(found.images.values())[:: -(-len(found.images) // _READ)]:
+        with suppress(UserError):  # the check says what cannot be read
+            headers[path] = read_header(path)
+    for name, mask in found.files.items():
+        header = headers.get(found.images[name])
+        if header is not None and header.size != header.stored and read_size(mask) == header.stored:
+            why = f"the mask of {name} fits its stored pixels, which EXIF turns"
+            settings.append(Setting("data", "mask_orientation", "stored", why))
+            break
+    deep = {path: header for path, header in headers.items() if header.largest > 255}
+    if deep and (proposed := proposed_white(deep)) is not None:
+        why = f"the largest value of {proposed[2]} photographs is {proposed[1]}; otherwise they are dark"
+        settings.append(Setting("data", "white", proposed[0], why))
     return settings
 
 
@@ -337,6 +357,9 @@ def _validation(
         sets = {sample.name: frozenset(each) - {IGNORE} for sample, each in zip(masked, counts, strict=True)}
         usable = [tuple(one for one in group if sets[one.name]) for group in alike]
         val = hold_out([group for group in usable if group], sets)
+        if not val:  # all look alike
+            val = hold_out([(one,) for group in usable for one in group], sets)
+            _say(console, "note: all images with masks look alike; validation on such images says little", "yellow")
         why = f"{len(val)} of {len(masked)} images with masks, held out; all classes where they can be in both parts"
         if several := [group for group in alike if group[1:]]:
             why += f"; {sum(map(len, several))} near-duplicates stay together"

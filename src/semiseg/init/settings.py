@@ -75,7 +75,7 @@ def _sizes(facts: Facts) -> list[Setting]:
     if thin is not None and share**0.5 * side < _SMALLEST_OBJECT and side < long:
         side = round(min(long, 2 * most, _SMALLEST_OBJECT / share**0.5))
         why += f"; larger because of {facts.classes[thin]}, which covers {100 * share:.2g} % of an image"
-    ratio = short / long
+    side, ratio = max(_MULTIPLE, side), short / long
     crop = max(_MULTIPLE, round(min(0.7 * side, 1.5 * ratio * side) / _MULTIPLE) * _MULTIPLE)
     return [
         Setting("data", "long_side", side, why),

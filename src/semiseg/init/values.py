@@ -71,15 +71,18 @@ def propose(masks: Mapping[Path, Content], names: Sequence[str] | None = None) -
         raise UserError("--classes: write two or more names, each once, with commas between")
     if colors:
         return _by_color({key: pixels[key] for key in colors}, names)
-    values = {key: number for key, number in pixels.items() if isinstance(key, int)}
-    return _by_value(dict(sorted(values.items())), palette, names)
+    values = {key: number for key, number in sorted(pixels.items()) if isinstance(key, int)}
+    if list(values) == [0, 1, IGNORE] and not any({1, IGNORE} <= content.counts.keys() for content in masks.values()):
+        return _two_annotators(values, names)
+    return _by_value(values, palette, names)
 
 
 def _refuse_soft_edges(masks: Mapping[Path, Content], pixels: Mapping[int | Color, int]) -> None:
     total = sum(pixels.values())
     rare = total - sum(sorted(pixels.values())[-_MANY:])
     blended = [path for path, content in masks.items() if content.blended > _BLENDED]
-    if len(pixels) > _MOST_CLASSES + 1 or (len(pixels) > _MANY and (blended or rare < _RARE * total)):
+    soft = len(pixels) > 2 and 2 * len(blended) > len(masks)
+    if soft or len(pixels) > _MOST_CLASSES + 1 or (len(pixels) > _MANY and (blended or rare < _RARE * total)):
         example = blended[0] if blended else next(iter(masks))
         raise UserError(
             f"{example}: the masks hold {len(pixels)} different values or colors, as soft edges, JPEG or object "
@@ -122,7 +125,7 @@ def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Seque
     total, found = sum(values.values()), list(values)
     kind = "palette" if palette and any(len({*color}) > 1 for color in palette.values()) else "gray"
     what = f"{kind} masks with the values {shares(values, total)}"
-    others = [value for value in found if value != IGNORE]
+    others = [value for value in found if value != IGNORE and value >= 0]  # -1 is a common "not labeled"
     count = None if names is None else len(names)
     in_order = others == list(range(len(others)))
     if len(found) == 2 and count in (None, 2):  # one class and the rest, e.g. 0 and 255
@@ -134,11 +137,16 @@ def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Seque
     if others == list(range(1, len(others) + 1)) and count in (None, len(others)):
         why = f"{what}: class numbers from 1 on{_void(found)}"
         return _reading(others, palette, names, why, values, total)
+    if in_order and count == len(others) - 1:  # class numbers from 1 on, and 0 has no name
+        first = _reading(others[1:], palette, names, f"{what}: class numbers from 1 on; 0 is ignored", values, total)
+        return _with(first, f"{count} names for the values {', '.join(map(str, others))}; is 0 not labeled (ignored)?")
     if count not in (None, len(found), len(others)):
         raise UserError(
             f"--classes: names {count} classes, but the {what.replace('masks with', 'masks have')}; name each value in "
             f"its order, and {IGNORE} only if it is a class"
         )
+    if min(found) < 0 and in_order:
+        return _reading(others, palette, names, f"{what}: class indices; negative values are ignored", values, total)
     as_class = _reading(found, palette, names, f"{what}: each value is a class", values, total)
     as_void = _reading(others, palette, names, f"{what}: each value is a class{_void(found)}", values, total)
     if IGNORE not in found or count == len(found):
@@ -150,6 +158,17 @@ def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Seque
     first, second = (as_class, as_void) if stretched else (as_void, as_class)
     meaning = "a class" if stretched else "not labeled (ignored)"
     return _with(first, doubt=f"the masks hold {', '.join(map(str, found))}; is 255 {meaning}?", other=second)
+
+
+def _two_annotators(values: Mapping[int, int], names: Sequence[str] | None) -> Reading:
+    """Some masks hold 0 and 1, others 0 and 255: one object, drawn by two programs."""
+    what = f"gray masks with the values {shares(values, sum(values.values()))}"
+    given = tuple(names) if names is not None and len(names) == 2 else ("background", "object")
+    colors = (voc_color(0), voc_color(1))
+    why = f"{what}: 1 in some and 255 in others mean {given[1]}"
+    other = Reading(given, colors, f"{what}: 255 is not labeled (ignored)", {IGNORE: IGNORE}, 0)
+    doubt = f"some masks hold 0 and 1, others 0 and 255; do 1 and 255 both mean {given[1]}?"
+    return Reading(given, colors, why, {1: 1, IGNORE: 1}, 0, (), doubt, other)
 
 
 def _two(
@@ -184,10 +203,9 @@ def _reading(
 ) -> Reading:
     """Makes the reading in which `order` lists the value of class 0, class 1 ..., and other values are ignored."""
     values = {value: index for index, value in enumerate(order) if value != index}
-    if values:
-        values |= {value: IGNORE for value in counts if value not in order and value != IGNORE}
-        if IGNORE in counts and IGNORE not in values:
-            values[IGNORE] = IGNORE
+    values |= {value: IGNORE for value in counts if value not in order and value != IGNORE}
+    if values and IGNORE in counts and IGNORE not in values:
+        values[IGNORE] = IGNORE
     if names is None:
         first_is_rest = next(iter(order)) == 0 and counts.get(0, 0) >= _BACKGROUND * total
         given = tuple(
@@ -206,7 +224,7 @@ def _void(found: Sequence[int]) -> str:
     return f"; {IGNORE} is not labeled (ignored)" if IGNORE in found else ""
 
 
-def _with(reading: Reading, doubt: str, other: Reading) -> Reading:
+def _with(reading: Reading, doubt: str, other: Reading | None = None) -> Reading:
     return Reading(
         reading.names, reading.colors, reading.why, reading.values, reading.background, reading.ignored, doubt, other
     )
