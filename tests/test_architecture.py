@@ -80,4 +80,4 @@ def test_prints_are_the_business_of_the_command_line():
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in printing
     }
-    assert found <= {"cli.py", "api.py", "demo.py", "engine/progress.py", "init/run.py"}
+    assert found <= {"cli.py", "api.py", "demo.py", "engine/progress.py", "init/request.py", "init/run.py"}

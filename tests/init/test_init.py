@@ -7,7 +7,7 @@ import pytest
 
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.errors import UserError
-from semiseg.init import Request, init, run
+from semiseg.init import Request, init, trial
 from semiseg.recipe.load import load_recipe
 
 
@@ -16,11 +16,11 @@ def tried(monkeypatch) -> list[str]:
     """No real steps: the precisions that were tried, each as fast as its name is long."""
     asked: list[str] = []
 
-    def rehearsed(chosen, work, device, batch, precision):
+    def rehearsed(chosen, request, work, batch, precision):
         asked.append(f"{precision} {batch}")
         return Rehearsal(100.0, 200.0, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
 
-    monkeypatch.setattr(run, "_rehearsed", rehearsed)
+    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
     return asked
 
 
@@ -112,6 +112,23 @@ def test_photographs_that_all_look_alike_can_be_split(data, tried, write, capsys
     assert "all images with masks look alike" in capsys.readouterr().out
 
 
+def test_folders_of_parts_are_kept(data, tried, photo, write, square):
+    for number in range(20, 26):
+        part = "train" if number < 24 else "val"
+        photo(f"sorted/{part}/imgs/{number}.png", number)
+        write(f"sorted/{part}/labels/{number}.png", square(8, inside=255))
+    photo("sorted/train/imgs/30.png", 30)
+    init(Request(data / "out", data / "sorted"))
+    recipe = load_recipe(data / "out")
+    assert (recipe.data.images, recipe.data.masks) == (Path("imgs"), Path("labels"))
+    from semiseg import data as loading
+
+    found = loading.load(recipe.data)
+    assert [[one.name for one in part] for part in (found.labeled, found.unlabeled, found.val)] == [
+        ["train/20", "train/21", "train/22", "train/23"], ["train/30"], ["val/24", "val/25"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["folder", "list"])
 def test_given_validation_images(data, tried, photo, write, square, form, capsys):
     for number in (20, 21):
@@ -129,7 +146,7 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
 
 
 def test_the_faster_precision_is_taken(data, monkeypatch):
-    def rehearsed(chosen, work, device, batch, precision):
+    def rehearsed(chosen, request, work, batch, precision):
         seconds = 0.5 if precision == "fp32" else 0.9
         return Rehearsal(100.0, 200.0, step_s=seconds, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
 
@@ -137,19 +154,19 @@ def test_the_faster_precision_is_taken(data, monkeypatch):
         def __init__(self, device, precision):
             self.precision, self.device = "bf16", type("Device", (), {"type": "cpu"})
 
-    monkeypatch.setattr(run, "_rehearsed", rehearsed)
-    monkeypatch.setattr(run, "Runtime", Bf16)
+    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
+    monkeypatch.setattr(trial, "Runtime", Bf16)
     init(Request(data / "out", data / "photos"))
     text = (data / "out/recipe.yaml").read_text()
     assert "precision: fp32  # a step took 0.90 s in bf16 here" in text
 
 
 def test_a_smaller_batch_is_tried_if_memory_is_short(data, monkeypatch):
-    def rehearsed(chosen, work, device, batch, precision):
+    def rehearsed(chosen, request, work, batch, precision):
         needed = 1e9 if batch > 2 else 1.0
         return Rehearsal(needed, needed, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
 
-    monkeypatch.setattr(run, "_rehearsed", rehearsed)
+    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
     init(Request(data / "out", data / "photos"))
     assert load_recipe(data / "out").engine.batch_size == 2
 

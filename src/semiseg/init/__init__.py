@@ -4,6 +4,7 @@ It finds the masks (`masks`), joins files of one class each (`layers`), says wha
 validation images (`split`), chooses settings with reasons (`settings`), and writes a recipe (`recipe`).
 """
 
-from semiseg.init.run import Ask, Request, init
+from semiseg.init.request import Ask, Request
+from semiseg.init.run import init
 
 __all__ = ["Ask", "Request", "init"]

@@ -14,6 +14,8 @@ from semiseg.errors import UserError
 FOLDERS = ("masks", "mask", "labels", "label", "annotations", "ann", "gt", "groundtruth", "ground_truth",
            "segmentation", "segmentations", "SegmentationClass", "targets")  # fmt: skip
 
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "JPEGImages")
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -55,6 +57,22 @@ def find(images: Path, masks: Path) -> Masks:
     if same:
         return _in_one_folder(found, masks)
     return _layers_by_folder(found, others, masks) or _by_name(found, others, masks)
+
+
+def parts(root: Path) -> tuple[str, str] | None:
+    """Finds images and masks that are sorted into parts: train/images, train/masks, val/images ...
+
+    Returns:
+        The names of the folders of images and masks, which must be the same in all parts; None if there are no parts.
+    """
+    known = [{name.casefold() for name in names} for names in (IMAGE_FOLDERS, FOLDERS)]
+    found = set()
+    for part in sorted(path for path in root.iterdir() if path.is_dir()):
+        names = sorted(path.name for path in part.iterdir() if path.is_dir())
+        images, masks = ([name for name in names if name.casefold() in each] for each in known)
+        if len(images) == len(masks) == 1:
+            found.add((images[0], masks[0]))
+    return found.pop() if len(found) == 1 else None
 
 
 def guess_folder(images: Path) -> Path | None:

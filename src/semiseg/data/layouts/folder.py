@@ -100,7 +100,7 @@ def _files(config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unus
     images, masks = config.root / config.images, config.root / config.masks
     if not images.is_dir():
         parts = [folder for folder in _folders(config.root) if (folder / config.images).is_dir()]
-        if {_part_named(folder.name) for folder in parts} >= {"train"}:
+        if {part_named(folder.name) for folder in parts} >= {"train"}:
             return _files_of_parts(parts, config)
     for key, folder in (("images", images), ("masks", masks)):
         if not folder.is_dir():
@@ -152,7 +152,7 @@ def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and _part_named(path.name))
+    return sorted(path for path in root.iterdir() if path.is_dir() and part_named(path.name))
 
 
 def _parts(
@@ -182,10 +182,10 @@ def _parts(
 
 def _part(sample: Sample) -> str | None:
     folders = sample.name.split("/")[:-1]
-    return next((part for folder in folders if (part := _part_named(folder))), None)
+    return next((part for folder in folders if (part := part_named(folder))), None)
 
 
-def _part_named(folder: str) -> str | None:
+def part_named(folder: str) -> str | None:
     """Returns the part that the name of a folder says. A name that says two says none."""
     said = {_PARTS[word] for word in re.split("[^a-z]+", folder.lower()) if word in _PARTS}
     return said.pop() if len(said) == 1 else None

@@ -1,0 +1,194 @@
+"""Chooses the settings that name the files of the data and say what masks mean."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from semiseg.data.check import proposed_white
+from semiseg.data.classes import read_classes
+from semiseg.data.masks import Content, hex_color, read_stored
+from semiseg.data.read import read_header, read_size
+from semiseg.engine.progress import counting
+from semiseg.errors import UserError
+from semiseg.init import layers
+from semiseg.init.masks import Masks, find, guess_folder, parts
+from semiseg.init.request import Ask, Request, say
+from semiseg.init.settings import Setting
+from semiseg.init.values import Reading, propose
+from semiseg.types import IGNORE, voc_color
+
+_READ = 400  # files that are read to find out what they mean; the check reads all of them
+
+
+def data_section(request: Request, work: Path, ask: Ask, console: Console) -> list[Setting]:
+    """Returns the settings that name the files and say what masks mean; writes classes.txt and joined masks."""
+    here = [Setting("data", "root", str(request.out), "moved? set it to the new place")]
+    if request.coco is not None or request.labelme is not None:
+        layout, place = ("coco", request.coco) if request.coco is not None else ("labelme", request.labelme)
+        named = [Setting("data", "classes", "classes.txt", "")] if request.classes is not None else []
+        if request.classes is not None:
+            (work / "classes.txt").write_text(_class_lines(request.classes), encoding="utf-8")
+        return [
+            Setting("data", "layout", layout, "the annotations are read directly: change them, and train again"),
+            *here,
+            Setting("data", "images", str(request.images), ""),
+            Setting("data", "annotations", str(place), ""),
+            *named,
+        ]
+    sorted_into = parts(request.images) if request.masks is None else None
+    if sorted_into is not None:
+        return _of_parts(*sorted_into, request, work, ask, console)
+    folder = request.masks or _guessed(request, ask)
+    found = find(request.images, folder)
+    settings = [
+        Setting("data", "layout", "folder", f"masks are files: {_how(found)}"),
+        *here,
+        Setting("data", "images", str(request.images), ""),
+    ]
+    if found.layers:
+        reading = _joined(found, request, work, console)
+        settings.append(Setting("data", "masks", "masks", "joined from files of one class each; the originals stay"))
+    else:
+        reading = _read(found, request, ask, console)
+        settings.append(Setting("data", "masks", str(folder), ""))
+        if found.suffix:
+            settings.append(Setting("data", "mask_suffix", found.suffix, "what names of masks have more at the end"))
+    return [*settings, *_meaning(reading, "classes.txt", work), *_reading_of_photographs(found)]
+
+
+def _meaning(reading: Reading, classes: str, work: Path) -> list[Setting]:
+    """Writes the class file, and returns the settings that say what masks mean."""
+    lines = [f"{name} {hex_color(color)}\n" for name, color in zip(reading.names, reading.colors, strict=True)]
+    (work / "classes.txt").write_text("".join(lines), encoding="utf-8")
+    settings = [Setting("data", "classes", classes, "change names and colors there; the order must stay")]
+    if reading.values is not None:
+        settings.append(Setting("data", "values", reading.values, reading.why))
+    if reading.ignored:
+        ignored = {hex_color(color): IGNORE for color in reading.ignored}
+        settings.append(Setting("data", "colors", ignored, "these colors are not labeled"))
+    if reading.background is not None:
+        background = reading.names[reading.background]
+        settings.append(Setting("data", "background", background, "the class that means nothing of interest"))
+    return settings
+
+
+def _of_parts(images: str, masks: str, request: Request, work: Path, ask: Ask, console: Console) -> list[Setting]:
+    """Images and masks are in folders below those of the parts, e.g. train/images and val/images."""
+    each = [
+        find(part / images, part / masks)
+        for part in sorted(request.images.iterdir())
+        if (part / images).is_dir() and (part / masks).is_dir()
+    ]
+    if any(found.layers or found.suffix != each[0].suffix for found in each):
+        raise UserError(f"--images {request.images}: its parts name or store masks in different ways; give --masks")
+    together = Masks(
+        {f"{n} {name}": path for n, found in enumerate(each) for name, path in found.images.items()},
+        request.images,
+        {f"{n} {name}": path for n, found in enumerate(each) for name, path in found.files.items()},
+    )
+    reading = _read(together, request, ask, console)
+    suffix = each[0].suffix
+    return [
+        Setting("data", "layout", "folder", f"masks are files: {_how(each[0])}"),
+        Setting("data", "root", str(request.images), "its folders for training and validation are kept"),
+        Setting("data", "images", images, ""),
+        Setting("data", "masks", masks, ""),
+        *([Setting("data", "mask_suffix", suffix, "what names of masks have more at the end")] if suffix else []),
+        *_meaning(reading, str(request.out / "classes.txt"), work),
+        *_reading_of_photographs(together),
+    ]
+
+
+def _reading_of_photographs(found: Masks) -> list[Setting]:
+    """Returns settings for photographs that EXIF turns, and for those of more than 8 bits, where files show them."""
+    settings, headers = [], {}
+    for path in list(found.images.values())[:: -(-len(found.images) // _READ)]:
+        with suppress(UserError):  # the check says what cannot be read
+            headers[path] = read_header(path)
+    for name, mask in found.files.items():
+        header = headers.get(found.images[name])
+        if header is not None and header.size != header.stored and read_size(mask) == header.stored:
+            why = f"the mask of {name} fits its stored pixels, which EXIF turns"
+            settings.append(Setting("data", "mask_orientation", "stored", why))
+            break
+    deep = {path: header for path, header in headers.items() if header.largest > 255}
+    if deep and (proposed := proposed_white(deep)) is not None:
+        why = f"the largest value of {proposed[2]} photographs is {proposed[1]}; otherwise they are dark"
+        settings.append(Setting("data", "white", proposed[0], why))
+    return settings
+
+
+def _guessed(request: Request, ask: Ask) -> Path:
+    folder = guess_folder(request.images)
+    if folder is None:
+        raise UserError(
+            f"--masks: no folder beside or below {request.images} is called masks or labels; name the folder of the "
+            "masks with --masks, a COCO file with --coco, or a folder of LabelMe files with --labelme"
+        )
+    if not ask(f"take {folder} as the folder of the masks?", True):
+        raise UserError("--masks: name the folder of the masks")
+    return folder
+
+
+def _how(found: Masks) -> str:
+    if found.layers:
+        return "one for each class"
+    return f"named as the images, with {found.suffix!r} at the end" if found.suffix else "named as the images"
+
+
+def _joined(found: Masks, request: Request, work: Path, console: Console) -> Reading:
+    with counting("joining masks", console) as count:
+        names, overlaps = layers.merge(found.layers, work / "masks", count)
+    if overlaps:
+        say(
+            console,
+            f"note: {overlaps} pixels are shown by masks of several classes; the class with fewer pixels counts",
+            "yellow",
+        )
+    table = _given_names(request)
+    if table is not None and sorted(table) not in (sorted(names), sorted(["background", *names])):
+        raise UserError(f"--classes: names {', '.join(table)}, but the masks are called {', '.join(names)}")
+    colors = tuple(map(voc_color, range(len(names) + 1)))
+    say(console, f"masks: one file for each class ({', '.join(names)}), joined; the rest is background")
+    return Reading(("background", *names), colors, "", None, 0)
+
+
+def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading:
+    """Reads some masks and finds out what their values mean. Asks where that is in doubt."""
+    if request.classes is not None and Path(request.classes).is_file():
+        table, stated = read_classes(Path(request.classes), None)
+        if stated:
+            return Reading(table.names, table.colors, "colors as the class file says", None, _background(table.names))
+    some = list(found.files.values())[:: -(-len(found.files) // _READ)]
+    contents: dict[Path, Content] = {}
+    with counting("reading masks", console) as count:
+        for number, path in enumerate(some, 1):
+            contents[path] = read_stored(path).content
+            count(number, len(some))
+    reading = propose(contents, _given_names(request))
+    if reading.doubt is not None and not ask(reading.doubt, True):
+        if reading.other is None:
+            raise UserError("--classes: give a file with one line for each class, its name and its color: road #804080")
+        reading = reading.other
+    say(console, f"masks: {reading.why}")
+    return reading
+
+
+def _given_names(request: Request) -> tuple[str, ...] | None:
+    if request.classes is None:
+        return None
+    if Path(request.classes).is_file():
+        return read_classes(Path(request.classes), None)[0].names
+    return tuple(name.strip() for name in request.classes.split(",") if name.strip())
+
+
+def _class_lines(classes: str) -> str:
+    if Path(classes).is_file():
+        return Path(classes).read_text(encoding="utf-8")
+    return "".join(f"{name.strip()}\n" for name in classes.split(",") if name.strip())
+
+
+def _background(names: Sequence[str]) -> int | None:
+    return names.index("background") if "background" in names else None

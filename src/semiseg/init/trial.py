@@ -1,0 +1,78 @@
+"""Takes real steps to find a batch that fits into the memory, and the number of steps that fit into the time."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from semiseg import api
+from semiseg.engine.rehearse import Rehearsal
+from semiseg.engine.runtime import Runtime
+from semiseg.errors import UserError
+from semiseg.init.request import Request, at_work
+from semiseg.init.settings import Facts, Setting, most_steps, steps
+from semiseg.recipe.engine import PrecisionSetting
+from semiseg.recipe.load import validate
+
+_EVALUATIONS, _TRIED = 8, 6  # evaluations of a run; steps that are tried
+_CPU_BATCHES, _GPU_BATCHES = (4, 2), (16, 8, 4, 2)
+_MEMORY = 0.6  # share of a machine's memory that a training may take
+
+
+def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts) -> list[Setting]:
+    """Takes real steps to find a batch that fits, and the number of steps that fit into the time."""
+    for batch in _GPU_BATCHES if facts.on_gpu else _CPU_BATCHES:
+        found = _rehearsed(chosen, request, work, batch, "auto")
+        if found is not None and (facts.on_gpu or found.evaluate_mb <= _MEMORY * _memory_mb()):
+            break
+    else:
+        raise UserError("a step of 2 images does not fit into the memory; use a machine with more")
+    precision, reason = "auto", "bf16 where the machine has it, otherwise fp32"
+    if not facts.on_gpu and Runtime(request.device, "auto").precision == "bf16":
+        in_fp32 = _rehearsed(chosen, request, work, batch, "fp32")
+        if in_fp32 is not None and in_fp32.step_s < found.step_s:
+            precision, reason = "fp32", f"a step took {found.step_s:.2f} s in bf16 here"
+            found = in_fp32
+    length = steps(request.hours, found.step_s, found.evaluation_s, facts.labeled, _EVALUATIONS)
+    hours = (length * found.step_s + _EVALUATIONS * found.evaluation_s) / 3600
+    why = f"{hours:.1f} hours here: a step took {found.step_s:.2f} s, an evaluation {found.evaluation_s:.0f} s"
+    if length >= most_steps(facts.labeled) // _EVALUATIONS * _EVALUATIONS:
+        why += f"; {facts.labeled} labels need no more"
+    elif hours > 1.1 * request.hours:
+        why += "; fewer would teach nothing"
+    tried = f"labeled images a step; tried: {found.train_mb:.0f} MB"
+    return [
+        Setting("engine", "steps", length, why),
+        Setting("engine", "batch_size", batch, tried),
+        Setting("engine", "precision", precision, reason),
+        Setting("engine", "eval_every", length // _EVALUATIONS, f"{_EVALUATIONS} evaluations"),
+        Setting("engine", "save_every", length // _EVALUATIONS, ""),
+        *([] if request.device == "auto" else [Setting("engine", "device", request.device, "as asked for")]),
+    ]
+
+
+def _rehearsed(
+    chosen: Sequence[Setting], request: Request, work: Path, batch: int, precision: PrecisionSetting
+) -> Rehearsal | None:
+    """Takes real steps with these settings; None if they do not fit into the memory of the GPU."""
+    values: dict[str, dict[str, Any]] = defaultdict(dict)
+    for setting in chosen:
+        values[setting.section][setting.key] = at_work(setting.value, request.out, work)
+    values["data"] |= {"workers": 0, "cache": False}
+    values["engine"] = {"steps": 10, "batch_size": batch, "precision": precision, "device": request.device}
+    try:
+        return api.rehearse(validate(dict(values), "init"), console=Console(quiet=True), steps=_TRIED)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+
+
+def _memory_mb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return float("inf")

@@ -1,0 +1,97 @@
+"""Chooses validation images, and writes their list."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from semiseg.data import twins
+from semiseg.data.check import count_classes
+from semiseg.data.dataset import Dataset, Sample
+from semiseg.data.layouts.folder import part_named
+from semiseg.data.partitions import lines_of
+from semiseg.engine.progress import counting
+from semiseg.errors import UserError
+from semiseg.init.request import Request, say
+from semiseg.init.settings import Setting
+from semiseg.init.split import hold_out
+from semiseg.types import IGNORE
+
+
+def validated(
+    request: Request, section: list[Setting], dataset: Dataset, work: Path, console: Console
+) -> tuple[list[Setting], Dataset]:
+    """Chooses validation images, and writes their list."""
+    masked = tuple(sorted((*dataset.labeled, *dataset.val), key=lambda sample: sample.name))
+    with counting("looking for near-duplicates", console) as count:
+        alike = twins.groups(masked, count)
+    val, why = _validation(request, masked, alike, dataset, work, console)
+    if not val or len(val) == len(masked):
+        raise UserError(
+            f"{len(masked)} images have masks, of which {len(val)} are for validation; both training and validation "
+            "need at least one: label more"
+        )
+    names = {sample.name for sample in val}
+    labeled = tuple(sample for sample in masked if sample.name not in names)
+    (work / "splits").mkdir()
+    (work / "splits" / "val.txt").write_text(lines_of(val), encoding="utf-8")
+    section = [*section, Setting("data", "val", str(request.out / "splits" / "val.txt"), why)]
+    return section, replace(dataset, labeled=labeled, val=val)
+
+
+def _validation(
+    request: Request,
+    masked: Sequence[Sample],
+    alike: Sequence[Sequence[Sample]],
+    dataset: Dataset,
+    work: Path,
+    console: Console,
+) -> tuple[tuple[Sample, ...], str]:
+    folders = {
+        folder for sample in dataset.val for folder in sample.name.split("/")[:-1] if part_named(folder) == "val"
+    }
+    if request.val is None and folders and all({*sample.name.split("/")} & folders for sample in dataset.val):
+        return dataset.val, f"the folder {', '.join(sorted(folders))}"
+    if request.val is None:
+        counts = count_classes(replace(dataset, labeled=tuple(masked)), work)
+        sets = {sample.name: frozenset(each) - {IGNORE} for sample, each in zip(masked, counts, strict=True)}
+        usable = [tuple(one for one in group if sets[one.name]) for group in alike]
+        val = hold_out([group for group in usable if group], sets)
+        if not val:  # all look alike
+            val = hold_out([(one,) for group in usable for one in group], sets)
+            say(console, "note: all images with masks look alike; validation on such images says little", "yellow")
+        why = f"{len(val)} of {len(masked)} images with masks, held out; all classes where they can be in both parts"
+        if several := [group for group in alike if group[1:]]:
+            why += f"; {sum(map(len, several))} near-duplicates stay together"
+        return val, why
+    if request.val.is_dir():
+        val = tuple(sample for sample in masked if sample.image.is_relative_to(request.val))
+        why = f"those in {request.val}"
+        if not val:
+            raise UserError(
+                f"--val {request.val}: holds no image with a mask; name a folder below {request.images}, or a list"
+            )
+    else:
+        val, why = _listed(request.val, masked), f"those of {request.val.name}"
+    names = {sample.name for sample in val}
+    mixed = [group for group in alike if {sample.name in names for sample in group} == {True, False}]
+    if mixed:
+        one, other = mixed[0][:2]
+        say(
+            console,
+            f"note: near-duplicates in training and validation: {len(mixed)} groups, e.g. {one.image} and "
+            f"{other.image}; the score will be too good",
+            "yellow",
+        )
+    return val, why
+
+
+def _listed(path: Path, masked: Sequence[Sample]) -> tuple[Sample, ...]:
+    if not path.is_file():
+        raise UserError(f"--val {path}: there is no such folder or list")
+    wanted = {Path(line).with_suffix("").name: line for line in path.read_text(encoding="utf-8").split("\n") if line}
+    found = tuple(sample for sample in masked if sample.name in wanted.values() or sample.image.stem in wanted)
+    if missing := [line for stem, line in wanted.items() if stem not in {sample.image.stem for sample in found}]:
+        raise UserError(f"--val {path}: {missing[0]} is no image with a mask ({len(missing)} such lines)")
+    return found
