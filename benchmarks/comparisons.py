@@ -18,6 +18,8 @@ from semiseg.report.comparison import Comparison
 from semiseg.report.comparison_files import as_values, from_values
 
 ROOT = Path(__file__).parents[1]
+GOALS = "goals.json"  # which rows of which comparisons the summary is made of
+BEST = "best supervised"
 FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
 
 _HEAD = """# Results
@@ -85,9 +87,48 @@ def merged(earlier: Comparison, new: Comparison) -> Comparison:
 
 
 def page(folder: Path) -> str:
-    """Returns the whole page."""
-    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
-    return "\n".join([_HEAD, *parts])
+    """Returns the whole page: what unlabeled images were worth on each pack, and then each comparison."""
+    values = {path.stem: _read(path) for path in sorted(folder.glob("*.json")) if path.name != GOALS}
+    summary = [goals(_read(folder / GOALS), values)] if (folder / GOALS).exists() else []
+    return "\n".join([_HEAD, *summary, *map(section, values.values())])
+
+
+def goals(packs: dict[str, dict[str, str]], values: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of the gains that the project aims at, on each pack, and their means.
+
+    Args:
+        packs: by pack, which comparison and which of its rows are meant: `comparison`, `recommended`, and rows that
+            it is compared with, by what they are.
+        values: the comparisons by name.
+    """
+    others = list(
+        dict.fromkeys(key for pack in packs.values() for key in pack if key not in ("comparison", "recommended"))
+    )
+    lines = [
+        "## What unlabeled images were worth",
+        "",
+        "The row *recommended* of each pack against other rows of the same comparison: mean of the paired differences "
+        "of the last mIoU over the seeds that both have, ± half its 95 % interval. *lost*: classes lost more often "
+        "(or less) than in *best supervised*.",
+        "",
+        f"| pack | recommended | {' | '.join(f'- {other}' for other in others)} | lost |",
+        f"|{' --- |' * (len(others) + 3)}",
+    ]
+    means: dict[str, list[float]] = {other: [] for other in others}
+    for pack, named in packs.items():
+        rows = {row.name: row for row in from_values(values[named["comparison"]]["comparison"]).rows}
+        chosen = rows[named["recommended"]]
+        cells = [pack, f"`{chosen.name}`, {len(chosen.results)} seeds"]
+        for other in others:
+            gain = chosen.gain(rows[named[other]]) if other in named else None
+            cells.append(gain.in_percent() if gain else "")
+            means[other] += [gain.mean] if gain else []
+        lost, before = chosen.spread("lost"), rows[named[BEST]].spread("lost")
+        cells.append(f"{lost.mean - before.mean:+.1f}" if lost and before else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    over = [f"{100 * sum(found) / len(found):+.1f} ({len(found)} packs)" if found else "" for found in means.values()]
+    lines.append(f"| mean | | {' | '.join(over)} | |")
+    return "\n".join([*lines, ""])
 
 
 def section(values: dict[str, Any]) -> str:

@@ -149,7 +149,7 @@ def _labeled_pool(facts: Facts, kind: Kind) -> Setting:
     if kind == "street":
         return Setting("method", "labeled", None, f"in whole scenes changes of color did harm; {measure}")
     return Setting(
-        "method", "labeled", "jitter", f"changes of color on labeled images helped with few classes; {measure}"
+        "method", "labeled", "jitter", f"changes of color on labeled images helped much in one study; {measure}"
     )
 
 
