@@ -1,4 +1,4 @@
-"""The commands of the README work. Settings make them small."""
+"""The commands of the README and of the tutorial work. Settings make them small."""
 
 import re
 import shlex
@@ -90,10 +90,10 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+@pytest.fixture
+def place(tmp_path: Path, scenes: Path) -> Path:
     """A folder as a reader has it: own photographs, a few of them with masks."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path / "readme"
     shutil.copytree(scenes, folder / "photos", ignore=shutil.ignore_patterns("splits"))
     return folder
 
@@ -107,11 +107,13 @@ def test_make_targets_exist(readme):
         assert done.returncode == 0, done.stderr
 
 
-def test_commands_work(readme, place, semiseg, small_demo, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_commands_work(page, place, semiseg, small_demo, monkeypatch):
     monkeypatch.chdir(place)
     small_demo(monkeypatch)
-    called = [command for command in commands(readme) if command.startswith("semiseg ")]
-    assert any(command.startswith("semiseg train ") for command in called), "README.md shows no command in ```sh blocks"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    called = [command for command in commands(text) if command.startswith("semiseg ")]
+    assert any(command.startswith("semiseg train ") for command in called), f"{page} shows no command in ```sh blocks"
     for command in called:
         done = semiseg(small(command).removeprefix("semiseg "))
         assert done.code == 0, f"{command}\n{done.err}"
