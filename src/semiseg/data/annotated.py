@@ -15,7 +15,7 @@ from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.data.memory import Memory
 from semiseg.data.parts import by_folder, held_out
-from semiseg.data.rasterize import Drawing, mask_colors, mask_files
+from semiseg.data.rasterize import Drawing, OnImage, mask_colors, mask_files
 from semiseg.data.read import read_header
 from semiseg.data.scan import scan
 from semiseg.data.shapes import Shape, Size
@@ -166,6 +166,7 @@ def as_dataset(
     annotations: Sequence[Annotation],
     classes: ClassTable,
     source: str,
+    on_image: OnImage,
     val: frozenset[str] | None = None,
     unused: tuple[Unused, ...] = (),
     notes: tuple[str, ...] = (),
@@ -178,6 +179,7 @@ def as_dataset(
         annotations: at most one for each image.
         classes: the class table.
         source: the annotation files, for messages.
+        on_image: called with the numbers of masks that are drawn and that have to be drawn.
         val: names of images whose annotations are for validation; None if nothing says so.
         unused: files that are not used.
         notes: what is worth knowing.
@@ -199,7 +201,7 @@ def as_dataset(
         )
     fill = IGNORE if config.uncovered == "ignored" or classes.background is None else classes.background
     colors = mask_colors(classes)
-    masks = mask_files(_drawings(labeled_ones, classes, config), fill, colors, config.root)
+    masks = mask_files(_drawings(labeled_ones, classes, config), fill, colors, config.root, on_image)
     samples = [replace(sample, mask=masks.get(sample.name)) for sample in catalog.samples]
     catalog = Catalog(config.root, samples)
     given = read_lists(config, catalog, listed_masks=False)

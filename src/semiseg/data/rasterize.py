@@ -8,7 +8,7 @@ it is if it is complete, and drawn again if it is missing.
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from semiseg.errors import UserError
 from semiseg.types import IGNORE, ClassTable, voc_color
 
 Color = tuple[int, int, int]
+OnImage = Callable[[int, int], None]
 
 _VERSION = 1  # of the pixels that shapes become; a change of shapes.py that changes pixels needs another one
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # of every complete PNG
@@ -58,7 +59,9 @@ def mask_colors(classes: ClassTable) -> dict[Color, int]:
     raise AssertionError("the colors of VOC's palette differ")
 
 
-def mask_files(drawings: Sequence[Drawing], fill: int, colors: dict[Color, int], root: Path) -> dict[str, Path]:
+def mask_files(
+    drawings: Sequence[Drawing], fill: int, colors: dict[Color, int], root: Path, on_image: OnImage
+) -> dict[str, Path]:
     """Draws the masks that are not in the cache folder yet.
 
     Args:
@@ -66,6 +69,7 @@ def mask_files(drawings: Sequence[Drawing], fill: int, colors: dict[Color, int],
         fill: the class index, or IGNORE, of pixels in no shape.
         colors: color -> class index or IGNORE, for the palette of the files.
         root: the dataset's root folder.
+        on_image: called with the number of masks that are drawn and the number of all that have to be drawn.
 
     Returns:
         The name of each sample -> its mask file: a PNG with a palette that stores class indices.
@@ -78,7 +82,8 @@ def mask_files(drawings: Sequence[Drawing], fill: int, colors: dict[Color, int],
         raise UserError("masks drawn from annotations have no place: there is no home directory; set HOME to a folder")
     folder /= digest_of(root)
     palette = _palette(colors)
-    files = {one.name: folder / _file_name(one, fill, palette) for one in drawings}
+    shared = hashlib.blake2b(repr((_VERSION, fill, palette)).encode(), digest_size=16)
+    files = {one.name: folder / _file_name(one, shared.copy()) for one in drawings}
     missing = [one for one in drawings if not _is_complete(files[one.name])]
     if not missing:
         return files
@@ -96,8 +101,8 @@ def mask_files(drawings: Sequence[Drawing], fill: int, colors: dict[Color, int],
         ThreadPoolExecutor() as threads
     ):  # most of the time is spent in numpy and zlib, which other threads need not await
         try:
-            for _ in threads.map(draw, missing):
-                pass
+            for done, _ in enumerate(threads.map(draw, missing), 1):
+                on_image(done, len(missing))
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
@@ -111,9 +116,9 @@ def _palette(colors: dict[Color, int]) -> list[int]:
     return [channel for color in entries for channel in color]
 
 
-def _file_name(drawing: Drawing, fill: int, palette: list[int]) -> str:
-    start = repr((_VERSION, drawing.name, drawing.size, fill, palette, [value for value, _ in drawing.shapes]))
-    digest = hashlib.blake2b(os.fsencode(start), digest_size=16)
+def _file_name(drawing: Drawing, digest: hashlib.blake2b) -> str:
+    """Adds all that makes this drawing differ from others to `digest`, and makes a name of it."""
+    digest.update(os.fsencode(repr((drawing.name, drawing.size, [value for value, _ in drawing.shapes]))))
     for _, shape in drawing.shapes:
         content = shape.identity()
         digest.update(len(content).to_bytes(8, "little") + content)

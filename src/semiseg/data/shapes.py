@@ -6,7 +6,7 @@ Coordinates are px from the top left corner of the image, x to the right and y d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
@@ -26,6 +26,7 @@ class Region(NamedTuple):
     inside: Bool[np.ndarray, "h w"]
 
 
+@runtime_checkable
 class Shape(Protocol):
     """Pixels of an image that were drawn together."""
 
@@ -121,15 +122,14 @@ class Runs:
         return f"runs {self.size} {self.counts}".encode()
 
 
-def rectangle(corner: Sequence[float], opposite: Sequence[float]) -> Polygons:
-    """Makes a rectangle of two opposite corners, each (x, y)."""
-    (left, top), (right, bottom) = corner, opposite
+def rectangle(corners: Float64[np.ndarray, "2 2"]) -> Polygons:
+    """Makes a rectangle of two opposite corners."""
+    (left, top), (right, bottom) = corners.tolist()
     return Polygons((as_points([(left, top), (right, top), (right, bottom), (left, bottom)]),))
 
 
-def circle(center: Sequence[float], edge: Sequence[float]) -> Stroke:
-    """Makes a circle of its center and a point on its edge, each (x, y)."""
-    points = as_points([center, edge])
+def circle(points: Float64[np.ndarray, "2 2"]) -> Stroke:
+    """Makes a circle of its center and a point on its edge."""
     return Stroke(points[:1], 2 * float(np.hypot(*(points[1] - points[0]))))
 
 
@@ -171,7 +171,8 @@ def paint(shapes: Sequence[tuple[int, Shape]], size: Size, fill: int) -> UInt8[n
         UserError: a shape cannot be drawn. The message does not name the file, but the number of the shape, from 0.
 
     Example:
-        >>> paint([(1, rectangle((0, 0), (3, 2))), (2, rectangle((2, 1), (4, 4)))], (3, 4), fill=0)
+        >>> low, high = rectangle(as_points([0, 0, 3, 2])), rectangle(as_points([2, 1, 4, 4]))
+        >>> paint([(1, low), (2, high)], (3, 4), fill=0)
         array([[1, 1, 1, 0],
                [1, 1, 2, 2],
                [0, 0, 2, 2]], dtype=uint8)

@@ -29,6 +29,7 @@ from semiseg.data.annotated import (
 )
 from semiseg.data.catalog import Catalog, folded
 from semiseg.data.dataset import Dataset, Sample
+from semiseg.data.rasterize import OnImage
 from semiseg.data.scan import without_used
 from semiseg.data.shapes import Polygons, Runs, Shape, Size, as_points
 from semiseg.errors import UserError
@@ -57,8 +58,12 @@ class _File:
     missing: tuple[str, ...]  # file_name of images that were not found
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, on_image: OnImage = lambda done, total: None) -> Dataset:
     """Loads the dataset that `config` describes. The module's docstring says which lists are the default.
+
+    Args:
+        config: the settings.
+        on_image: called with the number of masks that are drawn and the number of all that have to be drawn.
 
     Raises:
         UserError: a file or a list is missing or contradicts itself or the images.
@@ -77,7 +82,7 @@ def load(config: Config) -> Dataset:
     used = [config.classes, config.labeled, config.unlabeled, config.val, *paths, *val_paths]
     unused = without_used(unused, [config.root / path for path in used if path])
     val = frozenset(one.sample.name for file in val_files for one in file.annotations) if val_files else None
-    return as_dataset(config, catalog, annotations, classes, source, val, unused, notes)
+    return as_dataset(config, catalog, annotations, classes, source, on_image, val, unused, notes)
 
 
 def _paths(given: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

@@ -36,6 +36,7 @@ from semiseg.data.annotated import (
 from semiseg.data.catalog import Catalog, folded
 from semiseg.data.dataset import Dataset, Sample, Unused
 from semiseg.data.memory import Memory
+from semiseg.data.rasterize import OnImage
 from semiseg.data.scan import scan, without_used
 from semiseg.data.shapes import Polygons, Region, Shape, Size, Stroke, as_points, circle, rectangle
 from semiseg.errors import UserError
@@ -85,8 +86,12 @@ class _Pasted:
         return f"mask {self.top} {self.left} {self.box} {self.png}".encode()
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, on_image: OnImage = lambda done, total: None) -> Dataset:
     """Loads the dataset that `config` describes. The module's docstring says which lists are the default.
+
+    Args:
+        config: the settings.
+        on_image: called with the number of masks that are drawn and the number of all that have to be drawn.
 
     Raises:
         UserError: a file or a list is missing or contradicts itself or the images.
@@ -113,7 +118,7 @@ def load(config: Config) -> Dataset:
             f"Lines and points of LabelMe, drawn {config.line_width:g} px wide (data.line_width): {thin.total()} "
             f"({', '.join(f'{number} {kind}' for kind, number in thin.items())}).",
         )
-    return as_dataset(config, catalog, annotations, classes, str(folder), None, unused + others, notes)
+    return as_dataset(config, catalog, annotations, classes, str(folder), on_image, None, unused + others, notes)
 
 
 def _annotations(
@@ -248,9 +253,9 @@ def _shapes(shape: Mapping[str, Any], width: float) -> list[Shape]:
     if kind == "mask":
         return [_pasted(shape, points)]
     if kind == "rectangle":
-        return [rectangle(*points)]
+        return [rectangle(points)]
     if kind == "circle":
-        return [circle(*points)]
+        return [circle(points)]
     if kind == "points":
         return [Stroke(point[None], width) for point in points]
     return [Stroke(points, width) if kind in _THIN else Polygons((points,))]
