@@ -184,7 +184,7 @@ def _content(path: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
             raise UserError(f"{path}: {key!r} is empty; export the file again, after annotating images")
     if any("segments_info" in one for one in content["annotations"]):
         raise UserError(f"{path}: holds panoptic segments, which stand in PNG files; export polygons or RLE of objects")
-    return content
+    return {key: content[key] for key in _KEYS}
 
 
 def _by_id(path: Path, entries: Sequence[dict[str, Any]], what: str) -> dict[Id, dict[str, Any]]:
