@@ -618,7 +618,7 @@ def test_other_files_that_are_wrong(root, values):
     values["categories"] = values["categories"][1:]
     values["annotations"] = values["annotations"][:4]
     write(root, values)
-    refused(config(root, uncovered="ignored"), "1 classes (cat)", "data.uncovered=background")
+    refused(config(root, uncovered="ignored"), "objects of cat alone", "data.uncovered=background")
 
 
 def test_no_annotated_image(root, values):

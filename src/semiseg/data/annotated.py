@@ -141,10 +141,16 @@ def class_table(labels: Iterable[str], config: AnnotatedConfig, where: str) -> C
                 "one of its names, add a line to it, or set data.uncovered=ignored"
             )
         names, background = ["background", *names], 0
-    if not 2 <= len(names) <= 254:
+    if len(names) < 2:
+        adds = config.uncovered == "ignored" and names
         raise UserError(
-            f"{where}: {len(names)} classes ({_listed(names)}); between 2 and 254 are needed"
-            + ("; data.uncovered=background adds one" if len(names) == 1 else "; name those that count in data.classes")
+            f"{where}: has objects of {_listed(names)} alone, and between 2 and 254 classes are needed; "
+            + ("data.uncovered=background adds one" if adds else "annotate objects of other classes")
+        )
+    if len(names) > 254:
+        raise UserError(
+            f"{where}: has {len(names)} classes ({_listed(names)}), and at most 254 are possible; name those that "
+            "count in a class file (data.classes)"
         )
     return replace(table, background=background) if table else ClassTable.of(tuple(names), background)
 

@@ -53,7 +53,9 @@ class Config(AnnotatedConfig):
     layout: Literal["labelme"] = "labelme"
     annotations: Path | None = None  # folder of the JSON files; None: beside the images
     empty: Literal["unlabeled", "labeled"] = "labeled"
-    line_width: float = Field(10, gt=0, le=1000)  # px, of lines, and diameter of points; LabelMe's own export draws 10
+    line_width: float = Field(
+        10.0, gt=0, le=1000
+    )  # px, of lines, and diameter of points; LabelMe's own export draws 10
 
 
 @dataclass(frozen=True)
@@ -188,15 +190,15 @@ def _find(path: Path, folder: Path, content: Mapping[str, Any] | None, catalog: 
         UserError: these are two images, or several images have the name.
     """
     name = path.relative_to(folder).with_suffix("").as_posix()
-    own = [sample for sample in catalog.find(name) if folded(sample.name) == folded(name)]
+    own = _at(name, catalog)
     stated = content.get("imagePath") if content else None
     named: list[Sample] = []
     if isinstance(stated, str) and stated:
         parts = [part for part in stated.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        tails = ["/".join([*path.parent.relative_to(folder).parts, *parts])]
-        if apart:  # beside its image, a file can mean no image of another folder
-            tails += ["/".join(parts[start:]) for start in range(len(parts))]
-        named = next((samples for tail in tails if (samples := catalog.find(tail))), [])
+        named = _at("/".join([*path.parent.relative_to(folder).parts, *parts]), catalog)
+        if apart and not named:  # beside its image, a file can mean no image of another folder
+            tails = ("/".join(parts[start:]) for start in range(len(parts)))
+            named = next((samples for tail in tails if (samples := catalog.find(tail))), [])
     if own:
         if named and own[0] not in named:
             raise UserError(
@@ -207,6 +209,12 @@ def _find(path: Path, folder: Path, content: Mapping[str, Any] | None, catalog: 
     if len(named) > 1:
         raise UserError(f"{path}: its imagePath {stated!r} can be {named[0].image} or {named[1].image}; rename it")
     return named
+
+
+def _at(path: str, catalog: Catalog) -> list[Sample]:
+    """Returns the image at a path below the folder of images, whose extension may be left out."""
+    names = {folded(path), folded(path.rpartition(".")[0])}
+    return [sample for sample in catalog.find(path) if folded(sample.name) in names]
 
 
 def _size(content: Mapping[str, Any], path: Path) -> Size | None:
