@@ -410,8 +410,10 @@ def partitions(
     settings = [
         f"--set {shlex.quote(change)}"
         for change in changes
-        if change.split("=")[0] not in (f"data.{key}" for key in lists)
+        if change.split("=")[0] not in (f"data.{key}" for key in (*lists, "val_fraction"))
     ]
+    if getattr(section, "val_fraction", None) is not None:  # the list of validation images takes its place
+        settings.append("--set data.val_fraction=null")
     settings += [f"--set data.{key}={shlex.quote(str(path))}" for key, path in lists.items()]
     _print(console, f"train with the smallest: semiseg train {shlex.quote(str(recipe))} {' '.join(settings)}")
     return written

@@ -287,9 +287,22 @@ def test_validation_images_have_a_file_of_their_own(root, values):
     assert [(one.what, [path.name for path in one.files]) for one in dataset.unused if one.matters] == [
         ("images without any object in data.val_annotations, not used", ["7.png"])
     ]
-    for other in ({"val": "val.txt"}, {"val_fraction": 0.5}):
-        with pytest.raises(ValidationError, match="exclude each other"):
-            config(root, val_annotations="val.json", **other)
+    with pytest.raises(ValidationError, match="val_annotations and val_fraction exclude each other"):
+        config(root, val_annotations="val.json", val_fraction=0.5)
+    with pytest.raises(ValidationError, match="val and val_fraction exclude each other"):
+        config(root, val="val.txt", val_fraction=0.5)
+
+
+def test_a_list_chooses_among_the_annotations_for_validation(root, values):
+    val = copy.deepcopy(values)
+    val["images"], val["annotations"] = val["images"][:2], val["annotations"][:2]
+    values["images"], values["annotations"] = values["images"][2:], values["annotations"][2:]
+    write(root, values)
+    write(root, val, "val.json")
+    (root / "val.txt").write_text("1\n")
+    dataset = load(config(root, val_annotations="val.json", val="val.txt"))
+    assert (ids(dataset.labeled), ids(dataset.val)) == (["2", "3"], ["1"])
+    assert "0" not in ids(dataset.unlabeled)  # it is kept for validation
 
 
 def test_a_share_or_folders_or_a_list_choose_validation_images(root, values):
@@ -386,6 +399,9 @@ def test_an_image_of_another_size(root, values):
     write(root, values)
     refused(config(root), "a.json", "1.png has 12x8 px, but it has 6x4")
     del values["images"][1]["width"], values["images"][1]["height"]  # then it is that of the image
+    write(root, values)
+    assert rows(load(config(root)), "1") == ["110000"] * 4
+    values["images"][1] |= {"id": 1.0, "width": 6.0, "height": 4.0}  # of a program that knows one kind of number
     write(root, values)
     assert rows(load(config(root)), "1") == ["110000"] * 4
 
@@ -575,8 +591,8 @@ def changed(*path: str | int, to: Any = None, gone: bool = False) -> Any:
         (changed("images", 1, "id", gone=True), ("images has an entry without an id",)),
         (changed("images", 1, "file_name", to="0.png"), ("'0.png' and '0.png' both mean", "0.png; remove one")),
         (changed("images", 1, "file_name", to=None), ("image 1 has no file_name",)),
-        (changed("images", 1, "width", to="6"), ("image 1 has the size 6x4",)),
-        (changed("images", 1, "width", to=-6), ("image 1 has the size -6x4",)),
+        (changed("images", 1, "width", to="6"), ("image 1: width and height are '6' and 4",)),
+        (changed("images", 1, "width", to=-6), ("image 1: width and height are -6 and 4",)),
         (changed("categories", 1, "id", to=7), ("categories has two entries with the id 7",)),
         (changed("categories", 1, "name", to="dog"), ("categories 7, 3 are all called 'dog'",)),
         (changed("categories", 1, "name", to=""), ("category 3", "''")),

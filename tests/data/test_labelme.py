@@ -213,7 +213,7 @@ def test_sizes(root):
     write(root / "images/0.json", content("0", shape("cat", LEFT), imageHeight=None, imageWidth=None))
     assert rows(load(Config(root=root)), "0") == ["110000"] * 4
     write(root / "images/0.json", content("0", shape("cat", LEFT), imageHeight="4"))
-    refused(Config(root=root), "0.json", "imageWidth and imageHeight are 6 and '4'")
+    refused(Config(root=root), "0.json", "width and height are 6 and '4'")
 
 
 def test_a_changed_file_changes_its_mask_only_also_if_it_holds_the_photograph(root):

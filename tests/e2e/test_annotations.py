@@ -120,3 +120,18 @@ def test_a_wrong_annotation_stops_a_training_before_it_starts(semiseg, here, sce
     assert done.err.count("\n") == 1
     assert f"{path.name}: shape 1 (disc): a polygon has 1 points" in done.err
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("layout", ["coco", "folder"])
+def test_the_command_that_partitions_print_trains(semiseg, here, scenes, recipe, layout):
+    data = {"labeled": None, "unlabeled": None, "val": None}
+    data |= write_coco(scenes, here) | {"empty": "labeled"} if layout == "coco" else {"val_fraction": 0.3}
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe(data=data, engine={"steps": 1})))
+    given = "" if layout == "coco" else "--set data.val_fraction=0.4"
+    done = semiseg(f"partitions recipe.yaml --size 4 --out splits {given}")
+    assert (done.code, done.err) == (0, "")
+    command = re.search(r"semiseg (train .*)", done.out)
+    assert command
+    done = semiseg(command[1])
+    assert (done.code, done.err) == (0, "")
+    assert "4 labeled" in done.out

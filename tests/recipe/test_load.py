@@ -301,7 +301,10 @@ def test_what_is_missing_is_named(recipe):
     values = recipe()
     del values["engine"]["steps"], values["data"]["root"]
     assert refused(values) == "here.yaml: data.root: is missing"
-    assert refused(values, data={}) == "here.yaml: data.layout: is missing; choose one of cityscapes, coco, folder, labelme, voc"
+    assert (
+        refused(values, data={})
+        == "here.yaml: data.layout: is missing; choose one of cityscapes, coco, folder, labelme, voc"
+    )
     values["data"]["root"] = "photos"
     assert refused(values) == "here.yaml: engine.steps: is missing"
     assert refused(recipe(), engine=None) == "here.yaml: engine.steps: is missing"

@@ -41,9 +41,9 @@ class AnnotatedConfig(DataConfig):
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "AnnotatedConfig":
-        given = [key for key in ("val", "val_annotations", "val_fraction") if getattr(self, key, None) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
+        given = [key for key in ("val", "val_annotations") if getattr(self, key, None) is not None]
+        if given and self.val_fraction is not None:
+            raise ValueError(f"{given[0]} and val_fraction exclude each other; give one")
         return self
 
 
@@ -153,6 +153,20 @@ def class_table(labels: Iterable[str], config: AnnotatedConfig, where: str) -> C
             "count in a class file (data.classes)"
         )
     return replace(table, background=background) if table else ClassTable.of(tuple(names), background)
+
+
+def stated_size(height: object, width: object, where: str) -> Size | None:
+    """Returns the size of an image that a file states; None if it states none.
+
+    Raises:
+        UserError: it is no size.
+    """
+    if not height or not width:
+        return None
+    sides = [int(side) for side in (height, width) if isinstance(side, (int, float)) and side >= 1 and side % 1 == 0]
+    if len(sides) < 2:
+        raise UserError(f"{where}: width and height are {width!r} and {height!r}, which is no size; export it again")
+    return sides[0], sides[1]
 
 
 def check_label(label: object, where: str) -> str:

@@ -26,15 +26,16 @@ from semiseg.data.annotated import (
     class_table,
     find_images,
     read_json,
+    stated_size,
 )
 from semiseg.data.catalog import Catalog, folded
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.rasterize import OnImage
 from semiseg.data.scan import without_used
-from semiseg.data.shapes import Polygons, Runs, Shape, Size, as_points
+from semiseg.data.shapes import Polygons, Runs, Shape, as_points
 from semiseg.errors import UserError
 
-Id = int | str
+Id = int | float | str
 
 _KEYS = ("images", "categories", "annotations")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of a file that was uploaded to Label Studio
@@ -45,7 +46,8 @@ class Config(AnnotatedConfig):
 
     layout: Literal["coco"] = "coco"
     annotations: Path | tuple[Path, ...]  # one file or several
-    val_annotations: Path | tuple[Path, ...] | None = None  # those of validation images
+    # those of images that are for validation, or of those among them that a list `val` names
+    val_annotations: Path | tuple[Path, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _read(path: Path, setting: str, catalog: Catalog) -> _File:
         Annotation(
             sample,
             str(path),
-            _size(entries[key], path),
+            stated_size(entries[key].get("height"), entries[key].get("width"), f"{path}: image {key}"),
             tuple(thing for _, thing in sorted(things.get(key, []), key=lambda pair: not pair[0])),  # crowds first
         )
         for key, sample in samples.items()
@@ -191,7 +193,7 @@ def _by_id(path: Path, entries: Sequence[dict[str, Any]], what: str) -> dict[Id,
     found: dict[Id, dict[str, Any]] = {}
     for entry in entries:
         key = entry.get("id")
-        if not isinstance(key, (int, str)):
+        if not isinstance(key, (int, float, str)):
             raise UserError(f"{path}: {what} has an entry without an id: {str(entry)[:80]}")
         if key in found:
             raise UserError(f"{path}: {what} has two entries with the id {key!r}; merge or export the file again")
@@ -269,7 +271,7 @@ def _check_objects(
         UserError: one has not.
     """
     for key, known, what in (("image_id", images, "images"), ("category_id", categories, "categories")):
-        bad = [one for one in objects if not isinstance(one.get(key), (int, str)) or one[key] not in known]
+        bad = [one for one in objects if not isinstance(one.get(key), (int, float, str)) or one[key] not in known]
         if bad:
             raise UserError(
                 f"{path}: annotation {bad[0].get('id', '')} has the {key} {bad[0].get(key)!r}, which {what} do not "
@@ -282,17 +284,6 @@ def _check_objects(
             f"{path}: annotation {bare[0].get('id', '')} has {has} and no segmentation ({len(bare)} of {len(objects)} "
             "annotations); draw polygons or masks, and export these, or remove it"
         )
-
-
-def _size(entry: Mapping[str, Any], path: Path) -> Size | None:
-    """Returns the stated (height, width); None if it is not stated."""
-    size = (entry.get("height"), entry.get("width"))
-    if not any(size):
-        return None
-    height, width = size
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise UserError(f"{path}: image {entry['id']} has the size {width}x{height}, which is none; export it again")
-    return height, width
 
 
 def _shape(segmentation: Any, where: str) -> Shape:

@@ -32,6 +32,7 @@ from semiseg.data.annotated import (
     class_table,
     find_images,
     read_json,
+    stated_size,
 )
 from semiseg.data.catalog import Catalog, folded
 from semiseg.data.dataset import Dataset, Sample, Unused
@@ -150,7 +151,9 @@ def _annotations(
                 raise UserError(f"{path}: annotates {sample.image}, as {found[sample.name].where} does; remove one")
             things = _things(content["shapes"], path, config)
             thin.update(shape["shape_type"] for shape in content["shapes"] if shape.get("shape_type") in _THIN)
-            found[sample.name] = Annotation(sample, str(path), _size(content, path), things)
+            found[sample.name] = Annotation(
+                sample, str(path), stated_size(content["imageHeight"], content["imageWidth"], str(path)), things
+            )
     if not found:
         bad = (lost or foreign)[0]
         what = (
@@ -215,15 +218,6 @@ def _at(path: str, catalog: Catalog) -> list[Sample]:
     """Returns the image at a path below the folder of images, whose extension may be left out."""
     names = {folded(path), folded(path.rpartition(".")[0])}
     return [sample for sample in catalog.find(path) if folded(sample.name) in names]
-
-
-def _size(content: Mapping[str, Any], path: Path) -> Size | None:
-    height, width = content["imageHeight"], content["imageWidth"]
-    if height is None or width is None:
-        return None
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise UserError(f"{path}: imageWidth and imageHeight are {width!r} and {height!r}; save it with LabelMe again")
-    return height, width
 
 
 def _things(shapes: Sequence[Any], path: Path, config: Config) -> tuple[Thing, ...]:
