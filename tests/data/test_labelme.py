@@ -134,6 +134,14 @@ def test_a_file_of_another_name_belongs_to_the_image_that_it_names(root, path):
     assert sorted(annotated(load(Config(root=root, annotations="labels")))) == ["0", "5"]
 
 
+def test_a_path_to_an_image_may_lead_through_other_folders(root):
+    (root / "images/0.json").unlink()
+    write(root / "labels/first.json", content("", shape("dog", LEFT), imagePath="../images/0.png"))
+    dataset = load(Config(root=root, images="."))
+    assert "images/0" in annotated(dataset)
+    assert rows(dataset, "images/0") == ["220000"] * 4
+
+
 def test_every_kind_of_shape(root):
     empty = "." * WIDTH
     kinds = {

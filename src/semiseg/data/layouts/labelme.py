@@ -12,6 +12,7 @@ have defaults as in the layout `folder`; annotated images stand in place of thos
 import base64
 import binascii
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,9 +198,10 @@ def _find(path: Path, folder: Path, content: Mapping[str, Any] | None, catalog: 
     stated = content.get("imagePath") if content else None
     named: list[Sample] = []
     if isinstance(stated, str) and stated:
-        parts = [part for part in stated.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        named = _at("/".join([*path.parent.relative_to(folder).parts, *parts]), catalog)
-        if apart and not named:  # beside its image, a file can mean no image of another folder
+        stated = stated.replace("\\", "/")
+        named = _at(posixpath.normpath(f"{path.parent.relative_to(folder).as_posix()}/{stated}"), catalog)
+        if apart and not named:  # beside its image, a file means the image at that very place
+            parts = [part for part in stated.split("/") if part not in ("", ".", "..")]
             tails = ("/".join(parts[start:]) for start in range(len(parts)))
             named = next((samples for tail in tails if (samples := catalog.find(tail))), [])
     if own:
