@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg import data
+from semiseg.data.annotated import AnnotatedConfig
 from semiseg.data.check import Report, count_classes, shares_of_classes
 from semiseg.data.check import check as check_files
-from semiseg.data.dataset import Dataset, Unused
+from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint
@@ -62,7 +63,7 @@ def train(
     recipe, runtime, console = _ready(recipe, console, resumes)
     with Lock(run) as lock:  # of the first process, for all processes
         with runtime.main_first():
-            dataset = data.load(recipe.data)
+            dataset = _load(recipe.data, console)
             if runtime.is_main:
                 open_run = _start if run.is_blank() or not run.exists() else _resume
                 open_run(run, recipe, dataset, runtime, console, lock)
@@ -92,7 +93,7 @@ def rehearse(
     """
     recipe, runtime, console = _ready(_recipe(recipe, overrides), console)
     with runtime.main_first():
-        dataset = data.load(recipe.data)
+        dataset = _load(recipe.data, console)
         if runtime.is_main:
             check_settings(recipe, dataset, runtime)
             _print_report(dataset, _check(recipe, dataset, console), console)
@@ -122,7 +123,7 @@ def check(
     changes = list(overrides)
     settings = _recipe(recipe, changes).data
     _refuse_others(changes, ("data",), "a check of the data")
-    dataset = data.load(settings)
+    dataset = _load(settings, console or Console(quiet=True))
     with counting("checking the data", console or Console(quiet=True)) as count:
         return dataset, check_files(dataset, settings, full, count)
 
@@ -130,6 +131,14 @@ def check(
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
     changes = list(overrides)
     return override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
+
+
+def _load(config: DataConfig, console: Console) -> Dataset:
+    """Loads the data. Shows how far it is where that may take time: where masks are drawn from annotations."""
+    if not isinstance(config, AnnotatedConfig):
+        return data.load(config)
+    with counting("drawing masks", console, "masks") as count:
+        return data.load(config, count)
 
 
 def _ready(recipe: Recipe, console: Console | None, resumes: bool = False) -> tuple[Recipe, Runtime, Console]:
@@ -373,7 +382,7 @@ def partitions(
     """
     changes = list(overrides)
     section = load_recipe(Path(recipe), changes).data
-    dataset = data.load(section.model_copy(update={"pseudo": None}))
+    dataset = _load(section.model_copy(update={"pseudo": None}), console or Console(quiet=True))
     _refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:
@@ -401,8 +410,10 @@ def partitions(
     settings = [
         f"--set {shlex.quote(change)}"
         for change in changes
-        if change.split("=")[0] not in (f"data.{key}" for key in lists)
+        if change.split("=")[0] not in (f"data.{key}" for key in (*lists, "val_fraction"))
     ]
+    if getattr(section, "val_fraction", None) is not None:  # the list of validation images takes its place
+        settings.append("--set data.val_fraction=null")
     settings += [f"--set data.{key}={shlex.quote(str(path))}" for key, path in lists.items()]
     _print(console, f"train with the smallest: semiseg train {shlex.quote(str(recipe))} {' '.join(settings)}")
     return written

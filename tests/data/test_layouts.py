@@ -10,6 +10,7 @@ from semiseg.data import layouts, load
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample
 from semiseg.data.layouts import cityscapes, folder, voc
 from semiseg.data.masks import read_mask
+from semiseg.data.parts import held_out
 from semiseg.errors import UserError
 from semiseg.types import IGNORE
 
@@ -38,9 +39,9 @@ def test_layouts_are_found_by_name():
         assert issubclass(module.Config, DataConfig)
 
 
-@pytest.mark.parametrize("name", ["coco", "loader", "no.such.module"])
+@pytest.mark.parametrize("name", ["cityscape", "loader", "no.such.module"])
 def test_an_unknown_layout_is_told_the_known_ones(name):
-    with pytest.raises(UserError, match=r"cityscapes, folder.*, voc") as caught:
+    with pytest.raises(UserError, match=r"cityscapes, coco, folder, labelme.*, voc") as caught:
         layouts.module(name)
     assert name in str(caught.value)
 
@@ -268,9 +269,9 @@ def test_validation_is_not_taken_from_listed_images(folder, write):
 def test_held_out_images_stay_when_others_are_added():
     samples = [Sample(f"{n}", Path()) for n in range(103)]
     for more in range(1, 104):
-        before, after = (set(folder.held_out(tuple(samples[:n]), 0.3)) for n in (more - 1 or 1, more))
+        before, after = (set(held_out(tuple(samples[:n]), 0.3)) for n in (more - 1 or 1, more))
         assert len(before - after) <= 1
-    assert set(folder.held_out(tuple(reversed(samples)), 0.3)) == after
+    assert set(held_out(tuple(reversed(samples)), 0.3)) == after
 
 
 @pytest.mark.parametrize("fraction", [None, 0.4])

@@ -11,10 +11,10 @@ import torch
 from PIL import ExifTags, Image
 
 from semiseg.data.dataset import MaskCoding, Sample
-from semiseg.data.masks import Content, read_mask, read_pair, read_stored
+from semiseg.data.masks import Content, read_as, read_mask, read_pair, read_stored
 from semiseg.data.read import read_size
 from semiseg.errors import UserError
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, voc_color
 
 
 def assert_one_line(error: Exception, *parts: str) -> None:
@@ -201,6 +201,18 @@ def test_three_equal_channels_are_values(write):
 def test_palettes(tmp_path, values, colors, coding, classes):
     palette_image(values, *colors).save(tmp_path / "a.png")
     assert read_mask(tmp_path / "a.png", coding).tolist() == [classes]
+
+
+def test_grays_of_a_known_palette_are_values_in_any_order(tmp_path):
+    """Of VOC's colors, 7 and 56 are gray, and the latter is darker."""
+    palette_image([0, 7, 56], *(voc_color(index) for index in range(256))).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png", MaskCoding(60)).tolist() == [[0, 7, 56]]
+    light, dark = (200, 200, 200), (100, 100, 100)
+    palette_image([0, 1], light, dark).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png", MaskCoding(2, colors={light: 0, dark: 1})).tolist() == [[0, 1]]
+    assert read_as(read_stored(tmp_path / "b.png").content, MaskCoding(2, colors={light: 0, dark: 1})).by == "value"
+    with pytest.raises(UserError, match="from dark to light"):
+        read_mask(tmp_path / "b.png", MaskCoding(2))
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,25 @@ def test_values_of_overrides_are_yaml(write, override, section, key, value):
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "paths"),
+    [
+        ("a.json", "a.json"),
+        ("2024-05-01", "2024-05-01"),
+        ("[a.json, b.json]", ["a.json", "b.json"]),
+        ("[a.json]", ["a.json"]),
+        ("'[a].json'", "[a].json"),
+    ],
+)
+def test_one_file_or_several(write, written, paths):
+    data = {"layout": "coco", "annotations": "c.json", "val": None}
+    loaded = load_recipe(write(data=data), [f"data.annotations={written}"])
+    assert loaded.to_dict()["data"]["annotations"] == paths
+    path = write(data=data)
+    path.write_text(path.read_text().replace("annotations: c.json", f"annotations: {written}"))
+    assert load_recipe(path).data == loaded.data
+
+
 def test_later_overrides_win(write):
     assert load_recipe(write(), ["engine.steps=7", "engine.steps=8"]).engine.steps == 8
 
@@ -282,7 +301,10 @@ def test_what_is_missing_is_named(recipe):
     values = recipe()
     del values["engine"]["steps"], values["data"]["root"]
     assert refused(values) == "here.yaml: data.root: is missing"
-    assert refused(values, data={}) == "here.yaml: data.layout: is missing; choose one of cityscapes, folder, voc"
+    assert (
+        refused(values, data={})
+        == "here.yaml: data.layout: is missing; choose one of cityscapes, coco, folder, labelme, voc"
+    )
     values["data"]["root"] = "photos"
     assert refused(values) == "here.yaml: engine.steps: is missing"
     assert refused(recipe(), engine=None) == "here.yaml: engine.steps: is missing"

@@ -145,6 +145,7 @@ def check(
     }
     _check_classes(parts, dataset, config)
     notes = [
+        *dataset.notes,
         *meaning.notes,
         *_class_notes(parts, dataset, labeled),
         *_orientation_notes(labeled | val, dataset),

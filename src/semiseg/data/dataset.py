@@ -80,6 +80,7 @@ class Dataset:
         classes: the class table.
         coding: the meaning of the values and colors in masks.
         unused: files below the folders that are not used.
+        notes: what the layout has found that is worth knowing, one sentence each.
         class_counts: number of pixels of each class in each labeled image; None if they were not counted.
     """
 
@@ -89,6 +90,7 @@ class Dataset:
     classes: ClassTable
     coding: MaskCoding
     unused: tuple[Unused, ...] = ()
+    notes: tuple[str, ...] = ()
     class_counts: tuple[dict[int, int], ...] | None = None
 
 
@@ -137,6 +139,8 @@ class DataConfig(BaseModel):
     @field_validator("*")  # paths of layouts, too
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(expanded(one) if isinstance(one, Path) else one for one in value)
         return expanded(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")

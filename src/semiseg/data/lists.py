@@ -105,6 +105,7 @@ def assemble(
     coding: MaskCoding,
     mask_remedy: str,
     unused: tuple[Unused, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """Makes a dataset of three lists, after checking that they share no image and have the masks that they need.
 
@@ -116,6 +117,7 @@ def assemble(
         coding: the meaning of the masks.
         mask_remedy: what a user can do about a missing mask, for the message.
         unused: files that are not used.
+        notes: what is worth knowing, one sentence each.
 
     Raises:
         UserError: two lists share an image, a labeled or validation image has no mask, or one of these lists is empty.
@@ -137,7 +139,7 @@ def assemble(
         missing = [sample.name for sample in lists[key] if sample.mask is None]
         if missing:
             raise UserError(f"{key}: {missing[0]!r} has no mask ({len(missing)} images in all); {mask_remedy}")
-    return Dataset(labeled, unlabeled, val, classes, coding, unused)
+    return Dataset(labeled, unlabeled, val, classes, coding, unused, notes)
 
 
 def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:

@@ -385,9 +385,10 @@ def read_as(content: Content, coding: MaskCoding) -> Reading:
         return Reading("gray", levels) if by_level else Reading("color", own)
     by_value = Reading("value", own)
     stated: dict[Key, int | None] = {value: known[color] for value, color in palette.items() if color in known}
-    if all(own[value] == index for value, index in stated.items()) and not _is_gray(palette):
+    agrees = all(own[value] == index for value, index in stated.items())
+    if agrees and (len(stated) == len(palette) or not _is_gray(palette)):
         return by_value
-    if says_nothing(palette):
+    if says_nothing(palette) or (agrees and follows_palette_of_voc(content)):  # some of VOC's colors are gray
         return by_value
     if stated and len(stated) == len(palette):
         return Reading("color", stated)

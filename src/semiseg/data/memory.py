@@ -13,6 +13,19 @@ from platformdirs import user_cache_path
 _VERSION = 2  # of the entries; others are not read
 
 
+def cache_folder(what: str) -> Path | None:
+    """Returns the folder for files of one kind in the user's cache folder; None if there is no home directory."""
+    try:
+        return user_cache_path("semiseg") / what
+    except (OSError, RuntimeError):
+        return None
+
+
+def digest_of(root: Path) -> str:
+    """Returns a name for what belongs to a dataset, from the path of its root folder."""
+    return hashlib.blake2b(os.fsencode(root.absolute()), digest_size=12).hexdigest()
+
+
 class Memory:
     """Facts about the files of one dataset, kept in the user's cache folder.
 
@@ -24,11 +37,8 @@ class Memory:
     """
 
     def __init__(self, root: Path) -> None:
-        digest = hashlib.blake2b(os.fsencode(root.absolute()), digest_size=12).hexdigest()
-        try:
-            self.path: Path | None = user_cache_path("semiseg") / "files" / f"{digest}.json"
-        except (OSError, RuntimeError):  # there is no home directory
-            self.path = None
+        folder = cache_folder("files")
+        self.path: Path | None = folder / f"{digest_of(root)}.json" if folder else None
         self.known: dict[str, Any] = self._read()
         self.changed = False
 

@@ -2,8 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.data.catalog import CONTROL
@@ -59,6 +59,16 @@ def scan(folder: Path, without: Path | None = None) -> Found:
         dict(sorted(images.items())),
         tuple(Unused(what, tuple(sorted(files)), remedy, matters) for (what, remedy, matters), files in unused.items()),
     )
+
+
+def without_used(unused: Iterable[Unused], used: Iterable[Path]) -> tuple[Unused, ...]:
+    """Removes the files `used` from those that are not used."""
+    ours = {os.path.abspath(path) for path in used}  # noqa: PTH100 - removes '..', too
+    kept = [
+        replace(one, files=tuple(path for path in one.files if os.path.abspath(path) not in ours))  # noqa: PTH100
+        for one in unused
+    ]
+    return tuple(one for one in kept if one.files)
 
 
 def _why(path: Path) -> tuple[str, str]:

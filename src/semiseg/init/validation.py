@@ -9,8 +9,8 @@ from rich.console import Console
 from semiseg.data import twins
 from semiseg.data.check import count_classes
 from semiseg.data.dataset import Dataset, Sample
-from semiseg.data.layouts.folder import part_named
 from semiseg.data.partitions import lines_of
+from semiseg.data.parts import part_named
 from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.init.request import Request, say

@@ -153,13 +153,14 @@ def _text_where_wanted(config: type[BaseModel], values: dict[Any, Any], texts: d
     """Puts back what the user wrote where a path or a name is wanted and YAML sees something else.
 
     YAML takes 2024-05-01 for a date, 123 for a number, `no` for false, `a: b` for a mapping, and `@x` for an error.
-    Numbers and null stay where the setting may also be one, e.g. data.background: 1, data.labeled: null.
+    Numbers, lists and null stay where the setting may also be one, e.g. data.background: 1, data.labeled: null.
     """
     changed = dict(values)
     for key, value in values.items():
         field, text = config.model_fields.get(key), texts.get(key)
         kinds = _kinds(field.annotation) if field else set()
-        if kinds & {str, Path} and isinstance(text, str) and text and type(value) not in kinds - {str}:
+        is_list = isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds)
+        if kinds & {str, Path} and isinstance(text, str) and text and not is_list and type(value) not in kinds - {str}:
             changed[key] = text
     return changed
 

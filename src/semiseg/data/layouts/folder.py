@@ -9,11 +9,6 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
-import os
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,14 +20,10 @@ from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.data.masks import parse_color
 from semiseg.data.match import match, remedy, without_suffix
-from semiseg.data.scan import scan
+from semiseg.data.parts import by_folder, held_out, part_named
+from semiseg.data.scan import scan, without_used
 from semiseg.errors import UserError
-from semiseg.rng import folded_seed
 from semiseg.types import IGNORE
-
-# Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images ...
-_PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "dev": "val",
-          "validation": "val", "eval": "val", "test": "test", "testing": "test"}  # fmt: skip
 
 
 class Config(DataConfig):
@@ -71,7 +62,8 @@ def load(config: Config) -> Dataset:
     given = read_lists(config, catalog, listed_masks=True)
     if not (found or given.labeled):
         raise UserError(_no_match(images, masks, unused, config))
-    train, official_val, kept_apart = _parts(catalog.samples, config)
+    chosen = bool(config.val or config.val_fraction)
+    train, official_val, kept_apart = (catalog.samples, (), ()) if chosen else by_folder(catalog.samples)
     masked = tuple(sample for sample in train if sample.mask)
     val = given.val or official_val or held_out(masked, config.val_fraction or 0.2, given.labeled, given.unlabeled)
     labeled = given.labeled or rest(masked, val, given.unlabeled)
@@ -142,53 +134,12 @@ def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path],
 
 def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
     """Removes files from `unused` that have a purpose: the class file and the lists."""
-    used = [config.root / path for path in (config.classes, config.labeled, config.unlabeled, config.val) if path]
-    ours = {os.path.abspath(path) for path in used}  # noqa: PTH100 - removes '..', too
-    kept = [
-        replace(one, files=tuple(path for path in one.files if os.path.abspath(path) not in ours))  # noqa: PTH100
-        for one in unused
-    ]
-    return tuple(one for one in kept if one.files)
+    used = (config.classes, config.labeled, config.unlabeled, config.val)
+    return without_used(unused, [config.root / path for path in used if path])
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and part_named(path.name))
-
-
-def _parts(
-    samples: tuple[Sample, ...], config: Config
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Unused, ...]]:
-    """Sorts images by their folder, if people made folders for training and for validation or test.
-
-    Returns:
-        Images for training, images with masks for validation, and those that are used for neither. Without such
-        folders, or if the config says how validation images are chosen, all are for training.
-    """
-    parts: dict[str | None, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        parts[_part(sample)].append(sample)
-    if not parts["train"] or not (parts["val"] or parts["test"]) or config.val or config.val_fraction:
-        return samples, (), ()
-    val = tuple(sample for sample in parts["val"] if sample.mask)
-    left = {
-        "images without a mask in the folder for validation, not used": (rest(parts["val"], val), ""),
-        "images in the folder for tests, not used": (parts["test"], "data.val or data.val_fraction make them usable"),
-    }
-    unused = tuple(
-        Unused(what, tuple(one.image for one in found), remedy) for what, (found, remedy) in left.items() if found
-    )
-    return tuple(sample for sample in samples if _part(sample) in ("train", None)), val, unused
-
-
-def _part(sample: Sample) -> str | None:
-    folders = sample.name.split("/")[:-1]
-    return next((part for folder in folders if (part := part_named(folder))), None)
-
-
-def part_named(folder: str) -> str | None:
-    """Returns the part that the name of a folder says. A name that says two says none."""
-    said = {_PARTS[word] for word in re.split("[^a-z]+", folder.lower()) if word in _PARTS}
-    return said.pop() if len(said) == 1 else None
 
 
 def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unused, ...], config: Config) -> str:
@@ -201,18 +152,3 @@ def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unu
     if any(".npy" in one for one in found):
         found.append("arrays become PNG with PIL.Image.fromarray(array.astype('uint8')).save(...)")
     return message + (f": {'; '.join(found)}" if found else "")
-
-
-def held_out(samples: Sequence[Sample], fraction: float, *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:
-    """Chooses a share of `samples`, at least one, by their names alone: the first ones in an order that names give.
-
-    So a new image changes the choice little, and lists of other images change nothing.
-
-    Args:
-        samples: all images with masks.
-        fraction: the share of `samples`.
-        taken: lists of images that cannot be chosen. The next ones in the order take their places.
-    """
-    ranked = sorted(samples, key=lambda sample: folded_seed(0, "held out", sample.name))
-    chosen = rest(ranked, *taken)[: max(1, round(fraction * len(ranked)))]
-    return tuple(sorted(chosen, key=lambda sample: sample.name))
