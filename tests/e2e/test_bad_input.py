@@ -412,7 +412,12 @@ BAD = {
             ("iTXt bomb", ("not a readable image",), lambda path: bomb(path, kind=b"iTXt", packed=b"k\0\1\0\0\0")),
             ("floating point", ("floating-point",), lambda path: picture(path, "TIFF", Image.new("F", (32, 32)))),
         )
+        if (what, name) != ("image to predict", "12000x12000")  # that is predicted in windows
     },
+    "predict a header of 12000x12000": Bad(
+        PREDICT, ("photos/images/val/0000.png", "not a readable image"),
+        lambda: bomb("photos/images/val/0000.png", 12000, 12000)(), leaves=("masks",),
+    ),
     "mask with transparency": Bad(
         TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
     ),
@@ -495,7 +500,7 @@ BAD = {
         all_of(lambda: Path("masks").mkdir(), text("masks/0002_overlay.png", "mine")),
     ),
     "predict over the images": Bad(
-        "predict run photos/images/val --out photos/images/val", ("photos/images/val/0000.png", "exists already")
+        "predict run photos/images/val --out photos/images/val", ("--out photos/images/val", "inside", "outside")
     ),
     "predict a pipe": Bad("predict run pipe --out masks", ("pipe", "no such image"), pipe("pipe")),
     "predict a device": Bad("predict run /dev/zero --out masks", ("/dev/zero", "no such image")),
@@ -682,10 +687,10 @@ def test_advice_on_memory_that_predict_can_follow(semiseg, trained, scenes, here
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("semiseg.engine.predict.Predictor.predict", fail)
+    monkeypatch.setattr("semiseg.engine.predict.Predictor.probabilities", fail)
     done = semiseg(f"predict {trained} {scenes}/images/val --out masks")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "cut the image into tiles" in done.err
+    assert "--window 512" in done.err
     assert "batch_size" not in done.err
 
 

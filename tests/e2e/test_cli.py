@@ -494,7 +494,7 @@ def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
     assert "4 masks and overlays written to out" in done.out
     stems = {str(Path(name).with_suffix("")) for name in sizes}  # folders are kept
     written = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
-    assert written == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    assert written == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")} | {"classes.png"}
 
     table = ClassTable.of(CLASSES, background=0)
     seen = set()
@@ -518,7 +518,7 @@ def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
 def test_predict_a_single_image(semiseg, vivid, scenes, here):
     done = semiseg(f"predict {vivid} {scenes}/images/val/0001.png --out out")
     assert done.code == 0
-    assert {path.name for path in Path("out").iterdir()} == {"0001.png", "0001_overlay.png"}
+    assert {path.name for path in Path("out").iterdir()} == {"0001.png", "0001_overlay.png", "classes.png"}
 
 
 def test_predict_takes_the_best_checkpoint_unless_told(semiseg, vivid, scenes, here):

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from semiseg.engine.predict import Predictor, index_image, overlay, predict_files
+from semiseg.engine.pictures import index_image, overlay
+from semiseg.engine.predict import Predictor
+from semiseg.engine.predict_files import predict_files
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.models.build import Network, Undivided
@@ -144,7 +146,7 @@ def test_files(predictor, photo, tmp_path):
     assert predict_files(predictor, photo.parent, out, lambda *count: done.append(count)) == 2
     assert done == [(1, 2), (2, 2)]
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
-    assert written == ["below/b.v2.png", "below/b.v2_overlay.png", "flag.png", "flag_overlay.png"]
+    assert written == ["below/b.v2.png", "below/b.v2_overlay.png", "classes.png", "flag.png", "flag_overlay.png"]
     with Image.open(out / "flag.png") as mask, Image.open(out / "below/b.v2.png") as small:
         assert np.array_equal(np.asarray(mask), EXPECTED)
         assert small.size == (7, 5)
@@ -185,13 +187,14 @@ def test_broken_images_are_named_when_the_others_are_written(predictor, photos, 
         predict_files(predictor, photos, tmp_path / "out", lambda *count: counted.append(count))
     assert counted == [(n, 5) for n in range(1, 6)]
     stems = ("a", "below/d", "flag")
-    assert {*contents(tmp_path / "out")} == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    outputs = {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    assert {*contents(tmp_path / "out")} == outputs | {"classes.png"}
 
 
 def test_the_same_command_goes_on(predictor, photos, tmp_path, monkeypatch):
     predicted = []
-    original = Predictor.predict
-    monkeypatch.setattr(Predictor, "predict", lambda self, image: predicted.append(1) or original(self, image))
+    original = Predictor.probabilities
+    monkeypatch.setattr(Predictor, "probabilities", lambda self, image: predicted.append(1) or original(self, image))
     out = tmp_path / "out"
     for _ in range(2):
         with pytest.raises(UserError, match="2 of 5 images"):

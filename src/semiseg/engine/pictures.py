@@ -1,0 +1,55 @@
+"""Draws predictions: masks with a palette, overlays, and a legend of the classes."""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from semiseg.types import ClassTable
+
+_ROWS = 64  # of an overlay that are mixed at once
+_LINE, _MARGIN = 26, 10  # px of the legend
+
+
+def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
+    """Makes a palette image: pixel values are class indices, and the palette has the colors of the classes."""
+    image = Image.fromarray(label.numpy())
+    image.putpalette([value for color in classes.colors for value in color])
+    return image
+
+
+def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
+    """Mixes each pixel half and half with the color of its class. The background class leaves the image as it is.
+
+    If the class table declares no background, a class that is called so is taken for it.
+    """
+    photo, index = image.permute(1, 2, 0).numpy(), label.numpy()
+    colors = np.array(classes.colors, dtype=np.float32)
+    share = np.full(len(classes), 0.5, dtype=np.float32)
+    share[background(classes)] = 0
+    mixed = np.empty(photo.shape, dtype=np.uint8)
+    for top in range(0, len(photo), _ROWS):  # the whole image in fp32 would take 16 times the memory of the image
+        rows = slice(top, top + _ROWS)
+        part, of = photo[rows].astype(np.float32), index[rows]
+        mixed[rows] = (part + share[of][..., None] * (colors[of] - part)).round()
+    return Image.fromarray(mixed)
+
+
+def legend(classes: ClassTable) -> Image.Image:
+    """Draws the name of each class beside its color."""
+    font = ImageFont.load_default(15)
+    width = round(max(font.getlength(name) for name in classes.names))
+    canvas = Image.new("RGB", (3 * _MARGIN + _LINE + width, 2 * _MARGIN + _LINE * len(classes)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True)):
+        top = _MARGIN + index * _LINE
+        pen.rectangle((_MARGIN, top + 3, _MARGIN + _LINE, top + _LINE - 3), fill=color, outline="gray")
+        pen.text((2 * _MARGIN + _LINE, top + 3), name, fill="black", font=font)
+    return canvas
+
+
+def background(classes: ClassTable) -> list[int]:
+    """Returns the indices of classes that mean "nothing of interest"."""
+    if classes.background is not None:
+        return [classes.background]
+    return [index for index, name in enumerate(classes.names) if name.casefold() == "background"]
