@@ -125,17 +125,23 @@ def test_index_image():
     assert np.asarray(image.convert("RGB")).tolist() == [[[10, 20, 30], [250, 0, 0]], [[0, 0, 251], [250, 0, 0]]]
 
 
-def test_overlay_is_half_photo_half_class():
-    image = torch.tensor([[[100, 100]], [[50, 50]], [[0, 200]]], dtype=torch.uint8)
-    label = torch.tensor([[0, 1]], dtype=torch.uint8)
-    assert np.asarray(overlay(image, label, CLASSES)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+def test_overlay_is_photo_and_class_with_lines_between_classes():
+    """40 % of 250 - 100 are 60, of 0 - 50 are -20, of 0 - 200 are -80."""
+    image = torch.tensor([[[100, 100, 100]], [[50, 50, 50]], [[0, 9, 200]]], dtype=torch.uint8)
+    label = torch.tensor([[0, 0, 1]], dtype=torch.uint8)
+    line, red = [255, 255, 255], [160, 30, 120]
+    assert np.asarray(overlay(image, label, CLASSES)).tolist() == [[[100, 50, 0], line, red]]
     for name in ("background", "Background", "BACKGROUND"):  # not declared, but called so
         called = ClassTable(("red", name), ((250, 0, 0), (10, 20, 30)))
-        assert np.asarray(overlay(image, 1 - label, called)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+        assert np.asarray(overlay(image, 1 - label, called)).tolist() == [[[100, 50, 0], line, red]]
     declared = ClassTable(("background", "red", "nothing"), CLASSES.colors, background=2)
-    assert np.asarray(overlay(image, label, declared)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
+    assert np.asarray(overlay(image, label, declared)).tolist() == [[[64, 38, 12], line, red]]
     without = replace(CLASSES, background=None)
-    assert np.asarray(overlay(image, label, without)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
+    assert np.asarray(overlay(image, label, without)).tolist() == [[[64, 38, 12], line, red]]
+    white = overlay(
+        torch.zeros(3, 1, 3000, dtype=torch.uint8), (torch.arange(3000)[None] > 99).to(torch.uint8), CLASSES
+    )
+    assert np.flatnonzero(np.asarray(white)[0, :, 2] == 255).tolist() == [97, 98, 99]  # a line for a large image
 
 
 def test_files(predictor, photo, tmp_path):
@@ -156,8 +162,11 @@ def test_overlay_of_many_rows():
     generator = np.random.default_rng(0)
     image = torch.from_numpy(generator.integers(0, 256, (3, 200, 5), dtype=np.uint8))
     label = torch.from_numpy(generator.integers(0, 3, (200, 5), dtype=np.uint8))
-    photo, color = image.permute(1, 2, 0).numpy(), np.array(CLASSES.colors)[label.numpy()]
-    expected = np.where((label == 0)[..., None], photo, ((photo + color) / 2).round())
+    photo, color = image.permute(1, 2, 0).numpy(), np.array(CLASSES.colors, np.float32)[label.numpy()]
+    expected = np.where((label == 0)[..., None], photo, (0.6 * photo + 0.4 * color).round())
+    index = label.numpy()
+    expected[:, :-1][index[:, :-1] != index[:, 1:]] = 255
+    expected[:-1][index[:-1] != index[1:]] = 255
     assert np.array_equal(overlay(image, label, CLASSES), expected)
 
 

@@ -195,13 +195,13 @@ def _short(value: float) -> float | int:
 
 
 def traced(found: Predicted) -> list[tuple[int, Region]]:
-    """Returns the regions of all classes but the background, each with its class: large enough, and simplified."""
+    """Returns the regions of all classes but the background, with their classes, without small regions and holes."""
     least, tolerance = found.tracing
     kept = []
     for index in np.flatnonzero(pixels_of_classes(found.label, len(found.classes)) >= least).tolist():
         if index not in background(found.classes):
             large = (region for region in regions(found.label, index) if region.pixels >= least)
-            kept += [(index, region.simplified(tolerance)) for region in large]
+            kept += [(index, region.without_small_holes(least).simplified(tolerance)) for region in large]
     return kept
 
 

@@ -5,7 +5,7 @@ filled by the centers of pixels gives exactly its region, as long as it is not s
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
@@ -44,6 +44,10 @@ class Region:
             line += [self.outer[done : near + 1], detour]
             done = near + 1
         return np.concatenate([*line, self.outer[done:]])
+
+    def without_small_holes(self, least: int) -> "Region":
+        """Fills holes of fewer than `least` pixels; their pixels are not counted."""
+        return replace(self, holes=tuple(hole for hole in self.holes if abs(_signed_area(hole)) >= least))
 
     def simplified(self, tolerance: float) -> "Region":
         """Leaves vertices out as long as no one of them is farther than `tolerance` px from the new line."""

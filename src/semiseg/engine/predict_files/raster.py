@@ -71,7 +71,8 @@ class _Decoded:
         return self.image.height, self.image.width
 
     def window(self, top: int, left: int, height: int, width: int) -> UInt8[Tensor, "3 {height} {width}"]:
-        return self._shown(self.image.crop((left, top, left + width, top + height)))
+        with _any_size():
+            return self._shown(self.image.crop((left, top, left + width, top + height)))
 
     def resized(self, height: int, width: int) -> UInt8[Tensor, "3 {height} {width}"]:
         image = self.image
@@ -199,6 +200,21 @@ def _rasterio_source(path: Path) -> Any:
     return None
 
 
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lifts Pillow's limit of pixels: the user has named this file, and MOST is the limit.
+
+    The limit is a variable of the process. Large images are read by one thread at a time; other threads have checked
+    the sizes of theirs before.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _decoded(path: Path, header: Header, white: int | None) -> Image.Image:
     with open_image(path, MOST) as image:
         if image.mode == "F":
@@ -209,7 +225,8 @@ def _decoded(path: Path, header: Header, white: int | None) -> Image.Image:
                 'pip install "semiseg[geo]", or save it as an 8-bit image'
             )
         try:
-            image.load()
+            with _any_size():
+                image.load()
             ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # for broken files decoders raise errors of many kinds
             raise UnreadableError(unreadable(path)) from error

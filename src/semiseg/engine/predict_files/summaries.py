@@ -107,10 +107,11 @@ def _save(out: Path, name: str, content: bytes) -> None:
     """Writes a summary after its digest, so that an interruption between the two leaves no file that seems foreign."""
     path, digest = out / name, hashlib.blake2b(content, digest_size=16).hexdigest()
     written = _written(out)
-    if path.exists() and _digest(path) == digest:
+    if _digest(path) == digest:
         return
-    written[name] = [*written.get(name, [])[-1:], digest]
-    save_bytes(json.dumps(written).encode(), out / PARTS / _WRITTEN)
+    if digest not in written.get(name, ()):
+        written[name] = [*written.get(name, [])[-1:], digest]
+        save_bytes(json.dumps(written).encode(), out / PARTS / _WRITTEN)
     save_bytes(content, path)
 
 
