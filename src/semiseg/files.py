@@ -1,6 +1,7 @@
 """Safe file access: reads text up to a limit, writes files completely or not at all, waits for the disk."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from semiseg.errors import UserError
 
-_MARK = "semiseg"
+_MARK, _PIXELS = "semiseg", "semiseg-pixels"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
@@ -92,6 +93,7 @@ def save_image(image: Image.Image, path: Path, mark: str | None = None, fast: bo
     texts = PngInfo()
     if mark is not None:
         texts.add_text(_MARK, mark)
+        texts.add_text(_PIXELS, _digest_of_pixels(image))
     with replacing(path) as aside:
         image.save(aside, "PNG", pnginfo=texts, compress_level=2 if fast else 6)
 
@@ -103,6 +105,22 @@ def mark_of(path: Path) -> str | None:
             return image.info.get(_MARK)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # it is no PNG, or a damaged one
         return None
+
+
+def is_unchanged(path: Path) -> bool:
+    """Returns whether the pixels of a PNG are those that `save_image` wrote with a mark.
+
+    Programs that change an image may keep its texts, the mark among them.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get(_PIXELS) == _digest_of_pixels(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _digest_of_pixels(image: Image.Image) -> str:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semiseg.engine.predict_files import KINDS, Options, loop, plan, predict_files
 from semiseg.errors import UserError
@@ -166,8 +167,26 @@ def test_annotations_corrected_by_hand_are_not_replaced(model, flag, out):
     content = json.loads((out / "a.json").read_text())
     content["shapes"].pop()
     (out / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"a.json: exists already, and no prediction has written it as it is"):
+    with pytest.raises(UserError, match=r"a.json: exists already; name another folder"):
         predict_files(model, out.parent / "photos", out, options=Options(("labelme",), overwrite=True))
+
+
+def test_masks_corrected_by_hand_are_not_replaced(color_model, flag, out):
+    """Some programs keep the texts of a PNG, the mark among them."""
+    flag("a.png")
+    predict_files(color_model(), out.parent / "photos", out)
+    with Image.open(out / "a.png") as mask:
+        texts = PngInfo()
+        for key, value in mask.info.items():
+            if isinstance(value, str):
+                texts.add_text(key, value)
+        changed = mask.copy()
+    changed.putpixel((0, 0), 2)
+    changed.save(out / "a.png", pnginfo=texts)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"a.png: exists already, and was changed after it was written; move it"):
+        predict_files(color_model(name=b"other"), out.parent / "photos", out, options=Options(overwrite=True))
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """Keeps the georeference of TIFFs: their masks are GeoTIFFs, too (extra `geo`)."""
 
+import hashlib
 import warnings
 from contextlib import suppress
 from functools import lru_cache
@@ -12,7 +13,7 @@ from semiseg.engine.predict_files.raster import has_rasterio, is_georeferenced
 from semiseg.files import replacing
 from semiseg.types import ClassTable
 
-_MARK = "semiseg"
+_MARK, _PIXELS = "semiseg", "semiseg_pixels"
 SUFFIXES = frozenset({".tif", ".tiff"})
 
 
@@ -41,7 +42,7 @@ def save_mask(label: UInt8[np.ndarray, "h w"], classes: ClassTable, source: Path
             with rasterio.open(aside, "w", **layout, **tiled, **place, compress="deflate") as mask:
                 mask.write(label, 1)
                 mask.write_colormap(1, {index: (*color, 255) for index, color in enumerate(classes.colors)})
-                mask.update_tags(**{_MARK: mark})
+                mask.update_tags(**{_MARK: mark, _PIXELS: _digest(label)})
         except RasterioError as error:
             raise OSError(str(error)) from error
 
@@ -56,3 +57,17 @@ def mark_of(path: Path) -> str | None:
         with rasterio.open(path) as mask:
             return mask.tags().get(_MARK)
     return None
+
+
+def is_unchanged(path: Path) -> bool:
+    """Returns whether a mask is as `save_mask` wrote it: programs that change it may keep the mark."""
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    with suppress(RasterioError), rasterio.open(path) as mask:
+        return mask.tags().get(_PIXELS) == _digest(mask.read(1))
+    return False
+
+
+def _digest(label: UInt8[np.ndarray, "h w"]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(label).data, digest_size=16).hexdigest()

@@ -101,22 +101,23 @@ def predict_files(
     except UserError as error:
         failure = error
     on_times(share.times)
-    own = (share.broken, None if failure is None else str(failure), share.done)
+    own = (share.broken, share.failed, None if failure is None else str(failure), share.done)
     if runtime is None or world_size == 1:
         reports = [own]
     else:
         with runtime.together():
             reports = runtime.gather_lists([own])
-    if failures := [says for _, says, _ in reports if says is not None]:
+    if failures := [says for *_, says, _ in reports if says is not None]:
         written = sum(number for *_, number in reports)
         raise UserError(
             f"{failures[0]}; {written} of {len(items)} images were written to {out}; the same command goes on"
         ) from failure
     broken = [error for errors, *_ in reports for error in errors]
-    if rank == 0 and len(broken) < len(items):
+    failed = sum(number for _, number, *_ in reports)
+    if rank == 0 and failed < len(items):
         summaries.write(out, options.write, model.classes)
     if broken:
-        raise UserError(_broken(broken, len(items), out))
+        raise UserError(_broken(broken, failed, len(items), out))
     return len(items)
 
 
@@ -260,11 +261,9 @@ def _note_geo(items: Iterable[Item], options: Options, on_unused: Callable[[Unus
         on_unused(Unused(what, tuple(lost), 'pip install "semiseg[geo]" keeps it'))
 
 
-def _broken(errors: list[str], total: int, out: Path) -> str:
+def _broken(errors: list[str], failed: int, total: int, out: Path) -> str:
     if total == 1:
         return errors[0]
     shown = "; ".join(errors[:_SHOWN]) + (f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else "")
-    rest = f"the other {total - len(errors)} were written to {out}; " if len(errors) < total else ""
-    return (
-        f"{len(errors)} of {total} images cannot be read; {rest}the same command goes on with the missing ones: {shown}"
-    )
+    rest = f"the other {total - failed} were written to {out}; " if failed < total else ""
+    return f"{failed} of {total} images cannot be read; {rest}the same command goes on with the missing ones: {shown}"

@@ -22,7 +22,7 @@ from semiseg.engine.predict_files import geo
 from semiseg.engine.predict_files.inputs import Item
 from semiseg.engine.predict_files.polygons import Region, regions
 from semiseg.engine.predict_files.raster import Picture, fitted
-from semiseg.files import mark_of, replacing, save_bytes, save_image
+from semiseg.files import is_unchanged, mark_of, replacing, save_bytes, save_image
 from semiseg.types import ClassTable
 
 PARTS = ".parts"  # folder below the output folder with what summaries need of each image
@@ -60,12 +60,14 @@ class Output:
     Attributes:
         path: returns the file of an item, given the output folder.
         write: writes a prediction into that file, with a mark.
-        mark: reads the mark of a file; None: a prediction did not write it, or somebody has changed it.
+        mark: reads the mark of a file; None: a prediction did not write it.
+        is_unchanged: returns whether a file with a mark is as the prediction wrote it.
     """
 
     path: Callable[[Item, Path], Path]
     write: Callable[[Predicted, Path, str], None]
     mark: Callable[[Path], str | None]
+    is_unchanged: Callable[[Path], bool] = lambda path: True
 
 
 def _ending(end: str) -> Callable[[Item, Path], Path]:
@@ -89,6 +91,10 @@ def _write_mask(found: Predicted, path: Path, mark: str) -> None:
 
 def _mask_mark(path: Path) -> str | None:
     return geo.mark_of(path) if path.suffix == ".tif" else mark_of(path)
+
+
+def _mask_is_unchanged(path: Path) -> bool:
+    return geo.is_unchanged(path) if path.suffix == ".tif" else is_unchanged(path)
 
 
 def _write_overlay(found: Predicted, path: Path, mark: str) -> None:
@@ -221,8 +227,8 @@ def category_ids(classes: ClassTable) -> dict[int, int]:
 
 
 OUTPUTS = {
-    "masks": Output(_mask_path, _write_mask, _mask_mark),
-    "overlays": Output(_ending("_overlay.png"), _write_overlay, mark_of),
+    "masks": Output(_mask_path, _write_mask, _mask_mark, _mask_is_unchanged),
+    "overlays": Output(_ending("_overlay.png"), _write_overlay, mark_of, is_unchanged),
     "probabilities": Output(_ending("_probabilities.npz"), _write_probabilities, _probabilities_mark),
     "coco": Output(_part("coco"), _write_coco, _json_mark),
     "labelme": Output(_ending(".json"), _write_labelme, _json_mark),

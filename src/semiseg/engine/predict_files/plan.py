@@ -100,12 +100,8 @@ class Plan:
     def _is_there(self, item: Item, kind: str, path: Path) -> bool:
         if not path.exists():
             return False
-        if (mark := OUTPUTS[kind].mark(path)) is None:
-            if self.options.overwrite:
-                raise UserError(
-                    f"{path}: exists already, and no prediction has written it as it is; move it, or name another "
-                    "folder with --out"
-                )
+        output = OUTPUTS[kind]
+        if (mark := output.mark(path)) is None:
             raise UserError(f"{path}: exists already; name another folder with --out")
         if mark == self.mark(item, kind):
             return True
@@ -113,6 +109,11 @@ class Plan:
             raise UserError(
                 f"{path}: exists already, from another checkpoint or another {item.file.name}; name another folder "
                 "with --out, or replace it with --overwrite"
+            )
+        if not output.is_unchanged(path):
+            raise UserError(
+                f"{path}: exists already, and was changed after it was written; move it, or name another folder with "
+                "--out"
             )
         return False
 
