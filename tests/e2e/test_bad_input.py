@@ -517,6 +517,17 @@ BAD = {
         PREDICT, ("photos/images/val/0002_overlay.png", "masks/0002_overlay.png", "rename"),
         lambda: shutil.copy("photos/images/val/0002.png", "photos/images/val/0002_overlay.png"),
     ),
+    "predict a pattern without a match": Bad(
+        "predict run 'photos/**/*.tiff' --out masks", ("photos/**/*.tiff", "matches nothing")
+    ),
+    "predict into the images": Bad("predict run photos --out photos/masks", ("--out photos/masks", "inside photos")),
+    "predict an unknown output": Bad(f"{PREDICT} --write masks,polygons", ("--write polygons", "labelme, areas")),
+    "predict no output": Bad(f"{PREDICT} --write ''", ("--write", "choose of masks")),
+    "predict at no scale": Bad(f"{PREDICT} --scales 1,0", ("--scales 0", "0.75,1,1.25")),
+    "predict at a scale in words": Bad(f"{PREDICT} --scales 1,half", ("--scales half", "no number")),
+    "predict in small windows": Bad(f"{PREDICT} --window 5", ("--window 5", "too small", "64 or more")),
+    "predict masks of few pixels": Bad(f"{PREDICT} --least-region 5", ("--least-region", "add coco or labelme")),
+    "predict a broken video": Bad("predict run a.mp4 --out masks", ("a.mp4", "video"), text("a.mp4", "hello")),
     # partitions
     "partition of no image": Bad(f"{PARTITIONS} --size 0", ("--size 0", "number of images", "fraction")),
     "partition of half an image": Bad(f"{PARTITIONS} --size 1.5", ("--size 1.5", "number of images", "fraction")),

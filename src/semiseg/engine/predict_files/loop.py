@@ -17,7 +17,7 @@ from semiseg.engine.predict_files.ahead import Reader, Writer, writing
 from semiseg.engine.predict_files.inputs import CannotReadError, Item, find
 from semiseg.engine.predict_files.model import Model
 from semiseg.engine.predict_files.options import Options
-from semiseg.engine.predict_files.outputs import OUTPUTS, Predicted
+from semiseg.engine.predict_files.outputs import OUTPUTS, Predicted, photo_of
 from semiseg.engine.predict_files.plan import Plan, Task, check_window
 from semiseg.engine.predict_files.raster import (
     InMemory,
@@ -166,25 +166,23 @@ class _Share:
 
     def _predict(self, task: Task, image: UInt8[Tensor, "3 h w"] | None, writer: Writer) -> None:
         if image is not None:
-            self._submit(task, InMemory(image), writer)
+            writer.submit(self._writing(task, InMemory(image)))
             return
         writer.finish()  # one large image at a time
         with ExitStack() as open_files:
             with _readable(task.item.file):
                 picture = open_files.enter_context(opened(task.item.file, self.model.white))
-            self._submit(task, picture, writer)
-            writer.finish()
+            write = self._writing(task, picture)
+        del picture  # its memory is needed for writing
+        writer.submit(write)
+        writer.finish()
 
-    def _submit(self, task: Task, picture: Picture, writer: Writer) -> None:
+    def _writing(self, task: Task, picture: Picture) -> Callable[[], None]:
+        """Predicts a picture, and returns a function that writes its outputs."""
         label, probability = segment(self.model, picture, self.options, "probabilities" in task.missing)
+        photo = photo_of(picture) if "overlays" in task.missing else None
         found = Predicted(
-            task.item,
-            picture,
-            label,
-            probability,
-            self.model.classes,
-            self.options.tracing,
-            self.plan.digests,
+            task.item, photo, label, probability, self.model.classes, self.options.tracing, self.plan.digests
         )
 
         def write() -> None:
@@ -193,7 +191,7 @@ class _Share:
                 OUTPUTS[kind].write(found, path, self.plan.mark(task.item, kind))
             self.plan.forget(task.item)
 
-        writer.submit(write)
+        return write
 
     def _read(self, task: Task) -> UInt8[Tensor, "3 h w"] | None:
         """Reads an image; None if it is large. Then it is read by windows later."""

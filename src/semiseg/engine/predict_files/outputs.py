@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
+from torch import Tensor
 
 from semiseg.data.read import resize_mask
 from semiseg.engine.pictures import background, index_image, overlay
@@ -36,7 +37,7 @@ class Predicted:
 
     Attributes:
         item: what was predicted.
-        picture: the image.
+        photo: the image for its overlay, maybe smaller; None: no overlay is written.
         label: the class index of each pixel.
         probability: the probability of each class at each pixel; None: it is not written.
         classes: the meaning of the class indices.
@@ -45,7 +46,7 @@ class Predicted:
     """
 
     item: Item
-    picture: Picture
+    photo: UInt8[Tensor, "3 H W"] | None
     label: UInt8[np.ndarray, "h w"]
     probability: Float16[np.ndarray, "c h w"] | None
     classes: ClassTable
@@ -68,6 +69,12 @@ class Output:
     write: Callable[[Predicted, Path, str], None]
     mark: Callable[[Path], str | None]
     is_unchanged: Callable[[Path], bool] = lambda path: True
+
+
+def photo_of(picture: Picture) -> UInt8[Tensor, "3 h w"]:
+    """Reads an image for its overlay; one that is not in memory at most with the long side OVERLAY_SIDE."""
+    size = fitted(picture, OVERLAY_SIDE)
+    return picture.window(0, 0, *size) if size == picture.size else picture.resized(*size)
 
 
 def _ending(end: str) -> Callable[[Item, Path], Path]:
@@ -99,13 +106,11 @@ def _mask_is_unchanged(path: Path) -> bool:
 
 def _write_overlay(found: Predicted, path: Path, mark: str) -> None:
     """Draws the overlay; that of an image that is not in memory is reduced."""
-    size = fitted(found.picture, OVERLAY_SIDE)
+    assert found.photo is not None
     label = torch.from_numpy(found.label)
-    if size == label.shape:
-        photo = found.picture.window(0, 0, *size)
-    else:
-        photo, label = found.picture.resized(*size), resize_mask(label, size)
-    save_image(overlay(photo, label, found.classes), path, mark, fast=True)
+    size = found.photo.shape[1], found.photo.shape[2]
+    small = label if size == label.shape else resize_mask(label, size)
+    save_image(overlay(found.photo, small, found.classes), path, mark, fast=True)
 
 
 def _write_probabilities(found: Predicted, path: Path, mark: str) -> None:
