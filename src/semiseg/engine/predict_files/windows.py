@@ -6,6 +6,7 @@ seam is left.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -40,10 +41,11 @@ def blended(
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
     rows, columns = min(window, height), min(window, width)
     row_weights, column_weights = weights(tops, rows, height), weights(lefts, columns, width)
-    above: Tensor | None = None  # what windows further up know about the rows from here on
+    most = max([top + rows - following for top, following in pairwise(tops)], default=0)
+    shared: Tensor | None = None  # what windows further up know about the rows from here on
+    known = 0  # number of these rows
     for row, top in enumerate(tops):
         done = (tops[row + 1] if row + 1 < len(tops) else height) - top  # rows that no window further down shows
-        below: Tensor | None = None
         open_: Tensor | None = None  # what windows of this row know about the columns from here on
         for column, left in enumerate(lefts):
             weight = row_weights[row][:, None] * column_weights[column]
@@ -54,14 +56,14 @@ def blended(
             ready = (lefts[column + 1] if column + 1 < len(lefts) else width) - left
             block, open_ = found[:, :, :ready], found[:, :, ready:].clone()
             across = slice(left, left + ready)
-            if above is not None:
-                block[:, : above.shape[1]] += above[:, :, across]
-            if done < rows:
-                if below is None:
-                    below = torch.empty(len(block), rows - done, width)
-                below[:, :, across] = block[:, done:]
+            if shared is not None:
+                block[:, :known] += shared[:, :known, across]
+            elif done < rows:
+                shared = torch.empty(len(block), most, width)
+            if shared is not None:
+                shared[:, : rows - done, across] = block[:, done:]
             yield slice(top, top + done), across, block[:, :done]
-        above = below
+        known = rows - done
 
 
 def weights(starts: Sequence[int], window: int, length: int) -> list[Float[Tensor, " {window}"]]:
