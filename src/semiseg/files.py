@@ -85,7 +85,7 @@ def save_image(image: Image.Image, path: Path, mark: str | None = None, fast: bo
         image: the image.
         path: the file.
         mark: a text that stays in the file, for `mark_of`. Programs that show the image ignore it.
-        fast: whether to compress in a third of the time, into a file that is larger by a tenth.
+        fast: whether to compress in a seventh of the time, into a file that is larger by a seventh.
 
     Raises:
         UserError: there is no space or no permission.
