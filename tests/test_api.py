@@ -36,7 +36,7 @@ def test_the_five_lines(tmp_path, monkeypatch, recipe, scenes):
     exec("\n".join(lines), names)
     assert names["run"] == Run(Path("runs/first"))
     assert names["scores"].miou == names["run"].last()["miou"]
-    assert len(list(Path("masks").iterdir())) == 8
+    assert len(list(Path("masks").iterdir())) == 9  # two for each image, and the legend
     label = names["predictor"].predict(read_image(Path("photos/0000.png")))
     assert label.shape == (32, 32)
     assert label.dtype == torch.uint8

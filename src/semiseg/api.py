@@ -20,7 +20,8 @@ from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
-from semiseg.engine.predict import Predictor, make_predictor, predict_files
+from semiseg.engine.predict import Predictor, make_predictor
+from semiseg.engine.predict_files import Options, predict_files
 from semiseg.engine.progress import ProgressBar, counting
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.rehearse import rehearse as rehearse_recipe
@@ -333,26 +334,44 @@ def evaluate(
 
 def predict(
     run: Path | str,
-    images: Path | str,
+    images: Path | str | Sequence[Path | str],
     out: Path | str,
     which: str = "best",
     device: Device = "auto",
     on_image: Callable[[int, int], None] = lambda done, total: None,
     on_unused: Callable[[Unused], None] = lambda unused: None,
+    *,
+    write: Sequence[str] = ("masks", "overlays"),
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    window: int | None = None,
+    least_region: int | None = None,
+    simplify: float | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Writes an index mask and an overlay for each image. Returns the number of images.
+    """Writes an index mask and an overlay for each image, or other outputs. Returns the number of images.
 
     Args:
         run: run directory, or the folder of one checkpoint.
-        images: an image, or a folder of images.
+        images: image files, folders of images, patterns (`photos/**/*.jpg`) or videos; one or several.
         out: folder to write into.
         which: `best` or `last` checkpoint of a run.
         device: where to compute.
         on_image: called with the number of images that are done and the number of all images.
         on_unused: called with files below `images` that are no images.
+        write: what to write: masks, overlays, probabilities, coco, labelme, areas.
+        flip: whether to predict each image mirrored, too; the mean of the probabilities counts.
+        scales: factors of the image's size; of several the mean of the probabilities counts.
+        window: side of the windows in which larger images are predicted, px; None: only very large images are predicted
+            in windows.
+        least_region: regions of fewer pixels become no polygon; None: 16.
+        simplify: how far polygons may be from the border of their region, px; None: 1.
+        overwrite: whether files that an earlier prediction wrote are replaced.
     """
+    options = Options(tuple(write), flip, tuple(scales), window, least_region, simplify, overwrite)
+    place = folder(Path(out))
     predictor = load(run, which, device)
-    return predict_files(predictor, expanded(Path(images)), folder(Path(out)), on_image, on_unused)
+    return predict_files(predictor, images, place, on_image, on_unused, options, predictor.runtime)
 
 
 def partitions(

@@ -314,19 +314,74 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Run directory, or the folder of a checkpoint.", show_default=False)],
-    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder to write masks and overlays into.", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders, videos, or patterns in quotes ('photos/**/*.jpg').", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)],
+    write: Annotated[
+        str, typer.Option(help="masks, overlays, probabilities, coco, labelme, areas, with commas between.")
+    ] = "masks,overlays",
+    flip: Annotated[bool, typer.Option("--flip", help="Predict each image mirrored, too, and take the mean.")] = False,
+    scales: Annotated[
+        str, typer.Option(help="Sizes at which to predict each image, e.g. 0.75,1,1.25; the mean counts.")
+    ] = "1",
+    window: Annotated[
+        int | None,
+        typer.Option(help="Predict larger images in overlapping windows of this size, px.", show_default=False),
+    ] = None,
+    least_region: Annotated[
+        int | None, typer.Option(help="Smaller regions become no polygon, pixels; by default 16.", show_default=False)
+    ] = None,
+    simplify: Annotated[
+        float | None,
+        typer.Option(help="How far polygons may leave the border of a region, px; by default 1.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that an earlier prediction wrote.")
+    ] = False,
     checkpoint: Which = "best",
     device: DeviceOption = "auto",
 ) -> None:
-    """Segment your own images: for each an index mask with palette, and an overlay."""
+    """Segment your own images: for each an index mask with palette, and an overlay; or polygons and other outputs.
+
+    The same command goes on where it stopped.
+    """
+    kinds, factors = [word.strip() for word in write.split(",")], [_scale(word) for word in scales.split(",")]
     from semiseg import api
 
-    with _stoppable(), _counting("predicting") as count:
+    with _stoppable("; the same command goes on"), _counting("predicting") as count:
         num_images = api.predict(
-            run, images, out, checkpoint, _device(device), count, lambda one: _say(f"note: {one}", "yellow")
+            run,
+            images,
+            out,
+            checkpoint,
+            _device(device),
+            count,
+            _say_unused if _is_first_process() else lambda unused: None,
+            write=kinds,
+            flip=flip,
+            scales=factors,
+            window=window,
+            least_region=least_region,
+            simplify=simplify,
+            overwrite=overwrite,
         )
-    _say(f"{num_images} masks and overlays written to {out}")
+    if not _is_first_process():
+        return
+    named = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if kinds[1:] else kinds[0]
+    _say(
+        f"{num_images} {named} written to {out}"
+        if kinds == ["masks", "overlays"]
+        else f"{named} of {num_images} images written to {out}"
+    )
+
+
+def _scale(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise UserError(f"--scales {word}: is no number; use e.g. 0.75,1,1.25") from None
 
 
 @app.command()
@@ -490,6 +545,6 @@ def main() -> None:
             raise
         remedy = "lower engine.batch_size, data.crop or data.long_side"
         if sys.argv[1:2] == ["predict"]:
-            remedy = "cut the image into tiles, or train with a data.long_side"
+            remedy = "predict in smaller windows, e.g. --window 512"
         _complain(f"not enough memory; {remedy} ({first_line(error)})")
     sys.exit(2)

@@ -412,7 +412,12 @@ BAD = {
             ("iTXt bomb", ("not a readable image",), lambda path: bomb(path, kind=b"iTXt", packed=b"k\0\1\0\0\0")),
             ("floating point", ("floating-point",), lambda path: picture(path, "TIFF", Image.new("F", (32, 32)))),
         )
+        if (what, name) != ("image to predict", "12000x12000")  # that is predicted in windows
     },
+    "predict a header of 12000x12000": Bad(
+        PREDICT, ("photos/images/val/0000.png", "not a readable image"),
+        lambda: bomb("photos/images/val/0000.png", 12000, 12000)(), leaves=("masks",),
+    ),
     "mask with transparency": Bad(
         TRAIN, ("photos/masks/train/0002.png", "transparency", "LA"), image("photos/masks/train/0002.png", 32, 32, 2)
     ),
@@ -495,7 +500,7 @@ BAD = {
         all_of(lambda: Path("masks").mkdir(), text("masks/0002_overlay.png", "mine")),
     ),
     "predict over the images": Bad(
-        "predict run photos/images/val --out photos/images/val", ("photos/images/val/0000.png", "exists already")
+        "predict run photos/images/val --out photos/images/val", ("--out photos/images/val", "inside", "outside")
     ),
     "predict a pipe": Bad("predict run pipe --out masks", ("pipe", "no such image"), pipe("pipe")),
     "predict a device": Bad("predict run /dev/zero --out masks", ("/dev/zero", "no such image")),
@@ -512,6 +517,17 @@ BAD = {
         PREDICT, ("photos/images/val/0002_overlay.png", "masks/0002_overlay.png", "rename"),
         lambda: shutil.copy("photos/images/val/0002.png", "photos/images/val/0002_overlay.png"),
     ),
+    "predict a pattern without a match": Bad(
+        "predict run 'photos/**/*.tiff' --out masks", ("photos/**/*.tiff", "matches nothing")
+    ),
+    "predict into the images": Bad("predict run photos --out photos/masks", ("--out photos/masks", "inside photos")),
+    "predict an unknown output": Bad(f"{PREDICT} --write masks,polygons", ("--write polygons", "labelme, areas")),
+    "predict no output": Bad(f"{PREDICT} --write ''", ("--write", "choose of masks")),
+    "predict at no scale": Bad(f"{PREDICT} --scales 1,0", ("--scales 0", "0.75,1,1.25")),
+    "predict at a scale in words": Bad(f"{PREDICT} --scales 1,half", ("--scales half", "no number")),
+    "predict in small windows": Bad(f"{PREDICT} --window 5", ("--window 5", "too small", "64 or more")),
+    "predict masks of few pixels": Bad(f"{PREDICT} --least-region 5", ("--least-region", "add coco or labelme")),
+    "predict a broken video": Bad("predict run a.mp4 --out masks", ("a.mp4", "video"), text("a.mp4", "hello")),
     # partitions
     "partition of no image": Bad(f"{PARTITIONS} --size 0", ("--size 0", "number of images", "fraction")),
     "partition of half an image": Bad(f"{PARTITIONS} --size 1.5", ("--size 1.5", "number of images", "fraction")),
@@ -682,10 +698,10 @@ def test_advice_on_memory_that_predict_can_follow(semiseg, trained, scenes, here
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("semiseg.engine.predict.Predictor.predict", fail)
+    monkeypatch.setattr("semiseg.engine.predict.Predictor.probabilities", fail)
     done = semiseg(f"predict {trained} {scenes}/images/val --out masks")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "cut the image into tiles" in done.err
+    assert "--window 512" in done.err
     assert "batch_size" not in done.err
 
 

@@ -494,7 +494,7 @@ def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
     assert "4 masks and overlays written to out" in done.out
     stems = {str(Path(name).with_suffix("")) for name in sizes}  # folders are kept
     written = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
-    assert written == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    assert written == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")} | {"classes.png"}
 
     table = ClassTable.of(CLASSES, background=0)
     seen = set()
@@ -509,7 +509,9 @@ def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
         assert np.array_equal(colors, np.array(table.colors, dtype=np.uint8)[index])
         with Image.open(Path("photos") / name) as photo:
             original = np.asarray(photo.convert("RGB")).astype(int)
-        expected = np.where(index[..., None] == 0, original, (original + colors) / 2)  # the background stays
+        expected = np.where(index[..., None] == 0, original, 0.6 * original + 0.4 * colors)  # the background stays
+        expected[:, :-1][index[:, :-1] != index[:, 1:]] = 255  # lines between classes
+        expected[:-1][index[:-1] != index[1:]] = 255
         assert np.abs(shown - expected).max() <= 1
         seen |= set(np.unique(index))
     assert len(seen) > 2
@@ -518,7 +520,7 @@ def test_predict_writes_masks_and_overlays(semiseg, vivid, here):
 def test_predict_a_single_image(semiseg, vivid, scenes, here):
     done = semiseg(f"predict {vivid} {scenes}/images/val/0001.png --out out")
     assert done.code == 0
-    assert {path.name for path in Path("out").iterdir()} == {"0001.png", "0001_overlay.png"}
+    assert {path.name for path in Path("out").iterdir()} == {"0001.png", "0001_overlay.png", "classes.png"}
 
 
 def test_predict_takes_the_best_checkpoint_unless_told(semiseg, vivid, scenes, here):

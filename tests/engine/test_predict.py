@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from semiseg.engine.predict import Predictor, index_image, overlay, predict_files
+from semiseg.engine.pictures import index_image, overlay
+from semiseg.engine.predict import Predictor
+from semiseg.engine.predict_files import predict_files
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.models.build import Network, Undivided
@@ -123,17 +125,23 @@ def test_index_image():
     assert np.asarray(image.convert("RGB")).tolist() == [[[10, 20, 30], [250, 0, 0]], [[0, 0, 251], [250, 0, 0]]]
 
 
-def test_overlay_is_half_photo_half_class():
-    image = torch.tensor([[[100, 100]], [[50, 50]], [[0, 200]]], dtype=torch.uint8)
-    label = torch.tensor([[0, 1]], dtype=torch.uint8)
-    assert np.asarray(overlay(image, label, CLASSES)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+def test_overlay_is_photo_and_class_with_lines_between_classes():
+    """40 % of 250 - 100 are 60, of 0 - 50 are -20, of 0 - 200 are -80."""
+    image = torch.tensor([[[100, 100, 100]], [[50, 50, 50]], [[0, 9, 200]]], dtype=torch.uint8)
+    label = torch.tensor([[0, 0, 1]], dtype=torch.uint8)
+    line, red = [255, 255, 255], [160, 30, 120]
+    assert np.asarray(overlay(image, label, CLASSES)).tolist() == [[[100, 50, 0], line, red]]
     for name in ("background", "Background", "BACKGROUND"):  # not declared, but called so
         called = ClassTable(("red", name), ((250, 0, 0), (10, 20, 30)))
-        assert np.asarray(overlay(image, 1 - label, called)).tolist() == [[[100, 50, 0], [175, 25, 100]]]
+        assert np.asarray(overlay(image, 1 - label, called)).tolist() == [[[100, 50, 0], line, red]]
     declared = ClassTable(("background", "red", "nothing"), CLASSES.colors, background=2)
-    assert np.asarray(overlay(image, label, declared)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
+    assert np.asarray(overlay(image, label, declared)).tolist() == [[[64, 38, 12], line, red]]
     without = replace(CLASSES, background=None)
-    assert np.asarray(overlay(image, label, without)).tolist() == [[[55, 35, 15], [175, 25, 100]]]
+    assert np.asarray(overlay(image, label, without)).tolist() == [[[64, 38, 12], line, red]]
+    white = overlay(
+        torch.zeros(3, 1, 3000, dtype=torch.uint8), (torch.arange(3000)[None] > 99).to(torch.uint8), CLASSES
+    )
+    assert np.flatnonzero(np.asarray(white)[0, :, 2] == 255).tolist() == [97, 98, 99]  # a line for a large image
 
 
 def test_files(predictor, photo, tmp_path):
@@ -144,7 +152,7 @@ def test_files(predictor, photo, tmp_path):
     assert predict_files(predictor, photo.parent, out, lambda *count: done.append(count)) == 2
     assert done == [(1, 2), (2, 2)]
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
-    assert written == ["below/b.v2.png", "below/b.v2_overlay.png", "flag.png", "flag_overlay.png"]
+    assert written == ["below/b.v2.png", "below/b.v2_overlay.png", "classes.png", "flag.png", "flag_overlay.png"]
     with Image.open(out / "flag.png") as mask, Image.open(out / "below/b.v2.png") as small:
         assert np.array_equal(np.asarray(mask), EXPECTED)
         assert small.size == (7, 5)
@@ -154,8 +162,11 @@ def test_overlay_of_many_rows():
     generator = np.random.default_rng(0)
     image = torch.from_numpy(generator.integers(0, 256, (3, 200, 5), dtype=np.uint8))
     label = torch.from_numpy(generator.integers(0, 3, (200, 5), dtype=np.uint8))
-    photo, color = image.permute(1, 2, 0).numpy(), np.array(CLASSES.colors)[label.numpy()]
-    expected = np.where((label == 0)[..., None], photo, ((photo + color) / 2).round())
+    photo, color = image.permute(1, 2, 0).numpy(), np.array(CLASSES.colors, np.float32)[label.numpy()]
+    expected = np.where((label == 0)[..., None], photo, (0.6 * photo + 0.4 * color).round())
+    index = label.numpy()
+    expected[:, :-1][index[:, :-1] != index[:, 1:]] = 255
+    expected[:-1][index[:-1] != index[1:]] = 255
     assert np.array_equal(overlay(image, label, CLASSES), expected)
 
 
@@ -185,13 +196,14 @@ def test_broken_images_are_named_when_the_others_are_written(predictor, photos, 
         predict_files(predictor, photos, tmp_path / "out", lambda *count: counted.append(count))
     assert counted == [(n, 5) for n in range(1, 6)]
     stems = ("a", "below/d", "flag")
-    assert {*contents(tmp_path / "out")} == {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    outputs = {f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")}
+    assert {*contents(tmp_path / "out")} == outputs | {"classes.png"}
 
 
 def test_the_same_command_goes_on(predictor, photos, tmp_path, monkeypatch):
     predicted = []
-    original = Predictor.predict
-    monkeypatch.setattr(Predictor, "predict", lambda self, image: predicted.append(1) or original(self, image))
+    original = Predictor.probabilities
+    monkeypatch.setattr(Predictor, "probabilities", lambda self, image: predicted.append(1) or original(self, image))
     out = tmp_path / "out"
     for _ in range(2):
         with pytest.raises(UserError, match="2 of 5 images"):

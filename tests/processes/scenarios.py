@@ -17,6 +17,7 @@ from torch import nn
 from semiseg import api, cli, data
 from semiseg.data.loader import _EvalItems
 from semiseg.engine import step as stepping
+from semiseg.engine.predict import Predictor
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper
 from semiseg.errors import UserError
@@ -81,6 +82,19 @@ def evaluations(run: str, lists: list[list[str]]) -> list[tuple[Any, list[int]]]
         with mock.patch.object(_EvalItems, "_load", spy):
             found.append((vars(api.evaluate(run, overrides=overrides)), loaded))
     return found
+
+
+def predictions(run: str, images: str, out: str, write: list[str]) -> list[tuple[int, ...]]:
+    """Predicts files; returns the shapes of the images that this process predicted."""
+    seen, probabilities = [], Predictor.probabilities
+
+    def spy(self: Predictor, image: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(image.shape))
+        return probabilities(self, image)
+
+    with mock.patch.object(Predictor, "probabilities", spy):
+        api.predict(run, images, out, device="cpu", write=write)
+    return seen
 
 
 def batch_statistics() -> list[float]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,7 +78,7 @@ def read_image(path: Path, enough: int | None = None, white: int | None = None) 
             values.
     """
     if white is not None and (values := _stored_values(path)) is not None:
-        shown = torch.from_numpy(_levels(white)[values])
+        shown = torch.from_numpy(levels(white)[values])
         return shown.permute(2, 0, 1) if shown.ndim == 3 else shown.expand(3, -1, -1)
     image = _decode(path, enough)
     if image.mode == "F":
@@ -122,7 +123,7 @@ def _lower_bytes(path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
 
 
 @lru_cache(maxsize=1)
-def _levels(white: int) -> UInt8[np.ndarray, "65536"]:
+def levels(white: int) -> UInt8[np.ndarray, "65536"]:
     """Returns a table from stored values to 8 bits. With 65535 it keeps the upper 8 of 16 bits."""
     return (np.arange(65536) * 256 // white).clip(max=255).astype(np.uint8)
 
@@ -136,13 +137,18 @@ def read_size(path: Path, enough: int | None = None) -> tuple[int, int]:
     return read_header(path, enough).size
 
 
-def read_header(path: Path, enough: int | None = None) -> Header:
+def read_header(path: Path, enough: int | None = None, most: int | None = None) -> Header:
     """Reads what the header of an image file tells. `enough` is that of `read_image`: it makes `size` smaller.
+
+    Args:
+        path: the file.
+        enough: as in `read_image`.
+        most: as in `open_image`.
 
     Raises:
         UserError: as in `read_size`.
     """
-    with open_image(path) as image:
+    with open_image(path, most) as image:
         try:
             exif = Image.Image.getexif(image)  # image.getexif() of a PNG would decode the pixels
             number = exif.get(ExifTags.Base.Orientation)
@@ -179,8 +185,12 @@ def resize_mask(mask: UInt8[Tensor, "h w"], size: tuple[int, int]) -> UInt8[Tens
     return F.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
-def open_image(path: Path) -> ImageFile:
+def open_image(path: Path, most: int | None = None) -> ImageFile:
     """Opens an image file. Its pixels are not decoded yet.
+
+    Args:
+        path: the file.
+        most: the largest number of pixels that the image may have. None: what Pillow takes for safe (89 megapixels).
 
     Raises:
         UserError: the file is missing, is no image, is too large, or has too many channels.
@@ -190,21 +200,34 @@ def open_image(path: Path) -> ImageFile:
     if not path.is_file():  # a pipe would block
         raise UnreadableError(unreadable(path))
     try:
-        image = Image.open(path, formats=READABLE)
+        image = Image.open(path, formats=READABLE) if most is None else _open_of_any_size(path)
         count = depth.channels(image)
         depth.correct_planes(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableError(_too_large(path)) from error
+        raise UnreadableError(_too_large(path, Image.MAX_IMAGE_PIXELS)) from error
     except Exception as error:  # for broken files decoders raise errors of many kinds
         raise _reason(path) from error
-    limit = Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS if most is None else most
     if limit is not None and image.width * image.height > limit:  # Pillow only warns up to twice its limit
         image.close()
-        raise UnreadableError(_too_large(path))
+        raise UnreadableError(_too_large(path, limit))
     if count > _MOST_CHANNELS:
         image.close()
         raise UserError(_too_many_channels(path, count))
     return image
+
+
+def _open_of_any_size(path: Path) -> ImageFile:
+    """Does what Image.open does, but for its limit of pixels, which is a variable of the whole process."""
+    Image.init()
+    with path.open("rb") as file:
+        start = file.read(16)
+    for kind in READABLE:
+        make, accepts = Image.OPEN[kind]
+        if accepts is None or accepts(start) is True:
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another kind
+                return make(path, str(path))  # type: ignore[arg-type]
+    return Image.open(path, formats=READABLE)  # raises the error that says why
 
 
 def _shrink(image: Image.Image, enough: int | None) -> None:
@@ -261,9 +284,9 @@ def unreadable(path: Path) -> str:
     return f"{path}: not a readable image (damaged, cut off or no image at all); replace or remove it"
 
 
-def _too_large(path: Path) -> str:
+def _too_large(path: Path, limit: int | None) -> str:
     return (
-        f"{path}: has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe to decode; cut it into tiles or "
+        f"{path}: has more than the {limit} pixels that are safe to decode; cut it into tiles or "
         "remove it (in training data.on_unreadable=skip leaves it out)"
     )
 

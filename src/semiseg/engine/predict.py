@@ -1,34 +1,28 @@
-"""Predicts masks of new images with a trained network."""
+"""A trained network that predicts new images."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Float, UInt8
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semiseg.data.dataset import LongSide, Unused, White
+from semiseg.data.dataset import LongSide, White
 from semiseg.data.read import fit, read_image, resize_image
-from semiseg.data.scan import scan
 from semiseg.engine import checkpoint
 from semiseg.engine.evaluate import mean_probabilities
+from semiseg.engine.pictures import index_image
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
-from semiseg.files import mark_of, save_image
+from semiseg.files import save_image
 from semiseg.models import build
 from semiseg.models.build import Network
 from semiseg.models.predict import most_likely_at
 from semiseg.recipe.engine import Device, EvaluateConfig, PrecisionSetting
 from semiseg.rng import seeded
 from semiseg.types import ClassTable
-
-_SHOWN = 5  # broken images in a message
-_ROWS = 64  # of an overlay that are mixed at once
 
 
 @dataclass(frozen=True)
@@ -56,27 +50,33 @@ class Predictor:
     def predict(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "h w"]:
         """Predicts the class index of each pixel, at the size of the image."""
         height, width = image.shape[-2:]
-        batch = resize_image(image, fit(height, width, self.long_side))[None].to(self.runtime.device)
-        with self.runtime.autocast():
-            probability = mean_probabilities(self.networks, batch, self.evaluate)
+        probability = self.probabilities(resize_image(image, fit(height, width, self.long_side))[None])
         return most_likely_at(probability, height, width)[0].to(torch.uint8).cpu()
 
-    def write(self, file: Path, index: Path, overlaid: Path | None = None, mark: str | None = None) -> None:
-        """Predicts an image file. Writes its index mask, and its overlay if `overlaid` is given. Makes the folder.
+    def probabilities(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Computes the class probabilities of a batch of images, on the device."""
+        with self.runtime.autocast():
+            return mean_probabilities(self.networks, image.to(self.device), self.evaluate)
+
+    @property
+    def device(self) -> torch.device:
+        """Returns where it computes."""
+        return self.runtime.device
+
+    @property
+    def least_window(self) -> int:
+        """Returns the smallest side of a window in which its networks see surroundings of a pixel, px."""
+        return max(32, *(max(2 * network.stride, network.smallest) for network in self.networks))
+
+    def write(self, file: Path, index: Path) -> None:
+        """Predicts an image file and writes its index mask. Makes the folder.
 
         Raises:
-            CannotReadError: the image cannot be read.
-            UserError: a file cannot be written.
+            UserError: the image cannot be read, or the mask cannot be written.
         """
-        try:
-            image = read_image(file, white=self.white)
-        except UserError as error:
-            raise CannotReadError(str(error)) from error
-        label = self.predict(image)
+        label = self.predict(read_image(file, white=self.white))
         index.parent.mkdir(parents=True, exist_ok=True)
-        save_image(index_image(label, self.classes), index, mark)
-        if overlaid is not None:
-            save_image(overlay(image, label, self.classes), overlaid, mark)
+        save_image(index_image(label, self.classes), index)
 
     def fingerprint(self) -> bytes:
         """Returns a digest of all that a prediction depends on: weights, classes, sizes, white, precision.
@@ -92,150 +92,6 @@ class Predictor:
                 digest.update(name.encode())
                 digest.update(value.cpu().flatten().view(torch.uint8).numpy())
         return digest.digest()
-
-
-class CannotReadError(UserError):
-    """An image to predict cannot be read. Others can."""
-
-
-def predict_files(
-    predictor: Predictor,
-    images: Path,
-    out: Path,
-    on_image: Callable[[int, int], None] = lambda done, total: None,
-    on_unused: Callable[[Unused], None] = lambda unused: None,
-) -> int:
-    """Writes an index mask and an overlay for each image.
-
-    The pixels of `<name>.png` are class indices, and its palette has the colors of the classes. `<name>_overlay.png`
-    shows these colors over the image. The output has the same folders as `images`.
-
-    Both files have a mark: a digest of the predictor and of the image file. So an interrupted prediction goes on:
-    images whose files have this mark are done, and files without it are never overwritten.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        UserError: there is no image; an output file exists already that comes from elsewhere, from another network or
-            from another image; or a file cannot be written. Some images cannot be read: then the others are written.
-    """
-    base, files, unused = _find(images)
-    for others in unused:
-        on_unused(others)
-    targets = [out / file.relative_to(base).with_suffix("") for file in files]
-    fingerprint = predictor.fingerprint()
-    done = _done_before(files, targets, fingerprint)
-    broken: list[str] = []
-    for number, (file, target) in enumerate(zip(files, targets, strict=True), 1):
-        try:
-            if file not in done:
-                predictor.write(file, _index_path(target), _overlay_path(target), _mark(fingerprint, file))
-        except CannotReadError as error:
-            broken.append(str(error))
-        except UserError as error:
-            written = number - 1 - len(broken)
-            raise UserError(
-                f"{error}; {written} of {len(files)} images were written to {out}; the same command goes on"
-            ) from error
-        on_image(number, len(files))
-    if broken:
-        raise UserError(_broken(broken, len(files), out))
-    return len(files)
-
-
-def _done_before(files: list[Path], targets: list[Path], fingerprint: bytes) -> set[Path]:
-    """Returns the images whose two files this predictor has written before.
-
-    Raises:
-        UserError: a file exists that it did not write, or two images would have the same output.
-    """
-    done: set[Path] = set()
-    written: dict[Path, Path] = {}
-    for file, target in zip(files, targets, strict=True):
-        paths = (_index_path(target), _overlay_path(target))
-        found = [path for path in paths if path.exists()]
-        for path in found:
-            if (mark := mark_of(path)) is None:
-                raise UserError(f"{path}: exists already; name another folder with --out")
-            if mark != _mark(fingerprint, file):
-                raise UserError(
-                    f"{path}: exists already, from another checkpoint or another {file.name}; name another folder with "
-                    "--out"
-                )
-        if len(found) == 2:
-            done.add(file)
-        for path in paths:
-            if path in written:
-                raise UserError(f"{file}: its output would be that of {written[path]}, {path}; rename one of the two")
-            written[path] = file
-    return done
-
-
-def _mark(fingerprint: bytes, file: Path) -> str:
-    if not file.is_file():  # a pipe would block; `read_image` says what is wrong
-        return ""
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, lambda: hashlib.blake2b(fingerprint, digest_size=16)).hexdigest()
-    except OSError as error:
-        raise CannotReadError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _broken(errors: list[str], total: int, out: Path) -> str:
-    if total == 1:
-        return errors[0]
-    shown = "; ".join(errors[:_SHOWN]) + (f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else "")
-    rest = f"the other {total - len(errors)} were written to {out}; " if len(errors) < total else ""
-    return (
-        f"{len(errors)} of {total} images cannot be read; {rest}the same command goes on with the missing ones: {shown}"
-    )
-
-
-def _find(images: Path) -> tuple[Path, list[Path], tuple[Unused, ...]]:
-    """Finds the images: all below a folder, or a single file.
-
-    Returns the folder that output paths start from, the images, and files below it that are no images.
-    """
-    if images.is_file():
-        return images.parent, [images], ()
-    if not images.is_dir():
-        raise UserError(f"{images}: there is no such image or folder")
-    found = scan(images)
-    if not found.images:
-        others = f" ({found.unused[0]})" if found.unused else ""
-        raise UserError(f"{images}: holds no images{others}")
-    return images, list(found.images.values()), tuple(one for one in found.unused if one.matters)
-
-
-def index_image(label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """Makes a palette image: pixel values are class indices, and the palette has the colors of the classes."""
-    image = Image.fromarray(label.numpy())
-    image.putpalette([value for color in classes.colors for value in color])
-    return image
-
-
-def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """Mixes each pixel half and half with the color of its class. The background class leaves the image as it is.
-
-    If the class table declares no background, a class that is called so is taken for it.
-    """
-    photo, index = image.permute(1, 2, 0).numpy(), label.numpy()
-    colors = np.array(classes.colors, dtype=np.float32)
-    share = np.full(len(classes), 0.5, dtype=np.float32)
-    share[_background(classes)] = 0
-    mixed = np.empty(photo.shape, dtype=np.uint8)
-    for top in range(0, len(photo), _ROWS):  # the whole image in fp32 would take 16 times the memory of the image
-        rows = slice(top, top + _ROWS)
-        part, of = photo[rows].astype(np.float32), index[rows]
-        mixed[rows] = (part + share[of][..., None] * (colors[of] - part)).round()
-    return Image.fromarray(mixed)
-
-
-def _background(classes: ClassTable) -> list[int]:
-    if classes.background is not None:
-        return [classes.background]
-    return [index for index, name in enumerate(classes.names) if name.casefold() == "background"]
 
 
 def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: PrecisionSetting = "fp32") -> Predictor:
@@ -266,11 +122,3 @@ def make_predictor(source: checkpoint.Checkpoint, device: Device, precision: Pre
         network = network.eval().requires_grad_(False).to(runtime.device)
         networks.append(network.to(memory_format=torch.channels_last))  # as in training
     return Predictor(tuple(networks), source.classes, long_side, evaluate, runtime, source.step, white)
-
-
-def _index_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.png")
-
-
-def _overlay_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}_overlay.png")

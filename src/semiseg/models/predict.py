@@ -138,8 +138,8 @@ def sliding(
     height, width = image.shape[-2:]
     total: Tensor | None = None
     count = torch.zeros(height, width, device=image.device)
-    for top in _starts(height, window[0], stride[0]):
-        for left in _starts(width, window[1], stride[1]):
+    for top in window_starts(height, window[0], stride[0]):
+        for left in window_starts(width, window[1], stride[1]):
             tile = (..., slice(top, top + window[0]), slice(left, left + window[1]))
             probability = whole(network, image[tile])
             if total is None:
@@ -150,7 +150,7 @@ def sliding(
     return total / count
 
 
-def _starts(length: int, window: int, stride: int) -> list[int]:
+def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Returns the positions at which windows start along one side."""
     last = max(length - window, 0)
     gaps = math.ceil(last / stride)

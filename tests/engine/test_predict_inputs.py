@@ -1,0 +1,75 @@
+"""Which images a prediction finds."""
+
+import pytest
+
+from semiseg.engine.predict_files import inputs
+from semiseg.engine.predict_files.inputs import find
+from semiseg.errors import UserError
+
+
+@pytest.fixture
+def photos(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "below/b.png", "below/deep/c.jpg"):
+        flag(name)
+    (tmp_path / "photos" / "notes.txt").write_text("hello")
+    return tmp_path / "photos"
+
+
+def names(given, out="out", unused=None):
+    found = find(
+        [given] if isinstance(given, str) else given, inputs.Path(out), ([] if unused is None else unused).append
+    )
+    return [(item.name, item.below.as_posix()) for item in found]
+
+
+def test_files_folders_and_patterns(photos):
+    everything = [("a.png", "a"), ("below/b.png", "below/b"), ("below/deep/c.jpg", "below/deep/c")]
+    assert names("photos") == everything
+    assert names("photos/below/b.png") == [("b.png", "b")]
+    assert names("photos/*.png") == [("a.png", "a")]
+    assert sorted(names("photos/**/*.[pj]*g")) == everything
+    assert names("photos/below/**/c.*") == [("deep/c.jpg", "deep/c")]
+    assert names(str(photos / "b*" / "*.png")) == [("below/b.png", "below/b")]
+    assert names(["photos/below", "photos/a.png"]) == [("b.png", "b"), ("deep/c.jpg", "deep/c"), ("a.png", "a")]
+    assert names(["photos", "photos/a.png", str(photos / "a.png")]) == everything  # each once
+
+
+def test_a_file_whose_name_looks_like_a_pattern(photos, flag):
+    flag("d[1].png")
+    assert names("photos/d[1].png") == [("d[1].png", "d[1]")]
+
+
+def test_other_files_are_told(photos):
+    told = []
+    assert len(names("photos/*", unused=told)) == 1
+    names("photos", unused=told)
+    assert [(one.what, one.files[0].name) for one in told] == [
+        ("files that match and are no images, not used", "notes.txt"),
+        (".txt files, not used", "notes.txt"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "says"),
+    [
+        ("nothing", "out", r"^nothing: there is no such image or folder$"),
+        ("photos/*.tiff", "out", r"^photos/\*\.tiff: the pattern matches nothing$"),
+        ("photos/be*", "out", r"^photos/be\*: the pattern matches only folders; add /\* for the files in them$"),
+        ("photos/*.txt", "out", r"^photos/\*\.txt: matches no image, only e.g. photos/notes.txt$"),
+        (
+            "photos",
+            "photos",
+            r"^--out photos: is inside photos, so masks would be predicted .*; name a folder outside$",
+        ),
+        ("photos", "photos/below/../masks", r"^--out photos/below/../masks: is inside photos"),
+    ],
+)
+def test_what_cannot_be_found(photos, given, out, says):
+    with pytest.raises(UserError, match=says):
+        names(given, out)
+
+
+def test_a_folder_beside_the_images_may_be_written(photos):
+    assert len(names("photos", "photos-masks")) == 3
+    assert names("photos/a.png", "photos") == [("a.png", "a")]  # only this file is predicted
