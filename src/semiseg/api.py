@@ -1,4 +1,4 @@
-"""The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
+"""The functions of the command line for Python: train, rehearse, evaluate, load, predict, export, partitions."""
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +14,11 @@ from semiseg.data.check import check as check_files
 from semiseg.data.dataset import Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
-from semiseg.engine import checkpoint
+from semiseg.engine import checkpoint, exported
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.export import Images, Lower, check_target
+from semiseg.engine.export import export as export_network
 from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor, predict_files
@@ -32,6 +34,7 @@ from semiseg.metrics import Scores
 from semiseg.recipe.engine import Device
 from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override
 from semiseg.recipe.recipe import Recipe
+from semiseg.report import card
 from semiseg.runs import Run
 from semiseg.types import IGNORE
 
@@ -270,11 +273,16 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
     """Loads the trained network of a run.
 
     Args:
-        run: run directory, or the folder of one checkpoint. A checkpoint needs no other file of its run.
+        run: run directory, the folder of one checkpoint, a folder that `export` made, or one of its ONNX files. A
+            checkpoint and an ONNX file need no other file.
         which: `best` or `last` checkpoint of a run.
         device: where to compute.
     """
     opened = Run(Path(run))
+    if exported.is_exported(opened.path):
+        if which != "best":
+            raise UserError(f"--checkpoint {which}: {opened.path} is exported, it has no checkpoints; leave it out")
+        return exported.load(opened.path, device)
     if (opened.path / "state.json").is_file():
         return make_predictor(checkpoint.read(opened.path), device)
     return make_predictor(_checkpoint(opened.open(), which), device)
@@ -334,7 +342,7 @@ def predict(
     """Writes an index mask and an overlay for each image. Returns the number of images.
 
     Args:
-        run: run directory, or the folder of one checkpoint.
+        run: run directory, the folder of one checkpoint, a folder that `export` made, or one of its ONNX files.
         images: an image, or a folder of images.
         out: folder to write into.
         which: `best` or `last` checkpoint of a run.
@@ -344,6 +352,68 @@ def predict(
     """
     predictor = load(run, which, device)
     return predict_files(predictor, expanded(Path(images)), folder(Path(out)), on_image, on_unused)
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    which: str = "best",
+    onnx: bool = True,
+    lower: Iterable[Lower] = (),
+    overwrite: bool = False,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+) -> exported.Description:
+    """Writes a trained network for others to use: PyTorch weights, ONNX, a description and a model card.
+
+    `segmentation_models_pytorch.from_pretrained` loads the folder; docs/export.md says what is in it.
+
+    Args:
+        run: run directory.
+        out: new folder. An interrupted export leaves nothing.
+        which: `best` or `last` checkpoint.
+        onnx: whether to write `model.onnx`. It is compared with PyTorch on validation images of the run, or on drawn
+            images if those cannot be read.
+        lower: further ONNX files in these precisions, `fp16` and `int8`. The mIoU of each file is measured on
+            validation images.
+        overwrite: whether to replace an earlier export in `out`.
+        overrides: settings that replace those of the run's recipe; only of data, e.g. `["data.root=photos"]`.
+        console: shows what is measured. None: nothing is shown.
+
+    Returns:
+        What was written into semiseg.json.
+
+    Raises:
+        UserError: there is no such checkpoint, `out` exists, the network cannot be written as ONNX, ONNX and PyTorch
+            differ by more than 1e-4 in probability, or the extra `export` is not installed.
+    """
+    opened, target, lower = Run(Path(run)).open(), folder(Path(out)), [*dict.fromkeys(lower)]
+    for precision in lower:
+        if precision not in ("fp16", "int8"):
+            raise UserError(f"--precision: there is no {precision!r}; use fp16 or int8 (fp32 is always written)")
+    if lower and not onnx:
+        raise UserError(f"--precision {lower[0]}: is of ONNX files; leave it or --no-onnx out")
+    changes = list(overrides)
+    _refuse_others(changes, ("data",), "an export")
+    source = _checkpoint(opened, which)
+    check_target(target, overwrite)
+    images = _images(opened, changes) if onnx else Images(None, None)
+    with counting("measuring", console or Console(quiet=True)) as count:
+        return export_network(
+            opened, source, target, images, lambda about, sizes: card.text(about.model_dump(mode="json"), sizes),
+            onnx, lower, count,
+        )  # fmt: skip
+
+
+def _images(run: Run, changes: list[str]) -> Images:
+    """Finds the images of a run. If they are gone, it says so; if settings name them, that is an error."""
+    try:
+        recipe = load_recipe(run.config, changes)
+        return Images(data.load(recipe.data), recipe)
+    except UserError as error:
+        if changes:
+            raise
+        return Images(None, None, str(error))
 
 
 def partitions(
