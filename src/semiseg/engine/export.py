@@ -133,6 +133,8 @@ def export(
         (aside / DESCRIPTION).write_text(text, encoding="utf-8")
         sizes = {path.relative_to(aside).as_posix(): path.stat().st_size for path in sorted(aside.rglob("*.*"))}
         (aside / CARD).write_text(card(description, sizes), encoding="utf-8")
+        for path in aside.rglob("*.safetensors"):  # written for its owner alone
+            shutil.copymode(aside / CARD, path)
     return description
 
 

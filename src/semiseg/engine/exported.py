@@ -73,7 +73,7 @@ class Input(BaseModel):
     white: White | None
     evaluate: EvaluateConfig
     mean: _Values
-    std: _Values
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     stride: int = Field(ge=1)
     smallest: int = Field(ge=1)
 
@@ -100,7 +100,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     semiseg: str
     commit: str | None
     classes: Classes
@@ -212,11 +212,11 @@ def _load_onnx(file: Path, device: Device) -> Predictor:
 def _predictor(description: Description, networks: list[Network], runtime: Runtime) -> Predictor:
     used = description.input
     return Predictor(
-        tuple(networks),
-        description.classes.table(),
-        used.long_side,
-        used.evaluate,
-        runtime,
-        description.step,
-        used.white,
+        networks=tuple(networks),
+        classes=description.classes.table(),
+        long_side=used.long_side,
+        evaluate=used.evaluate,
+        runtime=runtime,
+        step=description.step,
+        white=used.white,
     )

@@ -3,10 +3,13 @@
 A file holds everything from uint8 images to probabilities: normalization, padding, networks, softmax, their mean.
 """
 
+import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +35,17 @@ class Probabilities(nn.Module):
     arithmetic of `Network.padded` is written for tensors here.
 
     Args:
-        networks: networks; of several the mean probability counts.
-        dtype: in which they compute; their weights must have it.
+        networks: networks, which are copied; of several the mean probability counts.
+        dtype: in which they compute.
     """
 
     def __init__(self, networks: Sequence[Network], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(network.net for network in networks)
+        self.nets = nn.ModuleList(copy.deepcopy(network.net) for network in networks).to(dtype)
+        for parent in [*self.nets.modules()]:
+            for name, child in parent.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
+                    setattr(parent, name, GridPool(child.output_size))
         self.sizes = [(network.stride, network.smallest) for network in networks]
         self.dtype = dtype
         for index, network in enumerate(networks):
@@ -62,7 +69,33 @@ class Probabilities(nn.Module):
         return each[0] if len(each) == 1 else torch.stack(each).mean(0)
 
 
-def _padded(side: int | Tensor, stride: int, smallest: int) -> Tensor:
+class GridPool(nn.Module):
+    """Computes what nn.AdaptiveAvgPool2d computes, with operations that ONNX has for any size of the map.
+
+    Args:
+        size: (height, width) of the grid, or one number for both.
+    """
+
+    def __init__(self, size: Any) -> None:
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Returns the mean of the map in each cell of the grid."""
+        rows, columns = (_cells(cells, side, value) for cells, side in zip(self.size, value.shape[-2:], strict=True))
+        return rows @ value @ columns.T
+
+
+def _cells(cells: int, side: Any, like: Tensor) -> Tensor:
+    """Returns a matrix: the share of each position of a side in the mean of each cell. Cells may overlap."""
+    position = torch.arange(side, device=like.device)
+    number = torch.arange(cells, device=like.device)[:, None]
+    start, end = number * side // cells, ((number + 1) * side + cells - 1) // cells
+    inside = ((position >= start) & (position < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def _padded(side: Any, stride: int, smallest: int) -> Any:
     multiple = torch.as_tensor(side + -side % stride)
     return multiple.clamp(min=smallest) if smallest > stride else multiple
 
@@ -71,8 +104,8 @@ def _padded(side: int | Tensor, stride: int, smallest: int) -> Tensor:
 def write(networks: Sequence[Network], file: Path, half: bool, architecture: str) -> None:
     """Writes an ONNX file.
 
-    torch's exporter by tracing is used. The one by torch.export, its successor, needs minutes for sides that are no
-    multiples of the stride, because it reasons about them symbolically.
+    torch's exporter by tracing is used. Its successor by torch.export reasons about sizes symbolically: for any sides of
+    an EfficientNet, whose padding depends on them, it did not end within 8 minutes.
 
     Args:
         networks: networks in eval mode, on the CPU, in fp32; of several the mean probability counts.
@@ -89,11 +122,10 @@ def write(networks: Sequence[Network], file: Path, half: bool, architecture: str
     module = Probabilities(networks, torch.float16 if half else torch.float32)
     axes = {0: "batch", 2: "height", 3: "width"}
     try:
-        if half:
-            module.nets.half()
-        with warnings.catch_warnings(action="ignore"):  # constants and branches, which the comparison tests
+        # the warnings are about constants and branches, which the comparison tests
+        with _no_graphs(), warnings.catch_warnings(action="ignore"):
             torch.onnx.export(
-                module.eval(),
+                torch.jit.trace(module.eval(), image, check_trace=False),
                 (image,),
                 file,
                 input_names=[INPUT],
@@ -104,9 +136,20 @@ def write(networks: Sequence[Network], file: Path, half: bool, architecture: str
             )
     except Exception as error:  # torch has many kinds of errors for what it cannot trace
         raise UserError(_cannot(architecture, first_line(error))) from error
+
+
+@contextmanager
+def _no_graphs() -> Iterator[None]:
+    """Keeps torch from printing the whole graph, thousands of lines, where the exporter fails. No option does."""
+    log = getattr(torch._C, "_jit_onnx_log", None)
+    if log is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *parts: None
+    try:
+        yield
     finally:
-        if half:
-            module.nets.float()
+        torch._C._jit_onnx_log = log
 
 
 def largest_difference(
@@ -163,7 +206,7 @@ def quantize(file: Path, out: Path, images: Sequence[UInt8[Tensor, "3 h w"]]) ->
     waiting = [{INPUT: image[None].contiguous().numpy()} for image in images]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
-        def get_next(self) -> dict[str, object] | None:
+        def get_next(self) -> dict[str, Any] | None:
             return waiting.pop(0) if waiting else None
 
     before = logging.root.manager.disable
