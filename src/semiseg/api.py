@@ -17,7 +17,7 @@ from semiseg.data.partitions import class_presence, nested_partitions, partition
 from semiseg.engine import checkpoint, exported
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
-from semiseg.engine.export import Images, Lower, check_target
+from semiseg.engine.export import Images, check_target, lower_precisions
 from semiseg.engine.export import export as export_network
 from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
@@ -359,7 +359,7 @@ def export(
     out: Path | str,
     which: str = "best",
     onnx: bool = True,
-    lower: Iterable[Lower] = (),
+    lower: Iterable[str] = (),
     overwrite: bool = False,
     overrides: Iterable[str] = (),
     console: Console | None = None,
@@ -387,12 +387,10 @@ def export(
         UserError: there is no such checkpoint, `out` exists, the network cannot be written as ONNX, ONNX and PyTorch
             differ by more than 1e-4 in probability, or the extra `export` is not installed.
     """
-    opened, target, lower = Run(Path(run)).open(), folder(Path(out)), [*dict.fromkeys(lower)]
-    for precision in lower:
-        if precision not in ("fp16", "int8"):
-            raise UserError(f"--precision: there is no {precision!r}; use fp16 or int8 (fp32 is always written)")
-    if lower and not onnx:
-        raise UserError(f"--precision {lower[0]}: is of ONNX files; leave it or --no-onnx out")
+    opened, target = Run(Path(run)).open(), folder(Path(out))
+    precisions = lower_precisions([*lower])
+    if precisions and not onnx:
+        raise UserError(f"--precision {precisions[0]}: is of ONNX files; leave it or --no-onnx out")
     changes = list(overrides)
     _refuse_others(changes, ("data",), "an export")
     source = _checkpoint(opened, which)
@@ -401,7 +399,7 @@ def export(
     with counting("measuring", console or Console(quiet=True)) as count:
         return export_network(
             opened, source, target, images, lambda about, sizes: card.text(about.model_dump(mode="json"), sizes),
-            onnx, lower, count,
+            onnx, precisions, count,
         )  # fmt: skip
 
 

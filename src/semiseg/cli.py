@@ -299,7 +299,7 @@ def export(
     from semiseg import api
     from semiseg.report import card
 
-    lower: list[Any] = [one for one in precisions or [] if one != "fp32"]  # fp32 is always written
+    lower = [one for one in precisions or [] if one != "fp32"]  # fp32 is always written
     with _stoppable("; nothing was written"):
         about = api.export(run, out, checkpoint, onnx, lower, overwrite, overrides or [], Console())
     _say("\n".join(card.measured(about.model_dump(mode="json"))))

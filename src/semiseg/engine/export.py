@@ -5,7 +5,7 @@ The folder is written under another name and renamed at the end, so it is either
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -56,6 +56,19 @@ class Images:
     dataset: Dataset | None
     recipe: Recipe | None
     reason: str = ""
+
+
+def lower_precisions(names: Collection[str]) -> list[Lower]:
+    """Checks names of precisions, and drops those that are named twice.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    known: dict[str, Lower] = {"fp16": "fp16", "int8": "int8"}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--precision: there is no {name!r}; use fp16 or int8 (fp32 is always written)")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def check_target(out: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 
 from semiseg.data.dataset import Channel, LongSide, White
 from semiseg.engine.onnx_network import OnnxNetwork
@@ -185,11 +185,17 @@ def _load_network(folder: Path, name: str, description: Description) -> Network:
     with seeded(0, "predictor"):  # these weights are not used: all are replaced
         network = build.build(description.model.model_copy(update={"weights": None}), len(description.classes.names))
     try:
-        load_model(network.net, file)
+        state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); export again") from error
-    except RuntimeError as error:  # torch's message lists every tensor
-        raise UserError(f"{file}: its tensors are not those of the network in {DESCRIPTION}; export again") from error
+    own = {key: (value.shape, value.dtype) for key, value in network.net.state_dict().items()}
+    if wrong := sorted(
+        own.items() ^ {key: (value.shape, value.dtype) for key, value in state.items()}.items(), key=str
+    ):
+        raise UserError(
+            f"{file}: its tensors are not those of the network in {DESCRIPTION}, e.g. {wrong[0][0]:.100}; export again"
+        )
+    network.net.load_state_dict(state)
     network.normalization = description.input.normalization()
     return network.eval().requires_grad_(False)
 

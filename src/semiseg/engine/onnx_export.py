@@ -104,7 +104,7 @@ def _padded(side: Any, stride: int, smallest: int) -> Any:
 def write(networks: Sequence[Network], file: Path, half: bool, architecture: str) -> None:
     """Writes an ONNX file.
 
-    torch's exporter by tracing is used. Its successor by torch.export reasons about sizes symbolically: for any sides of
+    torch's exporter by tracing is used. Its successor by torch.export reasons about sizes symbolically. With those of
     an EfficientNet, whose padding depends on them, it did not end within 8 minutes.
 
     Args:
@@ -124,8 +124,10 @@ def write(networks: Sequence[Network], file: Path, half: bool, architecture: str
     try:
         # the warnings are about constants and branches, which the comparison tests
         with _no_graphs(), warnings.catch_warnings(action="ignore"):
+            # traced before: while torch exports, some networks of smp take another way, which is not one for all sizes
+            traced: Any = torch.jit.trace(module.eval(), image, check_trace=False)  # type: ignore[no-untyped-call]
             torch.onnx.export(
-                torch.jit.trace(module.eval(), image, check_trace=False),
+                traced,
                 (image,),
                 file,
                 input_names=[INPUT],
