@@ -257,13 +257,13 @@ def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _read(samples: Sequence[Sample], predictor: Predictor) -> list[UInt8[Tensor, "3 h w"]]:
+def _read(samples: Sequence[Sample], predictor: Predictor) -> list[UInt8[Tensor, "3 _ _"]]:
     """Reads images as prediction does."""
     images = [read_image(sample.image, white=predictor.white) for sample in samples]
     return [resize_image(one, fit(one.shape[1], one.shape[2], predictor.long_side)).contiguous() for one in images]
 
 
-def _drawn() -> list[UInt8[Tensor, "3 h w"]]:
+def _drawn() -> list[UInt8[Tensor, "3 _ _"]]:
     """Draws images: patches of color with soft edges, and noise."""
     images = []
     for index, (height, width) in enumerate(((96, 128), (160, 96), (129, 191))[:_COMPARED]):

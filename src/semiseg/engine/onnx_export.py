@@ -155,7 +155,7 @@ def _no_graphs() -> Iterator[None]:
 
 
 def largest_difference(
-    networks: Sequence[Network], file: Path, images: Sequence[UInt8[Tensor, "3 h w"]], architecture: str
+    networks: Sequence[Network], file: Path, images: Sequence[UInt8[Tensor, "3 _ _"]], architecture: str
 ) -> float:
     """Returns the largest difference in probability between PyTorch and an ONNX file.
 
@@ -180,7 +180,7 @@ def largest_difference(
     return most
 
 
-def _views(image: UInt8[Tensor, "3 h w"]) -> list[UInt8[Tensor, "b 3 H W"]]:
+def _views(image: UInt8[Tensor, "3 h w"]) -> list[UInt8[Tensor, "_ 3 _ _"]]:
     height, width = image.shape[-2:]
     odd = image[:, : max(1, height - 1 - height % 2), : max(1, width * 2 // 3)]
     return [image[None], odd[None], image[None, :, :9, :13], torch.stack([odd, odd.flip(-1)])]
@@ -193,7 +193,7 @@ def _cannot(architecture: str, reason: str) -> str:
     )
 
 
-def quantize(file: Path, out: Path, images: Sequence[UInt8[Tensor, "3 h w"]]) -> None:
+def quantize(file: Path, out: Path, images: Sequence[UInt8[Tensor, "3 _ _"]]) -> None:
     """Writes an ONNX file whose convolutions compute in int8.
 
     Static quantization: the ranges of their inputs are the smallest and the largest values on `images`. Weights have 7
