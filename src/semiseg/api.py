@@ -392,6 +392,8 @@ def export(
     if precisions and not onnx:
         raise UserError(f"--precision {precisions[0]}: is of ONNX files; leave it or --no-onnx out")
     changes = list(overrides)
+    if changes and not onnx:
+        raise UserError(f"--set {changes[0]}: without ONNX no image is read; leave it or --no-onnx out")
     _refuse_others(changes, ("data",), "an export")
     source = _checkpoint(opened, which)
     check_target(target, overwrite)

@@ -262,6 +262,7 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
     refused("is a file", run, tmp_path / "file")
     refused(r"--precision: there is no 'fp8'", run, out, lower=["fp8"])
     refused(r"--precision int8: is of ONNX files", run, out, onnx=False, lower=["int8"])
+    refused(r"--set data.root=.*: without ONNX no image is read", run, out, onnx=False, overrides=["data.root=x"])
     refused(r"has no effect on an export", run, out, overrides=["engine.steps=3"])
     refused(r"nowhere", run, out, overrides=["data.root=nowhere"])
     monkeypatch.setattr("os.access", lambda *args: False)
@@ -359,7 +360,9 @@ def test_an_onnx_file_alone_predicts_what_the_run_predicts(exported, predictor, 
     alone = shutil.copy(exported / "model.onnx", tmp_path / "Other.ONNX")
     loaded = api.load(alone)
     same(loaded, predictor)
-    assert isinstance(loaded.networks[0], OnnxNetwork)
+    (network,) = loaded.networks
+    assert isinstance(network, OnnxNetwork)
+    assert (network.stride, network.smallest) == (predictor.networks[0].stride, predictor.networks[0].smallest)
     batch = image(50, 73)
     for config in (EvaluateConfig(), predictor.evaluate):  # whole, and in windows
         expected = mean_probabilities(predictor.networks, batch, config)

@@ -74,8 +74,8 @@ class Input(BaseModel):
     evaluate: EvaluateConfig
     mean: _Values
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    stride: int = Field(ge=1)
-    smallest: int = Field(ge=1)
+    stride: int = Field(ge=1, le=1024)
+    smallest: int = Field(ge=1, le=16384)
 
     def normalization(self) -> Normalization:
         """Returns the normalization."""
@@ -212,6 +212,8 @@ def _load_onnx(file: Path, device: Device) -> Predictor:
             f"{file}: has {network.num_classes} outputs, and its description names {len(description.classes.names)} "
             "classes; export again"
         )
+    # it pads inside, but the smallest useful window depends on these two
+    network.stride, network.smallest = description.input.stride, description.input.smallest
     return _predictor(description, [network], Runtime("cpu"))
 
 

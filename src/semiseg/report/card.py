@@ -137,8 +137,10 @@ def _files(about: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
 
 def _use(about: Mapping[str, Any]) -> str:
     used = about["input"]
-    size = f"image.resize([round(side * {used['long_side']} / max(image.size)) for side in image.size])"
-    resized = [f"image = {size}"] if used["long_side"] else []
+    resized = []
+    if used["long_side"]:
+        size = f"[round(side * {used['long_side']} / max(image.size)) for side in image.size]"
+        resized = [f"image = image.resize({size}, Image.Resampling.BILINEAR)"]
     opened = ['image = Image.open("photo.jpg").convert("RGB")', *resized]
     parts = ["## How to use", ""]
     parts += ["With semiseg: `semiseg predict FOLDER photos --out masks`, or from Python:", ""]
