@@ -302,7 +302,8 @@ def export(
     lower = [one for one in precisions or [] if one != "fp32"]  # fp32 is always written
     with _stoppable("; nothing was written"):
         about = api.export(run, out, checkpoint, onnx, lower, overwrite, overrides or [], Console())
-    _say("\n".join(card.measured(about.model_dump(mode="json"))))
+    for line in card.measured(about.model_dump(mode="json")):
+        _say(line)
     _say(f"{out} written; use it: semiseg predict {shlex.quote(str(out))} PHOTOS --out MASKS")
 
 
