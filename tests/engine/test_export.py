@@ -3,6 +3,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -241,6 +242,21 @@ def test_an_earlier_export_is_replaced_as_a_whole_or_not_at_all(run, copy, tmp_p
     assert names(tmp_path) == ["copy"]
 
 
+def test_an_earlier_export_comes_back_if_the_new_one_cannot_take_its_place(run, copy, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == ".copy.tmp":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match=r"copy: cannot be written \(No space left on device\)"):
+        api.export(run, copy, "last", onnx=False, overwrite=True)
+    assert names(copy) == FILES
+    assert names(tmp_path) == ["copy"]
+
+
 def test_an_export_that_was_killed_between_two_renames_is_found_again(run, copy, tmp_path):
     copy.rename(tmp_path / ".copy.old")
     api.export(run, copy, "last", onnx=False, overwrite=True)
@@ -313,10 +329,17 @@ SMALL_VIT = {
 }
 
 
-@pytest.mark.parametrize("architecture", sorted({*smp.MODEL_ARCHITECTURES_MAPPING} - {"dpt"}))
-def test_architectures(architecture, tmp_path, capfd):
+ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in sorted({*smp.MODEL_ARCHITECTURES_MAPPING} - {"dpt"})),
+    ("fpn", {"encoder_depth": 3}),  # its logits have another size than the image
+]
+
+
+@pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
+def test_architectures(architecture, options, tmp_path, capfd):
+    config = Config(architecture=architecture, encoder="tu-test_efficientnet", weights=None, options=options)
     with seeded(0):
-        network = build(Config(architecture=architecture, encoder="tu-test_efficientnet", weights=None), 3)
+        network = build(config, 3)
     network.eval().requires_grad_(False)
     file = tmp_path / "model.onnx"
     onnx_export.write([network], file, False, architecture)

@@ -292,7 +292,12 @@ def _replacing(out: Path) -> Iterator[Path]:
             if out.exists():
                 shutil.rmtree(before, ignore_errors=True)
                 out.rename(before)
-            aside.rename(out)
+            try:
+                aside.rename(out)
+            except BaseException:
+                if before.exists():
+                    before.rename(out)
+                raise
             shutil.rmtree(before, ignore_errors=True)
     except SafetensorError as error:
         raise UserError(f"{out}: cannot be written ({error})") from error

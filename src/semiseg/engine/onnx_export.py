@@ -116,7 +116,7 @@ def write(networks: Sequence[Network], file: Path, half: bool, architecture: str
     Raises:
         UserError: torch cannot write this network as ONNX.
     """
-    require("onnx", "onnxruntime")
+    onnx = require("onnxruntime", "onnx")
     stride = max(max(network.stride, network.smallest // 2) for network in networks)
     image = torch.zeros(2, 3, *(cells * stride - 1 for cells in _TRACED), dtype=torch.uint8)
     module = Probabilities(networks, torch.float16 if half else torch.float32)
@@ -136,6 +136,9 @@ def write(networks: Sequence[Network], file: Path, half: bool, architecture: str
                 opset_version=OPSET,
                 dynamo=False,
             )
+            model = onnx.load(file)  # after a resize torch does not know the number of classes any more
+            model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = traced(image).shape[1]
+            onnx.save(model, file)
     except Exception as error:  # torch has many kinds of errors for what it cannot trace
         raise UserError(_cannot(architecture, first_line(error))) from error
 
