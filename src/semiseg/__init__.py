@@ -12,13 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semiseg.api import evaluate, load, predict, train
+    from semiseg.api import evaluate, export, load, predict, train
     from semiseg.errors import UserError
     from semiseg.runs import Run
 
-__all__ = ["Run", "UserError", "evaluate", "load", "predict", "train"]
+__all__ = ["Run", "UserError", "evaluate", "export", "load", "predict", "train"]
 
-_HOME = {"Run": "runs", "UserError": "errors", "evaluate": "api", "load": "api", "predict": "api", "train": "api"}
+_HOME = {
+    "Run": "runs",
+    "UserError": "errors",
+    "evaluate": "api",
+    "export": "api",
+    "load": "api",
+    "predict": "api",
+    "train": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The functions of the command line for use from Python: train, rehearse, evaluate, load, predict, partitions."""
+"""The functions of the command line for Python: train, rehearse, evaluate, load, predict, export, partitions."""
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +15,11 @@ from semiseg.data.check import check as check_files
 from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
-from semiseg.engine import checkpoint
+from semiseg.engine import checkpoint, exported
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
+from semiseg.engine.export import Images, check_target, lower_precisions
+from semiseg.engine.export import export as export_network
 from semiseg.engine.lock import Lock
 from semiseg.engine.precision import emulation
 from semiseg.engine.predict import Predictor, make_predictor
@@ -34,6 +36,7 @@ from semiseg.metrics import Scores
 from semiseg.recipe.engine import Device
 from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override
 from semiseg.recipe.recipe import Recipe
+from semiseg.report import card
 from semiseg.runs import Run
 from semiseg.types import IGNORE
 
@@ -280,11 +283,16 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
     """Loads the trained network of a run.
 
     Args:
-        run: run directory, or the folder of one checkpoint. A checkpoint needs no other file of its run.
+        run: run directory, the folder of one checkpoint, a folder that `export` made, or one of its ONNX files. A
+            checkpoint and an ONNX file need no other file.
         which: `best` or `last` checkpoint of a run.
         device: where to compute.
     """
     opened = Run(Path(run))
+    if exported.is_exported(opened.path):
+        if which != "best":
+            raise UserError(f"--checkpoint {which}: {opened.path} is exported, it has no checkpoints; leave it out")
+        return exported.load(opened.path, device)
     if (opened.path / "state.json").is_file():
         return make_predictor(checkpoint.read(opened.path), device)
     return make_predictor(_checkpoint(opened.open(), which), device)
@@ -352,7 +360,7 @@ def predict(
     """Writes an index mask and an overlay for each image, or other outputs. Returns the number of images.
 
     Args:
-        run: run directory, or the folder of one checkpoint.
+        run: run directory, the folder of one checkpoint, a folder that `export` made, or one of its ONNX files.
         images: image files, folders of images, patterns (`photos/**/*.jpg`) or videos; one or several.
         out: folder to write into.
         which: `best` or `last` checkpoint of a run.
@@ -372,6 +380,68 @@ def predict(
     place = folder(Path(out))
     predictor = load(run, which, device)
     return predict_files(predictor, images, place, on_image, on_unused, options, predictor.runtime)
+
+
+def export(
+    run: Path | str,
+    out: Path | str,
+    which: str = "best",
+    onnx: bool = True,
+    lower: Iterable[str] = (),
+    overwrite: bool = False,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+) -> exported.Description:
+    """Writes a trained network for others to use: PyTorch weights, ONNX, a description and a model card.
+
+    `segmentation_models_pytorch.from_pretrained` loads the folder; docs/export.md says what is in it.
+
+    Args:
+        run: run directory.
+        out: new folder. An interrupted export leaves nothing.
+        which: `best` or `last` checkpoint.
+        onnx: whether to write `model.onnx`. It is compared with PyTorch on validation images of the run, or on drawn
+            images if those cannot be read.
+        lower: further ONNX files in these precisions, `fp16` and `int8`. The mIoU of each file is measured on
+            validation images.
+        overwrite: whether to replace an earlier export in `out`.
+        overrides: settings that replace those of the run's recipe; only of data, e.g. `["data.root=photos"]`.
+        console: shows what is measured. None: nothing is shown.
+
+    Returns:
+        What was written into semiseg.json.
+
+    Raises:
+        UserError: there is no such checkpoint, `out` exists, the network cannot be written as ONNX, ONNX and PyTorch
+            differ by more than 1e-4 in probability, or the extra `export` is not installed.
+    """
+    opened, target = Run(Path(run)).open(), folder(Path(out))
+    precisions = lower_precisions([*lower])
+    if precisions and not onnx:
+        raise UserError(f"--precision {precisions[0]}: is of ONNX files; leave it or --no-onnx out")
+    changes = list(overrides)
+    if changes and not onnx:
+        raise UserError(f"--set {changes[0]}: without ONNX no image is read; leave it or --no-onnx out")
+    _refuse_others(changes, ("data",), "an export")
+    source = _checkpoint(opened, which)
+    check_target(target, overwrite)
+    images = _images(opened, changes) if onnx else Images(None, None)
+    with counting("measuring", console or Console(quiet=True)) as count:
+        return export_network(
+            opened, source, target, images, lambda about, sizes: card.text(about.model_dump(mode="json"), sizes),
+            onnx, precisions, count,
+        )  # fmt: skip
+
+
+def _images(run: Run, changes: list[str]) -> Images:
+    """Finds the images of a run. If they are gone, it says so; if settings name them, that is an error."""
+    try:
+        recipe = load_recipe(run.config, changes)
+        return Images(data.load(recipe.data), recipe)
+    except UserError as error:
+        if changes:
+            raise
+        return Images(None, None, str(error))
 
 
 def partitions(

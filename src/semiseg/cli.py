@@ -313,7 +313,9 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run directory, or the folder of a checkpoint.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory, checkpoint, exported folder or .onnx file.", show_default=False)
+    ],
     images: Annotated[
         list[Path],
         typer.Argument(help="Images, folders, videos, or patterns in quotes ('photos/**/*.jpg').", show_default=False),
@@ -382,6 +384,31 @@ def _scale(word: str) -> float:
         return float(word)
     except ValueError:
         raise UserError(f"--scales {word}: is no number; use e.g. 0.75,1,1.25") from None
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="New folder for the exported network.", show_default=False)],
+    checkpoint: Which = "best",
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX beside the PyTorch weights.")] = True,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="fp16 or int8: one more ONNX file, and the mIoU it costs. Repeatable."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in the folder.")] = False,
+    overrides: SetData = None,
+) -> None:
+    """Export a trained network for others: PyTorch weights, ONNX, a model card."""
+    from semiseg import api
+    from semiseg.report import card
+
+    lower = [one for one in precisions or [] if one != "fp32"]  # fp32 is always written
+    with _stoppable("; nothing was written"):
+        about = api.export(run, out, checkpoint, onnx, lower, overwrite, overrides or [], Console())
+    for line in card.measured(about.model_dump(mode="json")):
+        _say(line)
+    _say(f"{out} written; use it: semiseg predict {shlex.quote(str(out))} PHOTOS --out MASKS")
 
 
 @app.command()

@@ -26,7 +26,7 @@ from semiseg.runs import Run
 from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
 
-COMMANDS = ("demo", "train", "check", "evaluate", "predict", "recipes", "methods", "partitions")
+COMMANDS = ("demo", "train", "check", "evaluate", "predict", "export", "recipes", "methods", "partitions")
 
 
 def numbers(table: str) -> dict[str, str]:
