@@ -43,7 +43,7 @@ def test_the_five_lines(tmp_path, monkeypatch, recipe, scenes):
 
 
 def test_public_names():
-    assert set(semiseg.__all__) == {"Run", "UserError", "evaluate", "load", "predict", "train"}
+    assert set(semiseg.__all__) == {"Run", "UserError", "evaluate", "export", "load", "predict", "train"}
     assert all(getattr(semiseg, name).__doc__ for name in semiseg.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trane'"):
         semiseg.trane  # noqa: B018

@@ -157,7 +157,9 @@ BAD = {
     "unknown key of a method": Bad(f"{TRAIN} --set method.tau=0.9", ("method.tau", "unknown key", "threshold")),
     "unknown method": Bad(f"{TRAIN} --set method.name=imass", ("method.name", "imass", "imas", "supervised")),
     "no method": Bad(f"{TRAIN} --set method.name=null", ("method.name", "missing", "imas")),
-    "unknown layout": Bad(f"{TRAIN} --set data.layout=coco", ("data.layout", "coco", "folder", "voc", "cityscapes")),
+    "unknown layout": Bad(
+        f"{TRAIN} --set data.layout=yolo", ("data.layout", "yolo", "folder", "voc", "cityscapes", "coco", "labelme")
+    ),
     "no layout": Bad(f"{TRAIN} --set data.layout=null", ("data.layout", "missing", "folder")),
     "no root": Bad(
         TRAIN, ("data.root", "missing"), text("recipe.yaml", "data: {layout: folder}\nmethod: {name: imas}")
