@@ -47,7 +47,7 @@ def test_the_folder_has_a_recipe_that_loads(data, tried):
     assert recipe.data.background == "ground"
     assert len((out / "splits/val.txt").read_text().split()) == 2
     assert recipe.engine.steps == 2400  # 6 labels, 400 steps each
-    assert (out / "classes.txt").read_text() == "ground #000000\nsquare #800000\n"
+    assert (out / "classes.txt").read_text() == "ground #000000\nsquare #e6194b\n"
 
 
 def test_nothing_is_asked_if_nothing_is_in_doubt(data, tried):

@@ -6,8 +6,9 @@ import pytest
 
 from semiseg.data.masks import Content
 from semiseg.errors import UserError
+from semiseg.init.colors import colors
 from semiseg.init.values import propose
-from semiseg.types import IGNORE, voc_color
+from semiseg.types import IGNORE
 
 
 def masks(counts, palette=None, blended=0.0) -> dict[Path, Content]:
@@ -58,7 +59,7 @@ def test_a_palette_gives_the_classes_their_colors():
     palette = {0: (0, 0, 0), 1: (200, 10, 10), 2: (0, 90, 0)}
     assert propose(masks({0: 9, 1: 1, 2: 1}, palette)).colors == tuple(palette.values())
     gray = {value: (value, value, value) for value in range(3)}
-    assert propose(masks({0: 9, 1: 1, 2: 1}, gray)).colors == tuple(map(voc_color, range(3)))
+    assert propose(masks({0: 9, 1: 1, 2: 1}, gray)).colors == colors(3, background=True)
 
 
 def test_colors_become_classes_black_first():
@@ -119,3 +120,10 @@ def test_two_annotators_with_two_values_for_one_object():
     assert found.other.values == {255: IGNORE}
     both = Content((4, 4), "8-bit gray PNG", {0: 9, 1: 1, 255: 1}, {})
     assert propose({Path("a.png"): first, Path("b.png"): both}).values is None  # 255 is not labeled there
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_colors_differ(background):
+    found = colors(254, background)
+    assert len({*found}) == len(found) == 254
+    assert ((0, 0, 0) in found) == background

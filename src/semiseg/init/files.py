@@ -13,11 +13,12 @@ from semiseg.data.read import read_header, read_size
 from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.init import layers
+from semiseg.init.colors import colors
 from semiseg.init.masks import Masks, find, guess_folder, parts
 from semiseg.init.request import Ask, Request, say
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
-from semiseg.types import IGNORE, voc_color
+from semiseg.types import IGNORE
 
 _READ = 400  # files that are read to find out what they mean; the check reads all of them
 
@@ -150,9 +151,9 @@ def _joined(found: Masks, request: Request, work: Path, console: Console) -> Rea
     table = _given_names(request)
     if table is not None and sorted(table) not in (sorted(names), sorted(["background", *names])):
         raise UserError(f"--classes: names {', '.join(table)}, but the masks are called {', '.join(names)}")
-    colors = tuple(map(voc_color, range(len(names) + 1)))
+    every = ("background", *names)
     say(console, f"masks: one file for each class ({', '.join(names)}), joined; the rest is background")
-    return Reading(("background", *names), colors, "", None, 0)
+    return Reading(every, colors(len(every), background=True), "", None, 0)
 
 
 def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading:

@@ -11,7 +11,7 @@ from PIL import Image
 from semiseg.data.masks import read_stored
 from semiseg.errors import UserError
 from semiseg.files import save_image
-from semiseg.types import voc_color
+from semiseg.init.colors import colors
 
 
 def merge(
@@ -46,7 +46,7 @@ def merge(
         index, times = _index(each, names, largest_first)
         overlaps += int((times > 1).sum())
         picture = Image.fromarray(index)
-        picture.putpalette([value for color in map(voc_color, range(len(names) + 1)) for value in color])
+        picture.putpalette([value for color in colors(len(names) + 1, background=True) for value in color])
         path = out / f"{image}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_image(picture, path)

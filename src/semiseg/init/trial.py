@@ -39,7 +39,7 @@ def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts)
             found = in_fp32
     length = steps(request.hours, found.step_s, found.evaluation_s, facts.labeled, _EVALUATIONS)
     hours = (length * found.step_s + _EVALUATIONS * found.evaluation_s) / 3600
-    why = f"{hours:.1f} hours here: a step took {found.step_s:.2f} s, an evaluation {found.evaluation_s:.0f} s"
+    why = f"{hours:.1f} hours here: a step took {found.step_s:.2f} s, an evaluation {found.evaluation_s:.1f} s"
     if length >= most_steps(facts.labeled) // _EVALUATIONS * _EVALUATIONS:
         why += f"; {facts.labeled} labels need no more"
     elif hours > 1.1 * request.hours:

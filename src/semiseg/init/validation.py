@@ -36,7 +36,9 @@ def validated(
     labeled = tuple(sample for sample in masked if sample.name not in names)
     (work / "splits").mkdir()
     (work / "splits" / "val.txt").write_text(lines_of(val), encoding="utf-8")
-    section = [*section, Setting("data", "val", str(request.out / "splits" / "val.txt"), why)]
+    here = any(setting.key == "root" and setting.value == str(request.out) for setting in section)
+    path = "splits/val.txt" if here else str(request.out / "splits" / "val.txt")
+    section = [*section, Setting("data", "val", path, why)]
     return section, replace(dataset, labeled=labeled, val=val)
 
 

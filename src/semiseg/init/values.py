@@ -8,7 +8,8 @@ from pathlib import Path
 
 from semiseg.data.masks import Color, Content, hex_color, shares
 from semiseg.errors import UserError
-from semiseg.types import IGNORE, voc_color
+from semiseg.init.colors import colors as colors_of
+from semiseg.types import IGNORE
 
 _MOST_CLASSES = 254
 _RARE, _MANY = 0.25, 32  # of many values, the share of all but the most frequent ones that soft edges make
@@ -164,7 +165,7 @@ def _two_annotators(values: Mapping[int, int], names: Sequence[str] | None) -> R
     """Some masks hold 0 and 1, others 0 and 255: one object, drawn by two programs."""
     what = f"gray masks with the values {shares(values, sum(values.values()))}"
     given = tuple(names) if names is not None and len(names) == 2 else ("background", "object")
-    colors = (voc_color(0), voc_color(1))
+    colors = colors_of(2, background=True)
     why = f"{what}: 1 in some and 255 in others mean {given[1]}"
     other = Reading(given, colors, f"{what}: 255 is not labeled (ignored)", {IGNORE: IGNORE}, 0)
     doubt = f"some masks hold 0 and 1, others 0 and 255; do 1 and 255 both mean {given[1]}?"
@@ -180,9 +181,9 @@ def _two(
 ) -> Reading:
     """Two values: the smaller one is the background. 0 and 255 may also be one class and what is not labeled."""
     given = tuple(names) if names else ("background", "object")
-    colors = tuple(palette.get(value, voc_color(index)) for index, value in enumerate(found))
+    colors = tuple(palette.get(value, (0, 0, 0)) for value in found)
     if len({*colors}) < 2 or kind_is_gray(palette):
-        colors = (voc_color(0), voc_color(1))
+        colors = colors_of(2, background=True)
     values = {value: index for index, value in enumerate(found) if value != index} or None
     why = f"{what}: {found[0]} is {given[0]}, {found[1]} is {given[1]}"
     return Reading(given, colors, why, values, 0)
@@ -216,7 +217,8 @@ def _reading(
     background = given.index("background") if "background" in given else None
     stated = [palette.get(value) for value in order]
     usable = len({*stated} - {None}) == len(stated) and not kind_is_gray(palette)
-    colors = tuple(color if usable and color else voc_color(index) for index, color in enumerate(stated))
+    bright = colors_of(len(stated), background=background == 0)
+    colors = tuple(color if usable and color else bright[index] for index, color in enumerate(stated))
     return Reading(given, colors, why, values or None, background)
 
 
