@@ -71,11 +71,31 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
     assert load_recipe(data / "no").data.values == {128: 1, 255: 255}
 
 
-def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square):
+def test_what_is_there_is_said(data, tried, capsys):
+    from PIL import Image
+    from rich.console import Console
+
+    with Image.open(data / "photos/11.png") as image:
+        exif = image.getexif()
+        exif[0x0112] = 3
+        image.save(data / "photos/11.jpg", exif=exif)
+    (data / "photos/11.png").unlink()
+    init(Request(data / "out", data / "photos"), console=Console(width=200))
+    said = capsys.readouterr().out
+    assert "photographs: 11 PNG of 8 bits, 3 channels; 1 JPEG of 8 bits, 3 channels, 1 of them turned by EXIF" in said
+    assert "masks: gray masks with the values 0 (" in said
+    assert "0 is background, 255 is object" in said
+
+
+def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square, capsys):
+    from rich.console import Console
+
+    write("layers/dog/none.png", square(6, inside=255))
     for number in range(6):
         write(f"layers/dog/{number:02}.png", square(6, inside=255))
         write(f"layers/cat/{number:02}.png", square(6, at=15, inside=255))
-    init(Request(data / "out", data / "photos", data / "layers"))
+    init(Request(data / "out", data / "photos", data / "layers"), console=Console(width=200))
+    assert "masks that belong to no image: 1, e.g." in capsys.readouterr().out
     assert len(list((data / "out/masks").iterdir())) == 6
     assert (data / "out/classes.txt").read_text().split()[::2] == ["background", "cat", "dog"]
     assert load_recipe(data / "out").data.masks == Path("masks")

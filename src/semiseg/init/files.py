@@ -142,6 +142,8 @@ def _how(found: Masks) -> str:
 def _joined(found: Masks, request: Request, work: Path, console: Console) -> Reading:
     with counting("joining masks", console) as count:
         names, overlaps = layers.merge(found.layers, work / "masks", count)
+    if found.left:
+        say(console, f"note: masks that belong to no image: {len(found.left)}, e.g. {found.left[0]}", "yellow")
     if overlaps:
         say(
             console,

@@ -1,7 +1,7 @@
 """Makes the folder of a training from photographs and what is labeled of them."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
     with aside(request) as work:
         section = data_section(request, work, ask, console)
         dataset, report = _look(section, request, work, console)
+        say(console, f"photographs: {_formats(dataset)}")
         for table in tables(report, dataset.classes.names):
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
@@ -72,6 +73,23 @@ def _look(section: Sequence[Setting], request: Request, work: Path, console: Con
     dataset = data.load(config)
     with counting("checking the data", console) as count:
         return dataset, check(dataset, config, full=False, on_image=count)
+
+
+def _formats(dataset: Dataset) -> str:
+    """Counts the kinds of photographs, e.g. `12 JPEG of 8 bits, 3 channels, 1 of them turned by EXIF`."""
+    kinds: Counter[str] = Counter()
+    turned: Counter[str] = Counter()
+    for sample in (*dataset.labeled, *dataset.unlabeled, *dataset.val):
+        header = read_header(sample.image)
+        plural = "s" if header.channels > 1 else ""
+        kind = f"{header.format} of {header.bits} bits, {header.channels} channel{plural}"
+        kinds[kind] += 1
+        turned[kind] += header.orientation != 1
+    parts = [
+        f"{number} {kind}" + (f", {turned[kind]} of them turned by EXIF" if turned[kind] else "")
+        for kind, number in kinds.most_common()
+    ]
+    return "; ".join(parts)
 
 
 def _config(section: Sequence[Setting], request: Request, work: Path) -> Any:
