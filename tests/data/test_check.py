@@ -304,3 +304,15 @@ def test_a_check_that_was_stopped_goes_on_where_it_was(folder, monkeypatch):
     assert len(decoded) == 8
     run(folder)
     assert len(decoded) == 8  # no mask twice
+
+
+def test_a_class_of_few_pixels_is_noted(folder, monkeypatch):
+    monkeypatch.setattr(check_module, "_HARDLY", 0.001)  # of these small masks
+    labeled = {sample.mask for sample in layout.load(layout.Config(root=folder, crop=16)).labeled}
+    for number, path in enumerate(sorted(labeled)):
+        mask = np.array(Image.open(path))
+        mask[mask == 5] = 4
+        mask[3, 3] = 5 if number == 0 else mask[3, 3]
+        Image.fromarray(mask).save(path)
+    notes = [note for note in run(folder) if "hardly" in note]
+    assert notes == ["Classes with hardly a labeled pixel: c5 (1 px); label more of them, or expect them to be lost."]

@@ -81,3 +81,30 @@ def test_shares_by_hand():
     assert found[:3].tolist() == pytest.approx([1 / 3, 1 / 3, 0])
     assert shares(observed, None) is None
     assert shares("anything", 0.9) is None
+
+
+def test_training_gives_each_advice_once(monkeypatch, tmp_path, recipe, capsys):
+    """Also after it was resumed: the events of a run say what was said."""
+    from rich.console import Console
+
+    from semiseg import api
+    from semiseg.engine import log
+    from semiseg.recipe.load import validate
+
+    seen = []
+
+    def said(records, scores, steps, names):
+        seen.append([len(record["pseudo_shares"]) for record in records])
+        return {"a sign": "what would help"}
+
+    monkeypatch.setattr(log, "advice", said)
+    values = recipe()
+    values["method"] = {"name": "fixmatch", "threshold": 0.5}
+    values["engine"] |= {"steps": 3, "eval_every": 1, "log_every": 1}
+    run = api.train(validate(values, "test"), tmp_path / "run", console=Console(width=200))
+    events = [event for event in run.events() if event["event"] == "advice"]
+    assert [(event["step"], event["text"]) for event in events] == [(1, "what would help")]
+    assert capsys.readouterr().out.count("note: what would help") == 1
+    classes = len(run.environment()["classes"]["names"])
+    assert seen[-1] == [classes] * 3
+    assert all(0 <= sum(record["pseudo_shares"]) <= 1 for record in run.metrics("train"))

@@ -165,6 +165,18 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
     assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
 
 
+def test_a_line_of_the_list_means_one_image(data, tried, photo, write, square):
+    for place in ("a", "b"):  # the same name in two folders
+        photo(f"photos/{place}/50.png", ord(place))
+        write(f"masks/{place}/50_mask.png", square(9, inside=255))
+    (data / "val.txt").write_text("b/50\n")
+    init(Request(data / "out", data / "photos", val=data / "val.txt"))
+    assert (data / "out/splits/val.txt").read_text().split() == ["b/50"]
+    (data / "val.txt").write_text("50\n")
+    with pytest.raises(UserError, match=r"val\.txt:1: "):
+        init(Request(data / "other", data / "photos", val=data / "val.txt"))
+
+
 def test_the_faster_precision_is_taken(data, monkeypatch):
     def rehearsed(chosen, request, work, batch, precision):
         seconds = 0.5 if precision == "fp32" else 0.9

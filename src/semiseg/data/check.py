@@ -251,15 +251,15 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
             f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
         )
     total = sum(parts["labeled"].pixels.values())
-    hardly = {index: pixels for index, pixels in parts["labeled"].pixels.items() if pixels < _HARDLY * total}
+    hardly = [
+        f"{names[index]} ({pixels} px)"
+        for index, pixels in sorted(parts["labeled"].pixels.items())
+        if index != IGNORE and pixels < _HARDLY * total
+    ]
     if hardly:
-        listed = ", ".join(
-            f"{names[index]} ({pixels} px)" for index, pixels in sorted(hardly.items()) if index != IGNORE
+        found.append(
+            f"Classes with hardly a labeled pixel: {', '.join(hardly)}; label more of them, or expect them to be lost."
         )
-        if listed:
-            found.append(
-                f"Classes with hardly a labeled pixel: {listed}; label more of them, or expect them to be lost."
-            )
     plain = [folded(" ".join(name.split())) for name in names]
     if alike := [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]:
         found.append(f"Classes whose names differ in case or spaces only: {', '.join(map(repr, alike[:_SHOWN]))}.")

@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg.data import twins
+from semiseg.data.catalog import Catalog
 from semiseg.data.check import count_classes
 from semiseg.data.dataset import Dataset, Sample
+from semiseg.data.lists import read_list
 from semiseg.data.partitions import lines_of
 from semiseg.data.parts import part_named
 from semiseg.engine.progress import counting
@@ -75,7 +77,7 @@ def _validation(
                 f"--val {request.val}: holds no image with a mask; name a folder below {request.images}, or a list"
             )
     else:
-        val, why = _listed(request.val, masked), f"those of {request.val.name}"
+        val, why = _listed(request.val, masked, request.images), f"those of {request.val.name}"
     names = {sample.name for sample in val}
     mixed = [group for group in alike if {sample.name in names for sample in group} == {True, False}]
     if mixed:
@@ -89,11 +91,7 @@ def _validation(
     return val, why
 
 
-def _listed(path: Path, masked: Sequence[Sample]) -> tuple[Sample, ...]:
+def _listed(path: Path, masked: Sequence[Sample], images: Path) -> tuple[Sample, ...]:
     if not path.is_file():
         raise UserError(f"--val {path}: there is no such folder or list")
-    wanted = {Path(line).with_suffix("").name: line for line in path.read_text(encoding="utf-8").split("\n") if line}
-    found = tuple(sample for sample in masked if sample.name in wanted.values() or sample.image.stem in wanted)
-    if missing := [line for stem, line in wanted.items() if stem not in {sample.image.stem for sample in found}]:
-        raise UserError(f"--val {path}: {missing[0]} is no image with a mask ({len(missing)} such lines)")
-    return found
+    return read_list(path, Catalog(images, masked), listed_masks=False, setting="--val, images with masks")
