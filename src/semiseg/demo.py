@@ -87,7 +87,7 @@ def main(out: Path | None, seed: int, console: Console) -> dict[str, Run]:
     runs = {name: api.train(each, out / name.lower(), console=console) for name, each in recipes.items()}
     console.print(table.compare(runs, table.class_names(runs["iMAS"])))
     picture = draw(out, runs)
-    says = f"pictures: {picture}\nyour own photographs: semiseg train folder --set data.root=PATH"
+    says = f"pictures: {picture}\nyour own photographs: semiseg init mine --images PATH"
     console.print(says, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return runs
 
