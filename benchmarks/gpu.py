@@ -31,11 +31,13 @@ import views
 from targets import TARGETS, found
 from torch import Tensor, nn
 
+from semiseg.augment import intensity
+from semiseg.augment.ops import OPS
 from semiseg.augment.views import make_batch
 from semiseg.engine import step as engine_step
 from semiseg.errors import UserError
 from semiseg.models import build
-from semiseg.rng import seeded
+from semiseg.rng import fold_in, seeded
 from semiseg.types import LoadedBatch, Losses, Normalization, SemiBatch
 
 STEPS, CLASSES, ALLOWED = 10, 5, 1e-4
@@ -60,6 +62,8 @@ def correctness(run: common.Settings, results: common.Results) -> None:
 
     Strong views are made on the CPU for both. A gray level may be rounded up on one device and down on the other, which
     alone moves a loss by 1e-3: the batch shows blocks of one color. How far views differ is a figure of its own.
+    CutMix takes random partners. All images are equally easy for new networks, up to rounding errors, which would
+    decide about the pairs of hard and easy images and move a loss by several percent.
     """
     side, batch, encoder = run.size((129, 4, "resnet18"), (129, 4, "resnet18"), (33, 2, "tu-test_efficientnet"))
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS}
@@ -71,6 +75,8 @@ def correctness(run: common.Settings, results: common.Results) -> None:
     results.figure("confident pixels of unlabeled images, share", "1", *confident)
     results.figure("values of strong views that differ, share", "1", *(share for share, _ in views_differ))
     results.figure("largest difference of strong views, gray levels", "1", *(levels for _, levels in views_differ))
+    for name, levels in operations_differ(loaded_images(batch, side), run.device).items():
+        results.figure(f"largest difference of {name} alone, gray levels", "1", levels)
     results.figure("relative difference of a loss, first step", "1", differences[0])
     results.figure("largest relative difference of a loss", "1", max(differences))
     results.figure("allowed", "1", ALLOWED)
@@ -94,6 +100,22 @@ def views_of_the_cpu() -> Iterator[list[tuple[float, float]]]:
 
     with patch.object(engine_step, "make_batch", make):
         yield differ
+
+
+def loaded_images(batch: int, side: int) -> Tensor:
+    """Returns uint8 images of colored blocks, on the CPU."""
+    return step.loaded_batch(batch, side, CLASSES, torch.device("cpu")).weak
+
+
+def operations_differ(image: Tensor, device: torch.device) -> dict[str, float]:
+    """Applies each operation of Table 1 alone on both devices. Returns the largest difference of each, gray levels."""
+    found = {}
+    for name in OPS:
+        pool = intensity.Config(ops=(name,), num_ops=1)
+        drawn = pool.sample(fold_in(0, "operations", name), len(image))
+        there = pool.apply(image.to(device), drawn).cpu()
+        found[name] = float((pool.apply(image, drawn).int() - there.int()).abs().max())
+    return found
 
 
 def in_double_precision(encoder: str) -> build.Network:
@@ -123,7 +145,10 @@ class _Float(nn.Module):
 
 def steps(device: torch.device, encoder: str, batch: int, side: int) -> list[Losses]:
     """Takes the steps on a device and returns their losses."""
-    ours = step.Ours(device, num_classes=CLASSES, threshold=0.3, lr=1e-5, network=lambda: in_double_precision(encoder))
+    ours = step.Ours(
+        device, num_classes=CLASSES, threshold=0.3, lr=1e-5, cutmix="standard",
+        network=lambda: in_double_precision(encoder),
+    )  # fmt: skip
     loaded = step.loaded_batch(batch, side, CLASSES, device)
     return [ours.take(turned(loaded, number)) for number in range(STEPS)]
 

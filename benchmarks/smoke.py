@@ -30,7 +30,7 @@ ALLOWED = {"synchronized": 1e-3, "low precision": 5e-2}
 
 
 def measure(run: common.Settings, results: common.Results) -> None:
-    """Takes the same steps in a process group: in fp32, with SyncBN, and in low precision."""
+    """Takes the same steps in a process group: in fp32, twice, with SyncBN, and in low precision."""
     side, batch, encoder = run.size((65, 4, "resnet18"), (257, 8, "resnet50"), (33, 2, "tu-test_efficientnet"))
     low = "fp16" if run.device.type == "cuda" else "bf16"
     results.settings |= {"encoder": encoder, "side, px": side, "batch": f"{batch}+{batch}", "steps": STEPS,
@@ -39,9 +39,12 @@ def measure(run: common.Settings, results: common.Results) -> None:
     found = in_a_group(task)
     results.settings |= {"backend": found["backend"], "batch norm": found["batch norm"]}
     alone = found["alone"]
-    for name in ("synchronized", "low precision"):
-        difference = max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(alone, found[name], strict=True))
-        results.figure(f"{name}, largest relative difference of a loss", "1", difference)
+    for name in ("again", "synchronized", "low precision"):
+        differences = [abs(a - b) / max(1.0, abs(a)) for a, b in zip(alone, found[name], strict=True)]
+        results.figure(f"{name}, relative difference of a loss, first step", "1", differences[0])
+        results.figure(f"{name}, largest relative difference of a loss", "1", max(differences))
+        if name not in ALLOWED:
+            continue
         results.figure(f"{name}, allowed", "1", ALLOWED[name])
         results.ratio(
             f"{name}, difference / allowed",
@@ -83,7 +86,9 @@ def task(device: str, encoder: str, side: int, batch: int, low: Any) -> dict[str
 
     def network(synchronized: bool) -> nn.Module:
         with seeded(0, "smoke"):
-            net = build.build(build.Config(encoder=encoder, weights=None), 21)
+            # Dropout draws from the device's generator, whose draws depend on the kernels that run.
+            settings = build.Config(encoder=encoder, weights=None, options={"decoder_aspp_dropout": 0.0})
+            net = build.build(settings, 21)
         return timm.layers.convert_sync_batchnorm(net) if synchronized else net
 
     settings: dict[str, Any] = {"encoder": encoder, "lr": LEARNING_RATE, "threshold": 0.2}
@@ -91,6 +96,7 @@ def task(device: str, encoder: str, side: int, batch: int, low: Any) -> dict[str
     low_precision = Ours(where, network=lambda: network(False), precision=low, **settings)
     found = {
         "alone": losses(Ours(where, network=lambda: network(False), **settings)),
+        "again": losses(Ours(where, network=lambda: network(False), **settings)),
         "synchronized": losses(Ours(where, network=lambda: network(synchronized), **settings)),
         "low precision": losses(low_precision),
         "batch norm": "SyncBN" if synchronized else "plain",
