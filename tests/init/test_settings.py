@@ -1,12 +1,14 @@
 """Settings that suit data and machine."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from semiseg.init import recipe
 from semiseg.init.settings import Facts, Setting, choose, kind_of, steps
+from semiseg.recipe import file as recipe_file
 
 FACTS = Facts(
     sizes=[(360, 480)] * 3, labeled=20, unlabeled=100, classes=("background", "disc"), background=0,
@@ -45,14 +47,34 @@ def test_rare_classes_are_shown_more_often():
     assert "data.labeled_order" not in chosen(images_of_class={0: 4, 1: 2}, labeled=4)  # everything is rare
 
 
-def test_the_pool_follows_the_kind_of_data():
-    many = tuple(f"c{number}" for number in range(9))
-    assert kind_of(FACTS) == "few classes"
-    assert kind_of(replace(FACTS, classes=many)) == "objects"
-    assert kind_of(replace(FACTS, classes=many, background=None)) == "street"
-    assert chosen()["method.labeled"] == "jitter"
-    assert chosen(gray=True)["method.labeled"] is None
-    assert chosen(classes=many, background=None)["method.labeled"] is None
+MANY = tuple(f"c{number}" for number in range(9))
+KINDS = {
+    "shifted": {},
+    "defects": {"gray": True},
+    "objects": {"classes": MANY},
+    "street": {"classes": MANY, "background": None},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_method_is_the_recommended_one_for_the_kind_of_data(kind):
+    assert kind_of(replace(FACTS, **KINDS[kind])) == kind
+    recommended = recipe_file.read(Path("recommended") / kind)["method"]
+    found = chosen(**KINDS[kind])
+    assert {f"method.{key}": value for key, value in recommended.items()} == {
+        key: value for key, value in found.items() if key.startswith("method.")
+    }
+    assert found["method.labeled"] == ("jitter" if kind == "shifted" else None)
+
+
+def test_gray_photographs_without_a_background_are_no_defects():
+    assert kind_of(replace(FACTS, classes=MANY, gray=True)) == "defects"
+    assert kind_of(replace(FACTS, classes=MANY, background=None, gray=True)) == "street"
+
+
+def test_every_recommended_recipe_is_for_a_kind_of_data():
+    names = {name.removeprefix("recommended/") for name in recipe_file.shipped() if name.startswith("recommended/")}
+    assert names == set(KINDS)
 
 
 def test_without_unlabeled_images_training_is_supervised():

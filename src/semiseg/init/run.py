@@ -129,7 +129,7 @@ def _facts(dataset: Dataset, request: Request) -> Facts:
 def _head(request: Request, dataset: Dataset, facts: Facts) -> list[str]:
     return [
         f"{facts.labeled} labeled, {facts.unlabeled} unlabeled and {len(dataset.val)} validation images of "
-        f"{request.images}; {len(facts.classes)} classes ({kind_of(facts)}).",
+        f"{request.images}; {len(facts.classes)} classes; method of recipe recommended/{kind_of(facts)}.",
         "",
         f"  semiseg train {request.out}",
         f"  semiseg train {request.out} --baseline      also says what the unlabeled images were worth",

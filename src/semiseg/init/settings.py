@@ -2,10 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-Kind = Literal["street", "objects", "few classes"]
+from semiseg.recipe import file as recipe_file
+
+Kind = Literal["objects", "street", "defects", "shifted"]  # the names of the recommended recipes
+
+_WHY = {  # of the settings of the recommended methods
+    "name": "with the next settings the best in our comparisons (docs/results.md)",
+    "teacher": "an average of the network's weights makes pseudo-labels",
+    "strong": "color jitter, gray and blur of unlabeled images",
+    "threshold": "pseudo-labels below this confidence do not count",
+    "unlabeled_weight": "a larger one did harm in short runs",
+    "ramp": "the weight rises over the whole run: early pseudo-labels are often wrong",
+    "ema_decay": "for runs of some thousand steps; 0.996 for longer ones",
+}
+_WHY_LABELED: dict[Kind, str] = {
+    "objects": "changes of color on labeled images cost points on small VOC photographs",
+    "street": "changes of color on labeled images cost points on streets",
+    "defects": "the photographs are gray, so color says nothing",
+    "shifted": "changes of color on labeled images were worth 20 points on blood cells",
+}
 
 _CPU_SIDE, _GPU_SIDE = 240, 512  # px of the long side
 _SMALLEST_OBJECT = 8  # px of the side of a square as large as a class's area in an image
@@ -54,9 +73,13 @@ class Setting:
 
 
 def kind_of(facts: Facts) -> Kind:
-    """Returns what kind of data this is: many classes without a background are a street or another whole scene."""
-    if len(facts.classes) <= 4:
-        return "few classes"
+    """Returns what kind of data this is.
+
+    Gray photographs with few classes are taken for defects. Many classes without a background are a street or another
+    whole scene.
+    """
+    if len(facts.classes) <= 4 or (facts.gray and facts.background is not None):
+        return "defects" if facts.gray else "shifted"
     return "objects" if facts.background is not None else "street"
 
 
@@ -127,30 +150,12 @@ def _model(facts: Facts) -> list[Setting]:
 
 
 def _method(facts: Facts, kind: Kind) -> list[Setting]:
-    labeled = _labeled_pool(facts, kind)
+    method = recipe_file.read(Path("recommended") / kind)["method"]
+    why = _WHY | {"labeled": f"{_WHY_LABELED[kind]}; `semiseg tune` measures it on your labels"}
     if not facts.unlabeled:
-        return [Setting("method", "name", "supervised", "there are no unlabeled images"), labeled]
-    return [
-        Setting("method", "name", "fixmatch", "with the two next lines the best in our short runs (docs/results.md)"),
-        Setting("method", "teacher", "ema", "an average of the network's weights makes pseudo-labels"),
-        Setting("method", "strong", "jitter", "color jitter, gray and blur of unlabeled images"),
-        Setting("method", "threshold", 0.9, "pseudo-labels below this confidence do not count"),
-        Setting("method", "unlabeled_weight", 1.0, "a larger one did harm in short runs"),
-        Setting("method", "ramp", 1.0, "the weight rises over the whole run: early pseudo-labels are often wrong"),
-        Setting("method", "ema_decay", 0.99, "for runs of some thousand steps; 0.996 for longer ones"),
-        labeled,
-    ]
-
-
-def _labeled_pool(facts: Facts, kind: Kind) -> Setting:
-    measure = "`semiseg tune` measures it on your labels"
-    if facts.gray:
-        return Setting("method", "labeled", None, f"the photographs are gray, so color says nothing; {measure}")
-    if kind == "street":
-        return Setting("method", "labeled", None, f"in whole scenes changes of color did harm; {measure}")
-    return Setting(
-        "method", "labeled", "jitter", f"changes of color on labeled images helped much in one study; {measure}"
-    )
+        method = {"name": "supervised", "labeled": method["labeled"]}
+        why["name"] = "there are no unlabeled images"
+    return [Setting("method", key, value, why[key]) for key, value in method.items()]
 
 
 def _optim(facts: Facts) -> list[Setting]:
