@@ -30,6 +30,26 @@ def cross_entropy(
     return total / ((label != IGNORE).sum() if labeled_px is None else labeled_px).clamp(min=1)
 
 
+def counted_share(
+    value: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], counted_px: Int[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Computes the share that a part of a batch has in the mean over the counted pixels of the whole batch.
+
+    Args:
+        value: what is averaged, e.g. the squared distance of two predictions at each pixel.
+        counted: False where a pixel is ignored or padded.
+        counted_px: number of counted pixels of the whole batch.
+
+    Returns:
+        The share; the shares of all parts add up to the mean. 0 if no pixel is counted.
+
+    Example:
+        >>> counted_share(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]), torch.tensor(4))
+        tensor(0.7500)
+    """
+    return torch.where(counted, value, 0.0).sum() / counted_px.clamp(min=1)
+
+
 def ohem_cross_entropy(
     logits: Float[Tensor, "b c h w"],
     label: Int[Tensor, "b h w"],

@@ -11,14 +11,14 @@ the gradients of the authors' separate steps.
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from semiseg import optim, ramps
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss
+from semiseg.losses import LabeledLoss, counted_share
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.flaws import FlawDetector, clear_flaws, true_flaws
@@ -56,10 +56,10 @@ class Method(SemiMethod, config=Config):
         only. So one backward pass serves both steps of the authors. The detector runs twice on each prediction: with
         fixed weights, for the networks, and on a fixed prediction, for itself.
         """
-        cfg, num_labeled, labeled_px = self.config, len(batch.image), part.labeled_px.clamp(min=1)
+        cfg, num_labeled, labeled_px = self.config, len(batch.image), part.labeled_px
         images = torch.cat([batch.image, batch.weak])
         counted = torch.cat([batch.label != IGNORE, batch.valid])
-        counted_px = (part.labeled_px + part.valid_px).clamp(min=1)
+        counted_px = part.labeled_px + part.valid_px
         logits = [network(images) for network in (self.first, self.second)]
         labeled = _sum(cfg.labeled_loss(one[:num_labeled], batch.label, part) for one in logits)
 
@@ -71,16 +71,16 @@ class Method(SemiMethod, config=Config):
         better, both_wrong = better_predictions(
             probability, [clear_flaws(one, counted) for one in flaws], cfg.threshold
         )
-        correction = _sum(_share(one**2, counted & both_wrong, counted_px) for one in flaws)  # L_fc
+        correction = _sum(counted_share(one**2, counted & both_wrong, counted_px) for one in flaws)  # L_fc
         distance = [(one - target).pow(2).mean(1) for one, target in zip(probability, better, strict=True)]
-        consistency = _sum(_share(one, counted, counted_px) for one in distance)  # L_dc
+        consistency = _sum(counted_share(one, counted, counted_px) for one in distance)  # L_dc
         ramp = ramps.sigmoid(at, cfg.consistency_ramp)
         unlabeled = cfg.correction_weight * correction + cfg.consistency_weight * ramp * consistency
 
         found = [self.detector(seen, one.detach())[:num_labeled] for one in judged]
         true = [true_flaws(one[:num_labeled], batch.label, cfg.dilations) for one in probability]
         error = [(one - other) ** 2 for one, other in zip(found, true, strict=True)]
-        detector = _sum(_share(one, batch.label != IGNORE, labeled_px) for one in error) / 2
+        detector = _sum(counted_share(one, batch.label != IGNORE, labeled_px) for one in error) / 2
         return Losses(
             total=labeled + unlabeled + cfg.detector_weight * detector,
             scalars={
@@ -89,7 +89,7 @@ class Method(SemiMethod, config=Config):
                 "correction": correction.detach(),
                 "consistency": consistency.detach(),
                 "detector": detector.detach(),
-                "both_wrong": _share(both_wrong.float(), counted, counted_px),
+                "both_wrong": counted_share(both_wrong.float(), counted, counted_px),
             },
         )
 
@@ -136,10 +136,6 @@ def better_predictions(
         torch.where((second <= first)[:, None], probability[1], probability[0]),
     ]
     return better, wrong[0] & wrong[1]
-
-
-def _share(value: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], px: Int[Tensor, ""]) -> Float[Tensor, ""]:
-    return torch.where(counted, value, 0.0).sum() / px
 
 
 def _sum(both: Iterable[Float[Tensor, ""]]) -> Float[Tensor, ""]:

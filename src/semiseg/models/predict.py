@@ -36,6 +36,20 @@ def predict(network: Network, image: Float[Tensor, "b 3 h w"], batch_statistics:
     Args:
         network: the network.
         image: the images, normalized.
+        batch_statistics: as for `fixed_logits`.
+    """
+    return prediction(fixed_logits(network, image, batch_statistics))
+
+
+@torch.no_grad()
+def fixed_logits(
+    network: Network, image: Float[Tensor, "b 3 h w"], batch_statistics: bool = False
+) -> Float[Tensor, "b c h w"]:
+    """Computes logits without gradient, in eval mode: what a teacher predicts.
+
+    Args:
+        network: the network.
+        image: the images, normalized.
         batch_statistics: batch norm is in train mode: it uses the statistics of these images and adds them to its
             running ones. All other modules are in eval mode, so no random numbers are drawn.
     """
@@ -43,7 +57,7 @@ def predict(network: Network, image: Float[Tensor, "b 3 h w"], batch_statistics:
         for module in network.modules():
             if batch_statistics and isinstance(module, _BatchNorm):
                 module.train()
-        return prediction(network(image))
+        return network(image)
 
 
 @torch.no_grad()
