@@ -12,6 +12,7 @@ from semiseg.augment.cutmix import (
     hard_easy_partners,
     paste,
     random_partners,
+    sample_beta_boxes,
     sample_boxes,
     sample_boxes_of_area,
     sample_boxes_official,
@@ -93,6 +94,19 @@ def test_a_bounding_box_holds_all_members_and_touches_them(seed, share, height, 
             continue
         (top, left), (bottom, right) = places.amin(0).tolist(), places.amax(0).tolist()
         assert rectangle(box) == (top, left, bottom - top + 1, right - left + 1)
+
+
+@pytest.mark.parametrize(("beta", "mean", "variance"), [((4, 4), 1 / 2, 1 / 36), ((8, 2), 0.8, 4 / 275)])
+def test_the_uncovered_area_of_beta_boxes_is_beta_distributed(beta, mean, variance):
+    """Mean a / (a + b), variance a b / ((a + b)^2 (a + b + 1))."""
+    places = [rectangle(box) for box in sample_beta_boxes(3000, 100, 200, fold_in(2), beta)]
+    uncovered = torch.tensor([1 - tall * wide / 20_000 for _, _, tall, wide in places])
+    assert uncovered.mean().item() == pytest.approx(mean, abs=0.01)
+    assert uncovered.var().item() == pytest.approx(variance, abs=0.0015)
+    assert all(abs(wide - 2 * tall) <= 1.5 for _, _, tall, wide in places)  # proportions of the image
+    assert min(place[0] for place in places) == 0
+    assert max(top + tall for top, _, tall, _ in places) == 100
+    assert len({place[:2] for place in places}) > 1000  # each has a place of its own
 
 
 @samplers

@@ -288,6 +288,23 @@ def test_a_pool_of_some_operations(with_replacement):
     assert twice == 0 if not with_replacement else abs(twice - 1 / 3) < 0.03
 
 
+@pytest.mark.parametrize("min_ops", [0, 1, 3])
+def test_a_number_of_operations_that_is_drawn(min_ops):
+    """Each number from min_ops to num_ops equally often; the first operations are those of a fixed number."""
+    names = ("invert", "hue", "contrast", "posterize")
+    fixed = Fixed(Config(ops=names, num_ops=3, hue=(0.1, 0.2))).params
+    drawn = Fixed(Config(ops=names, num_ops=3, min_ops=min_ops, hue=(0.1, 0.2))).params
+    kept = drawn.op != OPS.index("identity")
+    number = kept.sum(1)
+    assert torch.equal(kept, torch.arange(3) < number[:, None])
+    counts = torch.bincount(number, minlength=4) / len(number)
+    share = 1 / (4 - min_ops)
+    assert counts.tolist() == pytest.approx([share if count >= min_ops else 0 for count in range(4)], abs=0.03)
+    assert torch.equal(drawn.op[kept], fixed.op[kept])
+    assert torch.equal(drawn.magnitude[kept], fixed.magnitude[kept])
+    assert not drawn.magnitude[~kept].any()
+
+
 def test_naming_all_operations_is_naming_none():
     all_, none = (Config(ops=ops).sample(fold_in(0), 32) for ops in (OPS, None))
     assert torch.equal(all_.op, none.op)
@@ -335,6 +352,8 @@ def test_params_of_another_batch():
         ({"ops": ()}, r"at least one operation, and each once, got \[\]"),
         ({"ops": ("hue", "invert"), "sigma": (0.5, 1.0)}, "sigma belongs to gaussian_blur, which ops leaves out"),
         ({"ops": ("hue", "invert"), "factor": (0.5, 1.0)}, "factor belongs to contrast and sharpness and color and"),
+        ({"min_ops": 3}, "min_ops 3 is more than num_ops 2; lower it or raise num_ops"),
+        ({"min_ops": -1}, "greater than or equal to 0"),
         ({"num_opps": 2}, "Extra inputs are not permitted"),
     ],
 )

@@ -154,6 +154,28 @@ def sample_boxes_of_area(
     return boxes.view(num_boxes, batch_size, height, width).sum(0) % 2 == 1
 
 
+def sample_beta_boxes(
+    batch_size: int, height: int, width: int, generator: torch.Generator, beta: tuple[int, int] = (4, 4)
+) -> Bool[Tensor, "b h w"]:
+    """Draws a rectangle with the image's proportions for each image: a mask that is True inside (AugSeg).
+
+    The area that it leaves uncovered, as a fraction of the image's, is drawn from Beta(*beta): lambda of CutMix. Its
+    position inside the image is random.
+
+    Args:
+        batch_size: number of images.
+        height: of an image, px.
+        width: of an image, px.
+        generator: a CPU generator.
+        beta: the two parameters of the distribution, whole numbers from 1 on. The mean of the uncovered area is the
+            first one over their sum.
+    """
+    first, second = beta
+    # the n-th smallest of m uniform values has the distribution Beta(n, m + 1 - n)
+    uncovered = uniform(generator, 0.0, 1.0, batch_size, first + second - 1).kthvalue(first, dim=1).values
+    return _placed((1 - uncovered).sqrt().expand(2, batch_size), height, width, generator)
+
+
 BOXES = {"each": sample_boxes, "official": sample_boxes_official}
 
 

@@ -1,4 +1,4 @@
-"""The pool of twelve operations of Table 1 of iMAS. Each image draws two of them.
+"""The pool of twelve operations of Table 1 of iMAS. Each image draws two of them, or as many as the settings say.
 
 Sampling and applying are separate. `Config.sample` draws on the CPU, from a generator alone. `Config.apply` changes a
 batch of uint8 images on any device.
@@ -32,6 +32,8 @@ class Config(BaseModel):
     Attributes:
         ops: names of the operations that an image can draw; None: all twelve.
         num_ops: number of operations that an image draws. They are applied one after the other.
+        min_ops: if given, each image draws min_ops to num_ops operations, each number equally often (AugSeg). None:
+            each image draws num_ops.
         with_replacement: whether an image can draw the same operation twice. The paper selects "two kinds"; the
             authors' code draws with replacement (D30).
         factor: range of the factor of contrast, sharpness, color and brightness. Factor 1 changes nothing. Factor 0
@@ -50,6 +52,7 @@ class Config(BaseModel):
     pool: Literal["intensity"] = "intensity"
     ops: tuple[str, ...] | None = None
     num_ops: int = Field(2, ge=1, le=100)
+    min_ops: int | None = Field(None, ge=0)
     with_replacement: bool = False
     factor: tuple[float, float] = (0.05, 0.95)
     hue: tuple[float, float] = (0.0, 0.5)
@@ -90,6 +93,8 @@ class Config(BaseModel):
                 f"num_ops {self.num_ops} needs with_replacement: the pool has {len(self.names)} operations; "
                 "lower num_ops or set with_replacement"
             )
+        if self.min_ops is not None and self.min_ops > self.num_ops:
+            raise ValueError(f"min_ops {self.min_ops} is more than num_ops {self.num_ops}; lower it or raise num_ops")
         return self
 
     @model_validator(mode="after")
@@ -107,6 +112,8 @@ class Config(BaseModel):
     def sample(self, generator: torch.Generator, num_images: int) -> Drawn:
         """Draws `num_ops` operations and their magnitudes for each of `num_images` images.
 
+        An image that draws fewer operations gets the identity in place of the last ones.
+
         Args:
             generator: a CPU generator, from `semiseg.rng.fold_in`.
             num_images: number of images.
@@ -123,6 +130,9 @@ class Config(BaseModel):
         u = uniform(generator, 0.0, 1.0, num_images, self.num_ops)
         # each operation's magnitude for each draw, of which the drawn operation's is kept
         every = torch.stack([_MAGNITUDES[name](u, self) for name in OPS], dim=-1)
+        if self.min_ops is not None:
+            number = torch.randint(self.min_ops, self.num_ops + 1, (num_images, 1), generator=generator)
+            op = torch.where(torch.arange(self.num_ops) < number, op, OPS.index("identity"))
         return Drawn(op, every.gather(-1, op[..., None]).squeeze(-1))
 
     def apply(self, image: UInt8[Tensor, "b 3 h w"], drawn: Drawn) -> UInt8[Tensor, "b 3 h w"]:
