@@ -13,6 +13,8 @@ from semiseg.losses import (
     LabeledLoss,
     confident_cross_entropy,
     cross_entropy,
+    filtered_contrastive,
+    full_precision,
     ohem_cross_entropy,
     weighted_cross_entropy,
 )
@@ -235,6 +237,36 @@ def test_a_weighted_mean_of_each_image():
         wanted = (loss[i].double() * weight[i]).sum() / weight[i].double().sum()
         assert found[i].item() == pytest.approx(wanted.item(), rel=1e-5)
     assert found[1] == 0
+
+
+def test_infonce_counts_the_negatives_of_each_anchor():
+    """By hand: cosines 0.6 and 0 to the positives; 1, 0.8 and -1 to the negatives, of which each anchor counts some."""
+    anchor, positive = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    negative = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
+    counted = torch.tensor([[True, False, True], [False, True, False]])
+    found = filtered_contrastive(anchor, positive, negative, counted, temperature=0.5)
+    first = -math.log(math.exp(1.2) / (math.exp(1.2) + math.exp(2) + math.exp(-2)))
+    second = -math.log(1 / (1 + math.exp(1.6)))
+    assert found.tolist() == pytest.approx([first, second], rel=1e-5)
+    assert filtered_contrastive(anchor, positive, negative, torch.zeros_like(counted), 0.5).tolist() == [0, 0]
+
+
+def test_infonce_has_finite_gradients_and_full_precision():
+    generator = fold_in(0, "contrast")
+    anchor, positive, negative = (F.normalize(torch.randn(9, 4, generator=generator), dim=1) for _ in range(3))
+    counted = torch.rand(9, 9, generator=generator) < 0.5
+    counted[0] = False
+    own = anchor.clone().requires_grad_()
+    expected = filtered_contrastive(own, positive, negative, counted, temperature=0.01)
+    expected.sum().backward()
+    assert torch.isfinite(own.grad).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(filtered_contrastive(anchor, positive, negative, counted, temperature=0.01), expected)
+        assert (anchor @ negative.mT).dtype == torch.bfloat16
+        with full_precision(torch.device("cpu")):
+            assert (anchor @ negative.mT).dtype == torch.float32
+    with full_precision(torch.device("meta")):
+        pass
 
 
 def part_of(label: Tensor) -> Part:

@@ -1,7 +1,8 @@
 """Losses on logits. All are computed in fp32, whatever the precision of the network, and none waits for the device."""
 
 import math
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,46 @@ def contrastive(
     others = (anchor[:, :, None].float() * negative.float()).sum(-1)
     similarity = torch.cat([own, others], dim=-1) / temperature
     return similarity.logsumexp(-1) - similarity[..., 0]
+
+
+def filtered_contrastive(
+    anchor: Float[Tensor, "a d"],
+    positive: Float[Tensor, "a d"],
+    negative: Float[Tensor, "n d"],
+    counted: Bool[Tensor, "a n"],
+    temperature: float,
+) -> Float[Tensor, " a"]:
+    """Computes InfoNCE of anchors that share their negatives, but do not count all of them (CAC, PC2Seg).
+
+    All vectors have length 1, so their products are cosines, in fp32 also inside autocast.
+
+    Args:
+        anchor: the anchors.
+        positive: the positive of each anchor.
+        negative: what may be a negative of any anchor.
+        counted: whether it is one. An anchor without negatives has a loss of 0.
+        temperature: the similarities are divided by it.
+
+    Example:
+        The anchor equals its positive; of the two negatives, which are orthogonal to it, one counts: log(1 + 1/e).
+
+        >>> east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> counted = torch.tensor([[True, False]])
+        >>> filtered_contrastive(east, east, torch.cat([north, north]), counted, temperature=1.0)
+        tensor([0.3133])
+    """
+    with full_precision(anchor.device):
+        others = anchor.float() @ negative.float().mT
+    others = torch.where(counted, others, -torch.inf)
+    own = (anchor.float() * positive.float()).sum(-1, keepdim=True)
+    similarity = torch.cat([own, others], dim=1) / temperature
+    return similarity.logsumexp(1) - similarity[:, 0]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Returns a context in which autocast does not lower the precision on a device of this kind."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class LabeledLoss(BaseModel):
