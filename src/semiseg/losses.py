@@ -139,34 +139,40 @@ def contrastive(
     return similarity.logsumexp(-1) - similarity[..., 0]
 
 
-def filtered_contrastive(
+def contrastive_between_classes(
     anchor: Float[Tensor, "a d"],
     positive: Float[Tensor, "a d"],
+    label: Int[Tensor, " a"],
     negative: Float[Tensor, "n d"],
-    counted: Bool[Tensor, "a n"],
+    negative_label: Int[Tensor, " n"],
     temperature: float,
 ) -> Float[Tensor, " a"]:
-    """Computes InfoNCE of anchors that share their negatives, but do not count all of them (CAC, PC2Seg).
+    """Computes InfoNCE of anchors that share their negatives: those of another class count (CAC, PC2Seg).
 
     All vectors have length 1, so their products are cosines, in fp32 also inside autocast.
 
     Args:
         anchor: the anchors.
         positive: the positive of each anchor.
+        label: the class of each anchor.
         negative: what may be a negative of any anchor.
-        counted: whether it is one. An anchor without negatives has a loss of 0.
+        negative_label: the class of each of these; IGNORE if it is no negative of any.
         temperature: the similarities are divided by it.
 
+    Returns:
+        The loss of each anchor; 0 for an anchor without negatives.
+
     Example:
-        The anchor equals its positive; of the two negatives, which are orthogonal to it, one counts: log(1 + 1/e).
+        The anchor equals its positive. Both negatives are orthogonal to it; one has another class: log(1 + 1/e).
 
         >>> east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-        >>> counted = torch.tensor([[True, False]])
-        >>> filtered_contrastive(east, east, torch.cat([north, north]), counted, temperature=1.0)
+        >>> label, its = torch.tensor([3]), torch.tensor([3, 4])
+        >>> contrastive_between_classes(east, east, label, torch.cat([north, north]), its, temperature=1.0)
         tensor([0.3133])
     """
     with full_precision(anchor.device):
         others = anchor.float() @ negative.float().mT
+    counted = (negative_label != IGNORE) & (negative_label != label[:, None])
     others = torch.where(counted, others, -torch.inf)
     own = (anchor.float() * positive.float()).sum(-1, keepdim=True)
     similarity = torch.cat([own, others], dim=1) / temperature

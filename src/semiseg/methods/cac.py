@@ -10,7 +10,6 @@ from a pass in eval mode before the step; anchors and negatives are some of the 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -19,11 +18,11 @@ from semiseg.augment import jitter
 from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, filtered_contrastive
+from semiseg.losses import LabeledLoss, contrastive_between_classes
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
-from semiseg.models.cells import grid_of, padded_to_cells, to_cells, whole_cells
+from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
 from semiseg.models.heads import projector
 from semiseg.models.memory import Memory
 from semiseg.models.predict import evaluating, prediction
@@ -92,7 +91,7 @@ class Method(SemiMethod, config=Config):
             logits = self.student.classify(decoded, features.size).float()
             padded = self.student.padded(features.size)
             grid = grid_of(decoded, padded, self.config.cell)
-            representation = self._represent(decoded, grid)
+            representation = represent_cells(self.projector, decoded, grid)
         predicted = prediction(padded_to_cells(logits, padded, grid))
         (label, its), (confidence, sure) = predicted.label.chunk(2), predicted.confidence.chunk(2)
         valid, its_valid = (whole_cells(crop.valid, padded, grid) for crop in (batch, batch.second))
@@ -115,7 +114,7 @@ class Method(SemiMethod, config=Config):
         labeled = cfg.labeled_loss(self.student.classify(decoded[: len(batch.image)], features.size), batch.label, part)
         padded = self.student.padded(features.size)
         grid = grid_of(decoded, padded, cfg.cell)
-        first, second = self._represent(decoded[len(batch.image) :], grid).chunk(2)
+        first, second = represent_cells(self.projector, decoded[len(batch.image) :], grid).chunk(2)
         second = to_first(second, batch.second.align, padded)
 
         learning = everyone.learning(cfg.threshold)
@@ -141,10 +140,6 @@ class Method(SemiMethod, config=Config):
             },
         )
 
-    def _represent(self, decoded: Float[Tensor, "b e _ _"], grid: tuple[int, int]) -> Float[Tensor, "b d _ _"]:
-        """Computes the representation of each cell, of length 1, in fp32."""
-        return F.normalize(self.projector(to_cells(decoded, grid)).float(), dim=1)
-
     def _contrast(
         self,
         anchor: Float[Tensor, "u a d"],
@@ -155,9 +150,8 @@ class Method(SemiMethod, config=Config):
         """Computes the loss of each anchor. Its negatives are of another class, from this step or from the memory."""
         negative = torch.cat([everyone.key.flatten(0, 2), self.memory.key])
         its = torch.cat([everyone.key_label.flatten(), self.memory.label])
-        counted = (its != IGNORE) & (its != label.flatten()[:, None])
-        each = filtered_contrastive(
-            anchor.flatten(0, 1), positive.flatten(0, 1), negative, counted, self.config.temperature
+        each = contrastive_between_classes(
+            anchor.flatten(0, 1), positive.flatten(0, 1), label.flatten(), negative, its, self.config.temperature
         )
         return each.view(label.shape)
 

@@ -5,7 +5,7 @@ Cells lie on the padded image (`network.padded(size)`), as what a network decode
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Grid = tuple[int, int]  # number of rows and of columns of cells
 
@@ -31,6 +31,13 @@ def to_cells(maps: Float[Tensor, "b d h w"], grid: Grid) -> Float[Tensor, "b d {
         tensor([[[[2., 6.]]]])
     """
     return F.adaptive_avg_pool2d(maps, grid)
+
+
+def represent_cells(
+    head: nn.Module, decoded: Float[Tensor, "b e _ _"], grid: Grid
+) -> Float[Tensor, "b d {grid[0]} {grid[1]}"]:
+    """Computes what a head makes of the mean of each cell, scaled to length 1, in fp32."""
+    return F.normalize(head(to_cells(decoded, grid)).float(), dim=1)
 
 
 def padded_to_cells(
