@@ -54,7 +54,7 @@ def test_attention_by_hand(cams):
         cams.score[0].bias.zero_()
     similar = torch.zeros(1, 8, 1, 3)
     similar[0, 0] = torch.tensor([1.0, 0.0, 1.0])
-    maps = torch.tensor([[[4.0, 1.0, 0.0]], [[5.0, 5.0, 5.0]]]).view(1, 2, 1, 3)
+    maps = torch.tensor([[[4.0, 1.0, 0.0]], [[3.0, 3.0, 3.0]]]).view(1, 2, 1, 3)
     seen = Seen(torch.zeros(1, 2), maps, similar, torch.tensor([[[True, True, False]]]))
     found = cams(seen, torch.tensor([[True, False]]))
     # the first class, over its largest value: 1, 0.25, 0; the second is not in the image
@@ -64,6 +64,11 @@ def test_attention_by_hand(cams):
     assert found[0, 1, 0, :2].tolist() == pytest.approx(first, rel=1e-5)
     assert found[0, 2, 0].tolist() == [0, 0, 0]
     assert found[0, 0, 0, :2].tolist() == pytest.approx([2 - value for value in first], rel=1e-5)
+    # each class is over its own largest value: the second is 1 everywhere, so its score is 2, and the background's 0
+    both = cams(seen, torch.tensor([[True, True]]))
+    assert both[0, 1, 0, :2].tolist() == pytest.approx(first, rel=1e-5)
+    assert both[0, 2, 0, :2].tolist() == pytest.approx([2, 2], rel=1e-5)
+    assert both[0, 0, 0, :2].tolist() == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_the_attention_does_not_train_the_encoder_or_the_classifier(cams):

@@ -32,12 +32,12 @@ from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 class Config(MethodConfig):
     """Settings of CAC. The defaults are those of the authors' code on PASCAL VOC, but for three limits."""
 
-    threshold: float = Field(0.75, ge=0, le=1)  # gamma: a place is learned from if its confidence is higher
-    contrastive_weight: float = Field(0.1, gt=0)  # lambda
+    threshold: float = Field(0.75, ge=0, le=1)  # a place is learned from if its confidence is higher
+    contrastive_weight: float = Field(0.1, gt=0)
     warmup: float = Field(5 / 80, ge=0, le=1)  # share of the run with the labeled loss alone; theirs: 5 epochs
     overlap: tuple[float, float] = (0.1, 1.0)  # IoU of the two crops
     strong: Pool = jitter.Config(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, sigma=(1.1, 1.1))
-    temperature: float = Field(0.1, gt=0)  # tau
+    temperature: float = Field(0.1, gt=0)
     channels: int = Field(128, ge=1)  # values in a representation
     cell: int = Field(8, ge=1)  # px: features are averaged over squares with this side
     anchors: int = Field(400, ge=1)  # cells of an image that learn in a step, at most; theirs: all

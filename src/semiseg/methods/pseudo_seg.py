@@ -134,7 +134,7 @@ def fuse(
     valid: Bool[Tensor, "b h w"],
     temperature: float,
 ) -> Float[Tensor, "b c h w"]:
-    """Fuses two predictions into one soft pseudo-label (Eq. 3 and 4, as in the authors' code).
+    """Fuses two predictions into one soft pseudo-label (the calibrated fusion, as in the authors' code).
 
     The logits of both are divided by one number for each image, their root mean square (RMS) over both predictions, all
     classes and all valid pixels. So large logits do not make a prediction too sure. Then the mean of both probabilities
