@@ -12,7 +12,9 @@ from torch import Tensor
 from semiseg.losses import (
     LabeledLoss,
     confident_cross_entropy,
+    contrastive_between_classes,
     cross_entropy,
+    full_precision,
     ohem_cross_entropy,
     weighted_cross_entropy,
 )
@@ -235,6 +237,38 @@ def test_a_weighted_mean_of_each_image():
         wanted = (loss[i].double() * weight[i]).sum() / weight[i].double().sum()
         assert found[i].item() == pytest.approx(wanted.item(), rel=1e-5)
     assert found[1] == 0
+
+
+def test_infonce_counts_negatives_of_other_classes():
+    """By hand: cosines 0.6 and 0 to the positives; 1, 0.8, -1 and 1 to the negatives."""
+    anchor, positive = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    negative = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [1.0, 0.0]])
+    label, its = torch.tensor([0, 1]), torch.tensor([1, 0, 1, IGNORE])
+    found = contrastive_between_classes(anchor, positive, label, negative, its, temperature=0.5)
+    first = -math.log(math.exp(1.2) / (math.exp(1.2) + math.exp(2) + math.exp(-2)))
+    second = -math.log(1 / (1 + math.exp(1.6)))
+    assert found.tolist() == pytest.approx([first, second], rel=1e-5)
+    alone = contrastive_between_classes(anchor, positive, label, negative, torch.full((4,), IGNORE), 0.5)
+    assert alone.tolist() == [0, 0]
+
+
+def test_infonce_has_finite_gradients_and_full_precision():
+    generator = fold_in(0, "contrast")
+    anchor, positive, negative = (F.normalize(torch.randn(9, 4, generator=generator), dim=1) for _ in range(3))
+    labels = torch.arange(9), torch.zeros(9, dtype=torch.long)
+    own = anchor.clone().requires_grad_()
+    expected = contrastive_between_classes(own, positive, labels[0], negative, labels[1], temperature=0.01)
+    expected.sum().backward()
+    assert torch.isfinite(own.grad).all()
+    assert (own.grad[0] == 0).all()  # without negatives
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_between_classes(anchor, positive, labels[0], negative, labels[1], temperature=0.01)
+        assert torch.equal(found, expected)
+        assert (anchor @ negative.mT).dtype == torch.bfloat16
+        with full_precision(torch.device("cpu")):
+            assert (anchor @ negative.mT).dtype == torch.float32
+    with full_precision(torch.device("meta")):
+        pass
 
 
 def part_of(label: Tensor) -> Part:

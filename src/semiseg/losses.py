@@ -1,7 +1,8 @@
 """Losses on logits. All are computed in fp32, whatever the precision of the network, and none waits for the device."""
 
 import math
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,52 @@ def contrastive(
     others = (anchor[:, :, None].float() * negative.float()).sum(-1)
     similarity = torch.cat([own, others], dim=-1) / temperature
     return similarity.logsumexp(-1) - similarity[..., 0]
+
+
+def contrastive_between_classes(
+    anchor: Float[Tensor, "a d"],
+    positive: Float[Tensor, "a d"],
+    label: Int[Tensor, " a"],
+    negative: Float[Tensor, "n d"],
+    negative_label: Int[Tensor, " n"],
+    temperature: float,
+) -> Float[Tensor, " a"]:
+    """Computes InfoNCE of anchors that share their negatives: those of another class count (CAC, PC2Seg).
+
+    All vectors have length 1, so their products are cosines, in fp32 also inside autocast.
+
+    Args:
+        anchor: the anchors.
+        positive: the positive of each anchor.
+        label: the class of each anchor.
+        negative: what may be a negative of any anchor.
+        negative_label: the class of each of these; IGNORE if it is no negative of any.
+        temperature: the similarities are divided by it.
+
+    Returns:
+        The loss of each anchor; 0 for an anchor without negatives.
+
+    Example:
+        The anchor equals its positive. Both negatives are orthogonal to it; one has another class: log(1 + 1/e).
+
+        >>> east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> label, its = torch.tensor([3]), torch.tensor([3, 4])
+        >>> contrastive_between_classes(east, east, label, torch.cat([north, north]), its, temperature=1.0)
+        tensor([0.3133])
+    """
+    with full_precision(anchor.device):
+        others = anchor.float() @ negative.float().mT
+    counted = (negative_label != IGNORE) & (negative_label != label[:, None])
+    others = torch.where(counted, others, -torch.inf)
+    own = (anchor.float() * positive.float()).sum(-1, keepdim=True)
+    similarity = torch.cat([own, others], dim=1) / temperature
+    return similarity.logsumexp(1) - similarity[:, 0]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Returns a context in which autocast does not lower the precision on a device of this kind."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class LabeledLoss(BaseModel):

@@ -16,6 +16,7 @@ from semiseg.augment.cutmix import (
     sample_boxes,
     sample_boxes_of_area,
     sample_boxes_official,
+    sample_cutouts,
     sample_some_boxes,
     triggered,
 )
@@ -319,3 +320,15 @@ def test_several_boxes_share_the_area_and_cancel_where_two_overlap():
     assert (expected == 2).any()
     assert ((areas > 0.24) & (areas < 0.51)).all()
     assert (mask.float().mean((1, 2)) <= areas + 1e-6).all()
+
+
+def test_cutouts_have_their_centers_in_the_image():
+    box = sample_cutouts(2000, 20, 30, fold_in(0, "cutout"), side=0.4)
+    rows, columns = box.any(2).sum(1), box.any(1).sum(1)
+    assert torch.equal(box.sum((1, 2)), rows * columns)  # rectangles
+    assert rows.max() == columns.max() == 8  # 0.4 of the shorter side
+    assert rows.min() == columns.min() == 4  # half of it at the border
+    assert (box.float().mean(0) > 0).all()
+    middle = box[:, 4:16, 4:26].float().mean()
+    assert middle == pytest.approx(64 / 600, rel=0.1)
+    assert not sample_cutouts(5, 20, 30, fold_in(0, "cutout"), side=0.0).any()

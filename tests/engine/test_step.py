@@ -52,7 +52,9 @@ def loaded() -> LoadedBatch:
     label[6, 3:] = label[9, :, :14] = label[15, 1:] = IGNORE
     valid = torch.ones(16, 16, 16, dtype=torch.bool)
     valid[1, :, 9:] = valid[6, 12:] = valid[13, :3] = valid[14] = False
-    return LoadedBatch(image[:16], label, image[16:], valid, torch.arange(16), torch.arange(16))
+    flipped = torch.tensor([[1.0, 0.0], [-1.0, 16.0]]).repeat(16, 1, 1)  # for methods that need a second crop
+    second = image[16:].flip(-1)
+    return LoadedBatch(image[:16], label, image[16:], valid, torch.arange(16), torch.arange(16), second, flipped)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from semiseg.errors import UserError
 from semiseg.method import MethodConfig, SemiMethod, predictor
 from semiseg.models.build import Network
 from semiseg.rng import fold_in, seeded
-from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
+from semiseg.types import IGNORE, ClassTable, Losses, Progress, Second, SemiBatch
 
 CLASSES = ClassTable.of(("background", "red", "green"), background=0)
 STEPS = 40
@@ -58,14 +58,35 @@ def toys(method: SemiMethod, step: int = 0, slots: int = 4) -> SemiBatch:
     valid = torch.ones(len(weak), 16, 16, dtype=torch.bool)
     valid[:1, :, 14:] = False
     noise = fold_in(0, "strong", step)
-    return SemiBatch(
-        image=image[:slots],
-        label=label[:slots],
-        weak=weak,
-        strong=tuple(0.7 * weak + 0.1 * torch.randn(weak.shape, generator=noise) for _ in method.views.strong),
-        valid=valid,
-        index=torch.arange(len(weak)),
-    )
+
+    def strong(weak: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(0.7 * weak + 0.1 * torch.randn(weak.shape, generator=noise) for _ in method.views.strong)
+
+    batch = SemiBatch(image[:slots], label[:slots], weak, strong(weak), valid, torch.arange(len(weak)))
+    if method.views.overlap is None:
+        return batch
+    moved = weak.roll(-4, -1)  # it begins 4 px further to the right; what is there does not matter
+    moved[::2] = moved[::2].flip(-1)
+    align = torch.tensor([[1.0, 0.0], [1.0, -4.0]]).repeat(slots, 1, 1)
+    align[::2, 1] = torch.tensor([-1.0, 20.0])
+    return replace(batch, second=Second(moved, strong(moved), valid, align))
+
+
+def rows_of(batch: SemiBatch, rows: slice) -> SemiBatch:
+    """A part of a batch, as the engine makes it."""
+
+    def part(crop: SemiBatch | Second) -> dict[str, object]:
+        fields = {name: value[rows] for name, value in vars(crop).items() if isinstance(value, torch.Tensor)}
+        return fields | {"strong": tuple(view[rows] for view in crop.strong)}
+
+    second = None if batch.second is None else replace(batch.second, **part(batch.second))
+    return replace(batch, second=second, **part(batch))
+
+
+def each_crop(batch: SemiBatch, change: Callable[[SemiBatch | Second], dict[str, object]]) -> SemiBatch:
+    """Changes some of what a batch holds of each crop of the unlabeled images."""
+    second = None if batch.second is None else replace(batch.second, **change(batch.second))
+    return replace(batch, second=second, **change(batch))
 
 
 def optimizers_of(method: SemiMethod) -> Optimizers:
@@ -135,7 +156,8 @@ def test_a_batch_without_labels_has_no_labeled_loss(make):
 def test_images_that_are_all_padding_leave_gradients_finite(make):
     method = make()
     batch = toys(method)
-    losses = method.losses(replace(batch, valid=torch.zeros_like(batch.valid)), Progress(0, STEPS))
+    padded = each_crop(batch, lambda crop: {"valid": torch.zeros_like(crop.valid)})
+    losses = method.losses(padded, Progress(0, STEPS))
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert_finite_gradients(method)
@@ -245,12 +267,15 @@ def test_ignored_and_padded_pixels_change_nothing(make):
     def gradients(value: float) -> dict[str, torch.Tensor]:
         method = make(norm=False, size=1)
         batch = toys(method)
-        label, image, weak = batch.label.clone(), batch.image.clone(), batch.weak.clone()
+        label, image = batch.label.clone(), batch.image.clone()
         label[:, :4] = IGNORE
         image[:, :, :4] = value
-        weak[~batch.valid[:, None].expand_as(weak)] = value
-        strong = tuple(torch.where(batch.valid[:, None], view, value) for view in batch.strong)
-        batch = replace(batch, image=image, label=label, weak=weak, strong=strong)
+
+        def painted(crop: SemiBatch | Second) -> dict[str, object]:
+            weak, *strong = (torch.where(crop.valid[:, None], view, value) for view in (crop.weak, *crop.strong))
+            return {"weak": weak, "strong": tuple(strong)}
+
+        batch = each_crop(replace(batch, image=image, label=label), painted)
         method.losses(batch, Progress(3, STEPS)).total.backward()
         return {key: parameter.grad for key, parameter in method.named_parameters() if parameter.requires_grad}
 
@@ -279,12 +304,11 @@ def test_parts_of_any_size_add_up_to_the_whole(make, name):
     expected.total.backward()
     everyone, losses = split.alone(batch, at), []
     for rows in (slice(0, 1), slice(1, 4)):
-        of = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         own = everyone.observed
         if own is not None:
             own = replace(own, **{name: value[rows] for name, value in vars(own).items()})
         part = replace(everyone, own=own, rows=rows, share=(rows.stop - rows.start) / 4)
-        losses.append(split(replace(batch, strong=tuple(view[rows] for view in batch.strong), **of), at, part))
+        losses.append(split(rows_of(batch, rows), at, part))
         losses[-1].total.backward()
     for name, value in expected.scalars.items():
         torch.testing.assert_close(sum(one.scalars[name] for one in losses), value, msg=name)

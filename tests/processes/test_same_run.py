@@ -27,6 +27,7 @@ def recipes(gentle) -> dict[str, Any]:
         "imas": gentle("imas"),
         "standard": gentle("imas", **standard),
         "hardness every third step": gentle("imas", hardness_every=3, threshold=0.6),
+        "second crops": gentle("cac", threshold=0.3, cell=4, warmup=0, negatives=9, memory=30, channels=8),
     }
 
 
@@ -88,6 +89,9 @@ def test_the_run_alone(alone):
     assert {key.split(".")[0] for key in saved(alone / "imas", "model")} == {"student", "teacher"}
     assert len(saved(alone / "imas", "optimizer")) == len(saved(alone / "supervised", "model"))
     assert difference(alone / "imas", alone / "standard") > 100 * CLOSE
+    assert all(
+        record["unlabeled"] > 0 and record["learning"] > 0.3 for record in Run(alone / "second crops").metrics("train")
+    )
 
 
 @pytest.mark.parametrize(("count", "micro"), [(2, None), (3, None), (2, 3)])

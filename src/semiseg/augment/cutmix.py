@@ -133,6 +133,25 @@ def sample_boxes_official(
     return _inside(start, stop, height, width)
 
 
+def sample_cutouts(
+    batch_size: int, height: int, width: int, generator: torch.Generator, side: float
+) -> Bool[Tensor, "b h w"]:
+    """Draws a square for each image, for cut-out: a mask that is True inside.
+
+    Its center is uniform over the image, and what is outside the image is cut off (DeVries and Taylor, 2017).
+
+    Args:
+        batch_size: number of images.
+        height: of an image, px.
+        width: of an image, px.
+        generator: a CPU generator.
+        side: of the squares, as a fraction of the image's shorter side; it is rounded to an even number of px.
+    """
+    half = round(side * min(height, width) / 2)
+    center = (uniform(generator, 0.0, 1.0, 2, batch_size) * torch.tensor([[height], [width]])).floor()
+    return _inside(center - half, center + half, height, width)
+
+
 def sample_boxes_of_area(
     batch_size: int,
     height: int,

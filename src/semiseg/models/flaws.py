@@ -1,12 +1,11 @@
 """Flaw maps: where a prediction is wrong, and a network that finds out (GCT, Ke et al., ECCV 2020)."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from semiseg.losses import full_precision
 from semiseg.types import IGNORE
 
 _SMALLEST = 32  # px, so that the last feature map has 2 cells a side, which instance norm needs
@@ -122,8 +121,7 @@ def _blurred(maps: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], size:
     weight = torch.softmax(-(distance**2) / (2 * sigma**2), 0)  # exp(...) / its sum
     both = torch.stack([torch.where(counted, maps, 0.0), counted.float()], 1).flatten(0, 1)[:, None]
     both = F.pad(both, (radius, radius, radius, radius), mode="reflect")
-    kind = maps.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with full_precision(maps.device):
         # A Gaussian of two dimensions is one in each dimension, at a small part of the cost.
         both = F.conv2d(F.conv2d(both, weight[None, None, None]), weight[None, None, :, None])
     total, weights = both.reshape(len(maps), 2, *maps.shape[1:]).unbind(1)

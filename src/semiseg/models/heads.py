@@ -29,6 +29,19 @@ def representation_head(network: Network, channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(width, channels, 1))
 
 
+def projector(network: Network, channels: int) -> nn.Sequential:
+    """Makes a head for `network.decode` that sees one place at a time (CAC): 1x1 convolution, ReLU, 1x1 convolution.
+
+    Its weights come from torch's global generator.
+
+    Args:
+        network: the network.
+        channels: number of values of its result.
+    """
+    width = decoded_channels(network)
+    return nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, channels, 1))
+
+
 @torch.no_grad()
 def decoded_channels(network: Network) -> int:
     """Returns the number of channels of what `network.decode` computes from images with three channels."""
