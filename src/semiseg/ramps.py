@@ -1,4 +1,4 @@
-"""Weights that rise from about 0 to 1 in the first part of a run. `1 - ramp` falls."""
+"""Weights that rise from about 0 to 1 in the first part of a run. `1 - ramp` falls. `triangle` rises, then falls."""
 
 import math
 
@@ -48,3 +48,18 @@ def cosine(at: Progress, over: float) -> float:
         [0.0, 0.1464, 0.5, 1.0, 1.0]
     """
     return (1 - math.cos(math.pi * linear(at, over))) / 2
+
+
+def triangle(at: Progress, peak: float) -> float:
+    """Returns a weight that rises evenly from 0 to 1, then falls evenly to 0 at the end of the run.
+
+    Args:
+        at: the step.
+        peak: the share of the run after which the weight is 1, in (0, 1).
+
+    Example:
+        >>> [triangle(Progress(step, 100), peak=0.5) for step in (0, 25, 50, 75, 99)]
+        [0.0, 0.5, 1.0, 0.5, 0.02]
+    """
+    share = at.step / at.num_steps
+    return min(share / peak, (at.num_steps - at.step) / (at.num_steps * (1 - peak)))

@@ -20,6 +20,27 @@ def sample_channel_dropout(
     return (uniform(generator, 0.0, 1.0, num_images, num_channels) >= probability) / (1 - probability)
 
 
+def drop_channels(
+    generator: torch.Generator, num_slots: int, rows: slice, probability: float = 0.5
+) -> Callable[[Tensor], Tensor]:
+    """Returns what drops channels of the maps of a part's images, other channels in each image and in each map.
+
+    It does to a part what `torch.nn.functional.dropout2d` does, e.g. `features.each(drop_channels(...))`.
+
+    Args:
+        generator: a CPU generator; it draws for the whole batch, map by map.
+        num_slots: number of slots of the whole batch.
+        rows: the slots of the part of the batch.
+        probability: share of the channels that are dropped.
+    """
+
+    def drop(value: Tensor) -> Tensor:
+        factor = sample_channel_dropout(generator, num_slots, value.shape[1], probability)
+        return scale_channels(value, factor[rows])
+
+    return drop
+
+
 def sample_complementary_dropout(
     generator: torch.Generator, num_images: int, num_channels: int, whole: float = 0.5
 ) -> Float[Tensor, "2 b c"]:

@@ -10,17 +10,17 @@ operations is a setting; labeled images get no perturbed features, which the cod
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from semiseg.augment import jitter
-from semiseg.augment.features import sample_channel_dropout, scale_channels
+from semiseg.augment.features import drop_channels
 from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
-from semiseg.models.build import Build, Features, Network, require_encoder
+from semiseg.models.build import Build, Network, require_encoder
+from semiseg.models.perturbed import classify_perturbed
 from semiseg.models.predict import predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
@@ -59,15 +59,13 @@ class Method(SemiMethod, config=Config):
 
         An image's own pseudo-labels are from the first pass, in train mode, as in the authors' code.
         """
-        cfg, student, (b, u) = self.config, self.student, (len(batch.image), len(batch.weak))
-        features = student.encode(torch.cat([batch.image, batch.weak]))
-        features = features.joined(self._perturbed(features[b:], at, part))
-        logits = student.classify(student.decode(features), features.size)
-        on_image, on_weak, on_features = torch.split(logits, [b, u, u])
+        cfg, num_slots = self.config, len(part.observed.label)
+        drop = drop_channels(at.generator("feature dropout"), num_slots, part.rows, cfg.feature_dropout)
+        on_image, on_weak, on_features = classify_perturbed(self.student, batch.image, batch.weak, drop)
         weak = prediction(on_weak)
         own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        on_first, on_second = student(torch.cat([view.image for view in mixed])).split(u)
+        on_first, on_second = self.student(torch.cat([view.image for view in mixed])).chunk(2)
 
         labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_s
         perturbed = cross_entropy(on_features, own.kept(cfg.threshold), part.valid_px)  # H(p^w, p^fp)
@@ -85,16 +83,6 @@ class Method(SemiMethod, config=Config):
                 "confident": confident_ratio(own.confidence, cfg.threshold, own.valid).mean() * part.share,
             },
         )
-
-    def _perturbed(self, features: Features, at: Progress, part: Part) -> Features:
-        """Drops channels of every feature map, other channels in each image: `features.each(F.dropout2d)`."""
-        generator, num_slots = at.generator("feature dropout"), len(part.observed.label)
-
-        def drop(value: Tensor) -> Tensor:
-            factor = sample_channel_dropout(generator, num_slots, value.shape[1], self.config.feature_dropout)
-            return scale_channels(value, factor[part.rows])
-
-        return features.each(drop)
 
     def evaluated(self) -> dict[str, tuple[Network, ...]]:
         """Returns the one network."""
