@@ -96,7 +96,9 @@ def class_to_ignore(setting: int | Literal["background", "none"], classes: Class
 
 
 def confident_ratio(
-    confidence: Float[Tensor, "b h w"], threshold: float, valid: Bool[Tensor, "b h w"] | None = None
+    confidence: Float[Tensor, "b h w"],
+    threshold: float | Float[Tensor, ""],
+    valid: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Computes the share of each image's valid pixels whose confidence is at least `threshold` (rho in Eq. 5, 6)."""
     confident = confidence >= threshold

@@ -221,7 +221,7 @@ class PseudoLabels:
             valid=torch.where(box, patch.valid, self.valid),
         )
 
-    def kept(self, threshold: float) -> Int[Tensor, "u h w"]:
+    def kept(self, threshold: float | Float[Tensor, ""]) -> Int[Tensor, "u h w"]:
         """Returns the labels of confident pixels. All others, and padded ones, are IGNORE."""
         return torch.where((self.confidence >= threshold) & self.valid, self.label, IGNORE)
 

@@ -91,7 +91,8 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one pass over labeled images and weak views and one over strong views."""
         cfg, num_slots, weight = self.config, len(part.observed.label), self._weight(at)
         drop = drop_channels(at.generator("feature dropout"), num_slots, part.rows, cfg.feature_dropout)
-        on_image, on_weak, on_features = classify_perturbed(self.student, batch.image, batch.weak, drop)
+        features = self.student.encode(torch.cat([batch.image, batch.weak]))
+        on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
         weak = prediction(on_weak)
         own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)

@@ -61,7 +61,8 @@ class Method(SemiMethod, config=Config):
         """
         cfg, num_slots = self.config, len(part.observed.label)
         drop = drop_channels(at.generator("feature dropout"), num_slots, part.rows, cfg.feature_dropout)
-        on_image, on_weak, on_features = classify_perturbed(self.student, batch.image, batch.weak, drop)
+        features = self.student.encode(torch.cat([batch.image, batch.weak]))
+        on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
         weak = prediction(on_weak)
         own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)

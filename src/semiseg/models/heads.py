@@ -49,6 +49,13 @@ def decoded_channels(network: Network) -> int:
         return network.decode(network.encode(torch.zeros(1, 3, 1, 1))).shape[1]
 
 
+@torch.no_grad()
+def encoded_channels(network: Network) -> int:
+    """Returns the number of channels of the last map that `network.encode` computes from images with three channels."""
+    with evaluating(network):
+        return network.encode(torch.zeros(1, 3, 1, 1)).maps[-1].shape[1]
+
+
 def has_batch_norm(module: nn.Module) -> bool:
     """Returns whether a module uses statistics of its batches."""
     return any(isinstance(part, _BatchNorm) for part in module.modules())

@@ -6,31 +6,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semiseg.models.build import Network
+from semiseg.models.build import Features, Network
 
 
 def classify_perturbed(
-    network: Network,
-    image: Float[Tensor, "b 3 h w"],
-    weak: Float[Tensor, "u 3 h w"],
-    change: Callable[[Tensor], Tensor],
+    network: Network, features: Features, num_labeled: int, change: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "u c h w"], Float[Tensor, "u c h w"]]:
-    """Computes logits of two sets of images, and again of the second set with changed feature maps.
+    """Computes logits of labeled and unlabeled images, and again of the unlabeled ones with changed feature maps.
 
-    All go through the encoder together once, and through the decoder together. So they share the statistics of batch
-    norm.
+    All go through the decoder together. So they share its statistics of batch norm.
 
     Args:
         network: the network.
-        image: the first images.
-        weak: the second images.
-        change: changes each feature map of the second images.
+        features: what it encoded: the labeled images, then the unlabeled ones.
+        num_labeled: number of labeled images.
+        change: changes a feature map of the unlabeled images.
 
     Returns:
-        The logits of the first images, of the second ones, and of the second ones with changed maps.
+        The logits of the labeled images, of the unlabeled ones, and of the unlabeled ones with changed maps.
     """
-    features = network.encode(torch.cat([image, weak]))
-    features = features.joined(features[len(image) :].each(change))
-    logits = network.classify(network.decode(features), features.size)
-    on_image, on_weak, on_changed = torch.split(logits, [len(image), len(weak), len(weak)])
-    return on_image, on_weak, on_changed
+    unlabeled = features[num_labeled:]
+    everything = features.joined(unlabeled.each(change))
+    logits = network.classify(network.decode(everything), features.size)
+    num_unlabeled = len(unlabeled.maps[0])
+    on_labeled, on_unlabeled, on_changed = torch.split(logits, [num_labeled, num_unlabeled, num_unlabeled])
+    return on_labeled, on_unlabeled, on_changed
