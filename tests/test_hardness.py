@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.hardness import confident_ratio, confusion, easiness, quantile, shrink, subsample, weighted_iou
+from semiseg.augment.scales import rescale
+from semiseg.hardness import confident_ratio, confusion, easiness, quantile, subsample, weighted_iou
 from semiseg.rng import fold_in
 from semiseg.types import Prediction
 
@@ -325,8 +326,8 @@ def test_a_shrunk_image_and_its_subsampled_map_fit():
     """What is painted by a map is, seen at half size, painted by the half of the map."""
     blocks = torch.randint(2, (3, 1, 4, 4), generator=fold_in(0, "blocks")).float()
     image = torch.nn.functional.interpolate(blocks, (32, 40)).expand(-1, 3, -1, -1)
-    assert shrink(image, 1.0) is image
-    small = shrink(image, 0.5)
+    assert rescale(image, 1.0) is image
+    small = rescale(image, 0.5)
     prediction = Prediction(image[:, 0].long(), image[:, 0], 2)
     label = subsample(prediction, prediction.label >= 0, small.shape[-2:])[0].label
     assert torch.equal(small[:, 0] > 0.5, label == 1)
@@ -334,7 +335,7 @@ def test_a_shrunk_image_and_its_subsampled_map_fit():
 
 def test_a_smaller_look_never_waits(no_host_sync):
     prediction = Prediction(torch.zeros(2, 8, 8, dtype=torch.int64), torch.rand(2, 8, 8), 3)
-    assert no_host_sync(shrink, torch.rand(2, 3, 8, 8), 0.5).is_meta
+    assert no_host_sync(rescale, torch.rand(2, 3, 8, 8), 0.5).is_meta
     assert no_host_sync(subsample, prediction, prediction.label == 0, (4, 4))[1].is_meta
 
 

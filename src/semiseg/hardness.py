@@ -6,7 +6,6 @@ All functions take whole batches and never wait for the device. No gradient flow
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -116,14 +115,6 @@ def quantile(value: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], shar
     ordered = torch.where(counted, value, torch.inf).flatten().sort().values
     last = (counted.sum() - 1).clamp(min=0)
     return ordered.index_select(0, (last.double() * share).long()[None])[0]
-
-
-def shrink(image: Float[Tensor, "b 3 h w"], scale: float) -> Float[Tensor, "b 3 H W"]:
-    """Resizes `image` to `scale` times its size, for a cheaper forward pass. With scale 1 it returns `image` itself."""
-    if scale == 1:
-        return image
-    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-    return F.interpolate(image, size, mode="bilinear", antialias=True)
 
 
 def subsample(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from semiseg.augment import intensity
 from semiseg.augment.cutmix import sample_boxes, sample_boxes_official
+from semiseg.augment.scales import rescale
 from semiseg.errors import UserError
-from semiseg.hardness import confident_ratio, easiness, shrink, subsample
+from semiseg.hardness import confident_ratio, easiness, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy, cross_entropy, ohem_cross_entropy
 from semiseg.methods.imas import Config, Method, Observed
 from semiseg.models.predict import predict
@@ -302,7 +303,7 @@ def test_hardness_scale(make):
     assert seen == [(16, 16), (8, 8)]  # teacher, whose labels are needed at full size; student
     assert_same(one, other, "labeled", "confident", "mixed", "second")
     assert_differ(one, other, "hardness", "unlabeled", "first")
-    small = shrink(BATCH.weak, 0.5)
+    small = rescale(BATCH.weak, 0.5)
     teacher, valid = subsample(predict(cheap.teacher, BATCH.weak), BATCH.valid, (8, 8))
     easy = easiness(predict(cheap.student, small), teacher, TAU, valid, 0)
     assert torch.equal(other.losses.hardness, 1 - easy)

@@ -1,9 +1,9 @@
-"""Two strong views of each unlabeled image, each with CutMix of its own (UniMatch and UniMatch V2)."""
+"""Strong views of each unlabeled image with CutMix: one, or two with boxes of their own (UniMatch and others)."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from semiseg.augment.cutmix import paste, random_partners, sample_some_boxes
@@ -57,3 +57,25 @@ def cutmix_pairs(
         mixed.append(view.pasted(patch, box[part.rows]))
         valid_px.append(paste(everyone.valid, everyone.valid[partner], box).sum())
     return mixed, valid_px
+
+
+def cutmix_view(
+    own: PseudoLabels, part: Part, generator: torch.Generator, probability: float
+) -> tuple[PseudoLabels, Bool[Tensor, "u h w"], Int[Tensor, ""]]:
+    """Pastes a box of another image's view into some of the views, with its pseudo-labels.
+
+    Args:
+        own: the views of a part of the batch. Their labels may be others than those that partners get.
+        part: the part; `PseudoLabels` were observed, for the partners.
+        generator: a CPU generator; it draws for the whole batch.
+        probability: that a view gets a box.
+
+    Returns:
+        The views of the part, its boxes, and the number of valid pixels of all views of the whole batch.
+    """
+    everyone: PseudoLabels = part.observed
+    partner = random_partners(len(everyone.label), generator).to(own.label.device, non_blocking=True)
+    box = sample_some_boxes(*everyone.valid.shape, generator=generator, probability=probability)
+    box = box.to(own.label.device, non_blocking=True)
+    valid_px = paste(everyone.valid, everyone.valid[partner], box).sum()
+    return own.pasted(everyone[partner[part.rows]], box[part.rows]), box[part.rows], valid_px

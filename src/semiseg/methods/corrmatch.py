@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from semiseg.augment import jitter
-from semiseg.augment.cutmix import paste, random_partners, sample_some_boxes
 from semiseg.augment.features import drop_channels
+from semiseg.augment.pairs import cutmix_view
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
@@ -73,11 +73,11 @@ class Method(SemiMethod, config=Config):
         on_image, on_weak, on_features = classify_perturbed(student, features, len(batch.image), drop)
         counted = torch.cat([batch.label != IGNORE, batch.valid])
         correlation, correlated = self._correlate(features, torch.cat([on_image, on_weak]), counted)
-        image_correlated, weak_correlated = correlated.split([len(batch.image), len(batch.weak)])
+        image_correlated, weak_correlated = torch.split(correlated, [len(batch.image), len(batch.weak)])
 
         weak = prediction(on_weak)
         own = PseudoLabels(batch.strong[0], weak.label, weak.confidence, batch.valid)
-        mixed, box, mixed_px = self._cutmix(own, at, part)
+        mixed, box, mixed_px = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
         features = student.encode(mixed.image)
         on_strong = student.classify(student.decode(features), features.size)
         _, strong_correlated = self._correlate(features, on_strong, mixed.valid)
@@ -123,22 +123,6 @@ class Method(SemiMethod, config=Config):
         spreading = to_map(self.student, logits.detach(), shape)
         return correlation, to_image(self.student, spread(correlation, spreading, cell), features.size)
 
-    def _cutmix(
-        self, own: PseudoLabels, at: Progress, part: Part
-    ) -> tuple[PseudoLabels, Bool[Tensor, "u h w"], Int[Tensor, ""]]:
-        """Pastes a box of another strong view into some of the part's, with its pseudo-labels.
-
-        Returns:
-            The strong views, the boxes, and the number of valid pixels of all strong views of the whole batch.
-        """
-        everyone: PseudoLabels = part.observed
-        generator, device = at.generator("cutmix"), own.label.device
-        partner = random_partners(len(everyone.label), generator).to(device, non_blocking=True)
-        box = sample_some_boxes(*everyone.valid.shape, generator=generator, probability=self.config.cutmix_probability)
-        box = box.to(device, non_blocking=True)
-        valid_px = paste(everyone.valid, everyone.valid[partner], box).sum()
-        return own.pasted(everyone[partner[part.rows]], box[part.rows]), box[part.rows], valid_px
-
     @torch.no_grad()
     def _propagate(
         self,
@@ -155,7 +139,7 @@ class Method(SemiMethod, config=Config):
         confident = (mixed.confidence >= self.threshold.value) & mixed.valid
         exists = cells(self.student, inside, (rows, columns)).flatten(1)[:, drawn]
         found = []
-        for image, own in enumerate(correlation[:, drawn].unflatten(-1, (rows, columns))):
+        for image, own in enumerate(correlation[:, drawn].view(-1, len(drawn), rows, columns)):
             region = regions(to_image(self.student, own[None], features.size)[0], inside[image], exists[image])
             found.append(
                 propagate(region, mixed.label[image], confident[image], self.threshold.value, self.num_classes)

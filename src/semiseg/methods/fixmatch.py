@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from semiseg import ramps
 from semiseg.augment import intensity
-from semiseg.augment.cutmix import random_partners, sample_some_boxes
+from semiseg.augment.pairs import cutmix_view
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
@@ -66,7 +66,7 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled images and strong views."""
         cfg, share = self.config, part.share
         own: PseudoLabels = part.own
-        mixed = self._cutmix(at, part)
+        mixed, _, _ = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
         logits = self.student(torch.cat([batch.image, mixed.image])).split([len(batch.image), len(mixed.image)])
 
         labeled = cfg.labeled_loss(logits[0], batch.label, part)
@@ -80,15 +80,6 @@ class Method(SemiMethod, config=Config):
                 "confident": confident_ratio(own.confidence, cfg.threshold, own.valid).mean() * share,
             },
         )
-
-    def _cutmix(self, at: Progress, part: Part) -> PseudoLabels:
-        """Pastes a box of another strong view into some of the part's strong views, with its pseudo-labels."""
-        everyone: PseudoLabels = part.observed
-        generator, device = at.generator("cutmix"), everyone.label.device
-        partner = random_partners(len(everyone.label), generator)[part.rows].to(device, non_blocking=True)
-        box = sample_some_boxes(*everyone.valid.shape, generator=generator, probability=self.config.cutmix_probability)
-        own: PseudoLabels = part.own
-        return own.pasted(everyone[partner], box[part.rows].to(device, non_blocking=True))
 
     def after_step(self, at: Progress, observed: PseudoLabels) -> None:
         """Updates the teacher, if it is not the student."""

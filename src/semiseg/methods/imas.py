@@ -20,9 +20,10 @@ from semiseg.augment import intensity
 from semiseg.augment.blend import blend
 from semiseg.augment.cutmix import BOXES, hard_easy_partners, random_partners, triggered
 from semiseg.augment.pools import Pool
+from semiseg.augment.scales import rescale
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
-from semiseg.hardness import class_to_ignore, confident_ratio, easiness, shrink, subsample
+from semiseg.hardness import class_to_ignore, confident_ratio, easiness, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Build, Network
@@ -103,7 +104,7 @@ class Method(SemiMethod, config=Config):
         valid = batch.valid if cfg.ignore_padding else torch.ones_like(batch.valid)
         teacher = predict(self.teacher, batch.weak)  # Eq. 6
         if at.step % cfg.hardness_every == 0:
-            student = predict(self.student, shrink(batch.weak, cfg.hardness_scale))  # Eq. 5
+            student = predict(self.student, rescale(batch.weak, cfg.hardness_scale))  # Eq. 5
             easy = self._easiness(student, *subsample(teacher, valid, student.label.shape[-2:]))  # 1 - Eq. 7
         else:
             easy = self._easiness(teacher, teacher, valid) * self.agreement
