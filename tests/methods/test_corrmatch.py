@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semiseg.augment.cutmix import random_partners, sample_some_boxes
 from semiseg.augment.features import sample_channel_dropout
+from semiseg.augment.pairs import cutmix_view
 from semiseg.errors import UserError
 from semiseg.methods.corrmatch import Config, Method
 from semiseg.models.build import Network, Undivided
@@ -165,6 +167,28 @@ def test_the_gradient_does_not_flow_through_pseudo_labels(make):
         method = make(threshold=threshold)
         method.losses(nothing, AT).total.backward()
         assert any(parameter.grad.abs().sum() > 0 for parameter in method.parameters()) == some
+
+
+def test_the_soft_target_has_no_gradient(make, monkeypatch):
+    divergence, seen = F.kl_div, []
+    monkeypatch.setattr(
+        F, "kl_div", lambda on, target, **how: seen.append((on, target)) or divergence(on, target, **how)
+    )
+    make().losses(BATCH, AT)
+    ((on_strong, on_weak),) = seen
+    assert on_strong.requires_grad
+    assert not on_weak.requires_grad
+
+
+def test_valid_pixels_are_counted_after_cutmix(make):
+    method, differs = make(cutmix_probability=1.0), 0
+    for step in range(8):
+        at = Progress(step, 10)
+        part = method.alone(BATCH, at)
+        mixed, _, valid_px = cutmix_view(part.own, part, at.generator("cutmix"), 1.0)
+        assert valid_px == mixed.valid.sum()
+        differs += bool(valid_px != BATCH.valid.sum())
+    assert differs
 
 
 def test_the_network_is_evaluated_without_the_head(make):
