@@ -7,7 +7,6 @@ docs/methods/ps_mt.md says where each part of the paper is. Deviations: the teac
 are not trained themselves; noise is added to the last map of the encoder, of unlabeled images only.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -135,7 +134,7 @@ class Method(SemiMethod, config=Config):
 
     def _in_steps(self, at: Progress) -> tuple[int, int]:
         """Returns the lengths of the warm-up and of a turn in steps."""
-        return math.ceil(self.config.warmup * at.num_steps), max(1, round(self.config.turn * at.num_steps))
+        return round(self.config.warmup * at.num_steps), max(1, round(self.config.turn * at.num_steps))
 
     def evaluated(self) -> dict[str, tuple[Network, ...]]:
         """Returns the teachers, whose mean the authors evaluate, and the student."""
