@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semiseg.losses import (
     LabeledLoss,
+    class_contrast,
     confident_cross_entropy,
     contrastive_between_classes,
     cross_entropy,
@@ -274,6 +275,28 @@ def test_infonce_has_finite_gradients_and_full_precision():
 def part_of(label: Tensor) -> Part:
     """A part that is the whole batch."""
     return Part(None, None, slice(0, len(label)), 1.0, (label != IGNORE).sum(), torch.tensor(0))
+
+
+def test_an_anchor_is_compared_with_keys_of_all_classes():
+    generator = fold_in(0, "keys")
+    anchor, key = torch.randn(6, 4, generator=generator), torch.randn(8, 4, generator=generator)
+    label, keys = torch.tensor([0, 1, 2, IGNORE, 1, 0]), torch.tensor([0, 1, 1, IGNORE, 0, 1, IGNORE, 3])
+    anchor.requires_grad_()
+    loss = class_contrast(anchor, label, key, keys, temperature=0.5)
+    for row, own in zip(range(6), label.tolist(), strict=True):
+        of_own, of_all = 0.0, 0.0
+        for other, its in zip(key, keys.tolist(), strict=True):
+            cosine = (anchor[row] @ other / anchor[row].norm() / other.norm()).item()
+            of_own += math.exp(cosine / 0.5) * (its == own) * (its != IGNORE)
+            of_all += math.exp(cosine / 0.5) * (its != IGNORE)
+        assert loss[row].item() == pytest.approx(-math.log(of_own / of_all) if of_own else 0, rel=1e-5)
+    assert (loss == 0).tolist() == [False, False, True, True, False, False]
+    none = class_contrast(anchor, label, key, torch.full_like(keys, IGNORE), temperature=0.5)
+    assert torch.equal(none, torch.zeros(6))
+    (loss.sum() + none.sum()).backward()
+    assert torch.isfinite(anchor.grad).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(class_contrast(anchor, label, key, keys, temperature=0.5), loss)
 
 
 def test_the_labeled_loss_that_a_recipe_asks_for():

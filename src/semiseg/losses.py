@@ -179,6 +179,45 @@ def contrastive_between_classes(
     return similarity.logsumexp(1) - similarity[:, 0]
 
 
+def class_contrast(
+    anchor: Float[Tensor, "p d"],
+    label: Int[Tensor, " p"],
+    key: Float[Tensor, "q d"],
+    key_label: Int[Tensor, " q"],
+    temperature: float,
+) -> Float[Tensor, " p"]:
+    """Computes each anchor's share of similarity to keys of its own class: -log(own class / all classes) (ELN).
+
+    Similarities are exp(cosine / temperature), summed over keys. Keys with the label IGNORE do not count.
+
+    Args:
+        anchor: representations, of any length.
+        label: the class of each, or IGNORE.
+        key: representations that they are compared with.
+        key_label: the class of each, or IGNORE.
+        temperature: the cosines are divided by it.
+
+    Returns:
+        The loss of each anchor; 0 if its label is IGNORE or no key has its class.
+
+    Example:
+        Two keys are equal to the anchor, and one is opposite. One of the equal keys has the anchor's class: the share
+        is e / (e + e + 1/e).
+
+        >>> key = torch.tensor([[2.0, 0.0], [3.0, 0.0], [-1.0, 0.0]])
+        >>> loss = class_contrast(key[:1], torch.tensor([1]), key, torch.tensor([1, 0, 0]), temperature=1.0)
+        >>> torch.exp(-loss)
+        tensor([0.4683])
+    """
+    with full_precision(anchor.device):
+        similarity = F.normalize(anchor.float(), dim=1) @ F.normalize(key.float(), dim=1).mT / temperature
+    counted = key_label != IGNORE
+    own = counted & (label[:, None] == key_label)
+    least = torch.finfo(similarity.dtype).min  # not infinity, whose gradients are NaN
+    to_own, to_all = (similarity.masked_fill(~mask, least).logsumexp(1) for mask in (own, counted))
+    return torch.where(own.any(1), to_all - to_own, 0.0)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Returns a context in which autocast does not lower the precision on a device of this kind."""
     kind = device.type

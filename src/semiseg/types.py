@@ -188,6 +188,11 @@ class Part:
     labeled_px: Int[Tensor, ""]
     valid_px: Int[Tensor, ""]
 
+    @property
+    def num_slots(self) -> int:
+        """Returns the number of slots of the whole batch, for draws."""
+        return round((self.rows.stop - self.rows.start) / self.share)
+
 
 @dataclass(frozen=True)
 class Prediction:

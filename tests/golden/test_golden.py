@@ -63,7 +63,7 @@ def in_double_precision(method: torch.nn.Module) -> torch.nn.Module:
         if isinstance(network, Network):
             network.encode = lambda image, encode=network.encode: encode(image.double())
             network.classify = lambda decoded, size, classify=network.classify: classify(decoded, size).float()
-        elif isinstance(network, FlawDetector):
+        elif isinstance(network, (FlawDetector, torch.nn.Linear)):
             network.register_forward_pre_hook(lambda _, images: tuple(image.double() for image in images))
             network.register_forward_hook(lambda _, __, flaws: flaws.float())
     return method
@@ -74,7 +74,7 @@ def small_networks(tiny, monkeypatch) -> None:
     """Each network of a method is another one of the same small architecture."""
     seeds = iter(range(100))
     monkeypatch.setattr(
-        "semiseg.models.build.build", lambda model, outputs, channels: tiny(next(seeds), num_classes=outputs)
+        "semiseg.models.build.build", lambda model, outputs, channels: tiny(next(seeds), True, outputs, channels)
     )
 
 

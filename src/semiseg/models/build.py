@@ -79,6 +79,11 @@ class Features:
         """Changes every map, e.g. `features.each(F.dropout2d)`."""
         return replace(self, maps=tuple(change(value) for value in self.maps))
 
+    def detached(self) -> "Features":
+        """Returns the features without their gradients."""
+        rest = tree_map(lambda value: value if value is None else value.detach(), self.rest)
+        return replace(self.each(Tensor.detach), rest=rest)
+
     def __getitem__(self, images: slice) -> "Features":
         """Returns the features of some of the images."""
         rest = tree_map(lambda value: value if value is None else value[images], self.rest)
