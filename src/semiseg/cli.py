@@ -440,6 +440,21 @@ def recipes(
     _say(says)
 
 
+@app.command("paper-recipes")
+def paper_recipes(
+    out: Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")] = False,
+) -> None:
+    """Write a recipe for each figure of the iMAS paper: Tables 2 to 5, Figures 2 and 3.
+
+    Each says the command, the hours of the authors' run, and the published figure.
+    """
+    from semiseg.recipe import paper
+
+    written = paper.write(out, overwrite)
+    _say(f"{len(written)} recipes written to {out}; the head of each says how to train it")
+
+
 @app.command()
 def methods() -> None:
     """List the methods, one line each."""

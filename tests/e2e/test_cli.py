@@ -26,7 +26,18 @@ from semiseg.runs import Run
 from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
 
-COMMANDS = ("demo", "train", "check", "evaluate", "predict", "export", "recipes", "methods", "partitions")
+COMMANDS = (
+    "demo",
+    "train",
+    "check",
+    "evaluate",
+    "predict",
+    "export",
+    "recipes",
+    "paper-recipes",
+    "methods",
+    "partitions",
+)
 
 
 def numbers(table: str) -> dict[str, str]:
@@ -334,6 +345,20 @@ def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, name):
     done = semiseg(f"train {name} --dry-run {' '.join(sets)}")
     assert (done.code, done.err) == (0, "")
     assert "the whole run" in done.out
+
+
+def test_the_recipes_of_the_paper_are_written_once(semiseg, here):
+    done = semiseg("paper-recipes --out paper")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "79 recipes written to paper; the head of each says how to train it\n"
+    assert len([*Path("paper").rglob("*.yaml")]) == 79
+    refused = semiseg("paper-recipes --out paper")
+    assert (refused.code, refused.out) == (2, "")
+    assert re.fullmatch(r"semiseg: paper/table-2/\S+ and 78 more: exists already; .*--overwrite\n", refused.err)
+    assert semiseg("paper-recipes --out paper --overwrite").code == 0
+    done = semiseg("train paper/table-2/imas-662-r50-os16.yaml --dry-run --set data.root=nowhere")
+    assert (done.code, done.out.count("\n")) == (2, 1)
+    assert "data.root: there is no nowhere" in done.err
 
 
 @pytest.mark.parametrize(
