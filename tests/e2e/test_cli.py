@@ -32,6 +32,8 @@ COMMANDS = (
     "check",
     "evaluate",
     "predict",
+    "pseudo-label",
+    "self-train",
     "export",
     "recipes",
     "paper-recipes",
@@ -331,7 +333,7 @@ def test_a_dry_run_says_what_the_run_would_need_and_writes_nothing(semiseg, here
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_file.shipped() if name.startswith("methods/")])
-def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, name):
+def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, pseudo, name):
     """With its own settings of the method and the optimizer; data and network are small ones."""
     network = "{architecture: unet, encoder: tu-test_efficientnet, weights: null}"
     if name.endswith("-vit"):
@@ -339,7 +341,9 @@ def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, name):
         options += " decoder_intermediate_channels: [8, 8, 8, 8], decoder_fusion_channels: 8}"
         network = f"{{architecture: dpt, encoder: tu-vit_small_patch14_dinov2, weights: null, options: {options}}}"
     lists = ", ".join(f"{one}: splits/{one}.txt" for one in ("labeled", "unlabeled", "val"))
-    data = f"{{layout: folder, root: {scenes}, crop: 64, workers: 0, {lists}}}"
+    data = f"{{layout: folder, root: {scenes}, crop: 64, workers: 0, pseudo: {pseudo}, {lists}}}"
+    if name != "methods/st_pp":
+        data = data.replace(f"pseudo: {pseudo}, ", "")
     small = ["engine.batch_size=2", "engine.precision=fp32", "engine.micro_batch_size=null", "engine.device=cpu"]
     sets = [f"--set '{one}'" for one in (f"data={data}", f"model={network}", *small)]
     done = semiseg(f"train {name} --dry-run {' '.join(sets)}")
