@@ -82,6 +82,12 @@ def test_passes_of_a_step_are_counted(run: common.Settings, name: str, wanted: m
     assert counted() == wanted  # what is taken outside does not count
 
 
+def test_needed_time_counts_encoders_and_decoders_apart():
+    passes = methods.Passes(encoded=2, decoded=2, trained=3, refined=5, teacher=0, others=7)
+    costs = methods.Costs(forward=2.0, both=6.0, decoder_forward=0.5, decoder_both=1.0)
+    assert costs.needed(passes) == 2 * 1.5 + 2 * 0.5 + 3 * 5.0 + 5 * 1.0
+
+
 def test_the_table_of_methods_flags_what_takes_longer_than_its_passes(run: common.Settings, monkeypatch):
     monkeypatch.setattr(methods.methods, "names", lambda: ("fixmatch", "supervised"))
     seconds = {"step": 1.2, "supervised": 0.5, "forward": 0.2, "both": 0.8, "decoder_forward": 0.1, "decoder_both": 0.4}
