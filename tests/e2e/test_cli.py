@@ -351,6 +351,29 @@ def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, pseudo, nam
     assert "the whole run" in done.out
 
 
+def test_stages_of_self_training(semiseg, here, recipe):
+    values = recipe("st_pp")
+    del values["data"]["pseudo"]
+    Path("st.yaml").write_text(yaml.safe_dump(values))
+    done = semiseg("self-train st.yaml --out staged --scales 1 --no-flip")
+    assert (done.code, done.err) == (0, "")
+    assert all(stage in done.out for stage in ("stage-1", "stage-2", "stage-3"))
+    assert "4 pseudo-labeled, 4 unlabeled" in done.out
+    assert done.out.endswith(f"next: semiseg predict {here}/staged/stage-3 IMAGES --out predictions\n")
+    again = semiseg("pseudo-label staged/stage-1 --out staged/pseudo-1")  # they are there
+    assert (again.code, again.err) == (0, "")
+    assert again.out.startswith("8 masks written to staged/pseudo-1, the most reliable first in reliability.csv\n")
+    assert f"--set data.pseudo={here}/staged/pseudo-1" in again.out
+    refused = semiseg("self-train recipe.yaml --out other")
+    assert (refused.code, refused.err) == (
+        2,
+        "semiseg: method.name: imas has no stages; self-train is for st_pp\n",
+    )
+    alone = semiseg("train st.yaml")
+    assert (alone.code, alone.err.count("\n")) == (2, 1)
+    assert "data.pseudo: the method learns pseudo-labels of an earlier run" in alone.err
+
+
 def test_the_recipes_of_the_paper_are_written_once(semiseg, here):
     done = semiseg("paper-recipes --out paper")
     assert (done.code, done.err) == (0, "")

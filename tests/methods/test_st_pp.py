@@ -66,6 +66,16 @@ def test_the_loss_is_one_mean_over_labels_and_pseudo_labels(make, batch, cutout)
     assert losses.total.item() == pytest.approx(total, rel=1e-5)
 
 
+def test_the_network_does_not_see_what_is_cut_out(make, batch):
+    method, seen = make(cutout=1.0), []
+    method.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    method.losses(batch, AT)
+    box = sample_some_boxes(2, 8, 8, generator=AT.generator("cut-out"), probability=1.0)[:, None]
+    wanted = torch.cat([batch.image, batch.strong[0] * ~box])
+    assert len(seen) == 1  # one pass
+    assert torch.equal(seen[0], wanted)
+
+
 def test_a_cut_out_is_new_in_every_step(make, batch):
     method = make(cutout=1.0)
     one, same, other = (method.losses(batch, replace(AT, step=step)).total.item() for step in (3, 3, 4))
