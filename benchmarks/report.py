@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 import common
 from common import Record, shown
+from methods import BOUND, COLUMNS
 from targets import TARGETS, Target, found
 
 PAGE = common.ROOT / "docs" / "performance.md"
 ORDER = ("correctness", "training", "step", "memory", "smoke", "hardness", "views", "inputs", "loader", "evaluation",
-         "checkpoint", "startup", "cheaper_hardness")  # fmt: skip
+         "checkpoint", "startup", "cheaper_hardness", "methods")  # fmt: skip
 HEAD = """# Performance
 
 Made by `make bench-report` from `benchmarks/results/`; `make bench` takes the figures of a CPU anew, and
@@ -51,6 +52,8 @@ def section(record: Record) -> list[str]:
     if disturbed(record):
         lines += [f"**Provisional: other work took {record.others:.0%} of the cores' time meanwhile.**"]
     lines += ["", "; ".join(f"{name}: {value}" for name, value in record.settings.items()) + ".", ""]
+    if record.suite == "methods":
+        return [*lines, *costs(record), *(f"\n{note}" for note in record.notes), ""]
     figures = [[each.name, shown(each.median, each.unit), spread(each.iqr, each.repeats, each.unit), str(each.repeats)]
                for each in record.figures]  # fmt: skip
     lines += table(["what", "median", "IQR", "times"], figures)
@@ -65,6 +68,22 @@ def section(record: Record) -> list[str]:
     for by in dict.fromkeys(each.by for each in record.growth if each.exponent is None):
         lines += ["", *course(by, [each for each in record.growth if each.exponent is None and each.by == by])]
     return [*lines, *(f"\n{note}" for note in record.notes), ""]
+
+
+def costs(record: Record) -> list[str]:
+    """Makes the table of what a step of each method costs: a row for each method."""
+    figures, ratios = ({each.name: each for each in found} for found in (record.figures, record.ratios))
+    rows = []
+    for name in dict.fromkeys(each.name.partition(", ")[0] for each in record.figures):
+        cells = [shown(figures[f"{name}, {column}"].median, figures[f"{name}, {column}"].unit) for column in COLUMNS]
+        cells[COLUMNS.index("step")] += f" ({spread(figures[f'{name}, step'].iqr, 2, 's')})"
+        over = ratios[f"{name}, measured / needed"].value
+        rows.append([
+            name, *cells, f"{ratios[f'{name} / supervised'].value:.2f}", f"{over:.2f}",
+            f"above {BOUND:.2f}" if over > BOUND else "",
+        ])  # fmt: skip
+    head = ["method", *(f"{column} (IQR)" if column == "step" else column for column in COLUMNS)]
+    return table([*head, "step / supervised", "step / needed", ""], rows)
 
 
 def points(growth: common.Growth) -> str:

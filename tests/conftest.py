@@ -11,9 +11,11 @@ from typing import Any
 
 import hypothesis
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from beartype import beartype
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -180,7 +182,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
+def pseudo(scenes: Path) -> Path:
+    """A folder of pseudo-labels of the unlabeled scenes, 2 classes in stripes. Not to be changed."""
+    folder = scenes.parent / "pseudo"
+    for number, name in enumerate((scenes / "splits/unlabeled.txt").read_text().split()):
+        mask = np.repeat(np.arange(32, dtype=np.uint8)[None] // 16, 32, 0)
+        mask[: number + 1] = 2
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(scenes: Path, pseudo: Path) -> Callable[..., dict[str, dict[str, Any]]]:
     """recipe("imas", engine={"steps": 2}) -> plain values of a recipe for `scenes` that trains in a second."""
 
     def recipe(method: str = "imas", /, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -216,6 +230,8 @@ def recipe(scenes: Path) -> Callable[..., dict[str, dict[str, Any]]]:
                 "save_every": 2,
             },
         }
+        if method == "st_pp":
+            values["data"]["pseudo"] = str(pseudo)
         for section, changes in sections.items():
             values[section] |= changes
         return values

@@ -16,6 +16,7 @@ from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
 from semiseg.engine import checkpoint, exported
+from semiseg.engine import pseudo_label as pseudo_labels
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
 from semiseg.engine.export import Images, check_target, lower_precisions
@@ -382,6 +383,57 @@ def predict(
     return predict_files(predictor, images, place, on_image, on_unused, options, predictor.runtime)
 
 
+def pseudo_label(
+    run: Path | str,
+    out: Path | str,
+    which: str = "best",
+    device: Device = "auto",
+    overrides: Iterable[str] = (),
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> tuple[int, bool]:
+    """Writes masks that a run predicts for its unlabeled images, and reliability.csv: for `data.pseudo`.
+
+    Images that the run had pseudo-labels for keep them. No mask of an unlabeled image is read. Reliability is measured
+    if the run has kept earlier checkpoints (`engine.keep_every`).
+
+    Args:
+        run: run directory.
+        out: folder to write into. The same call goes on after an interruption.
+        which: `best` or `last` checkpoint predicts the masks.
+        device: where to compute.
+        overrides: settings that replace those of the run's recipe; only of data, e.g. `["data.root=photos"]`.
+        on_image: called with the number of images that are done and the number of all images.
+        flip: whether to predict each image mirrored, too; the mean of the probabilities counts.
+        scales: factors of the image's size; of several the mean of the probabilities counts.
+
+    Returns:
+        The number of images that were predicted, and whether reliability was measured.
+
+    Raises:
+        UserError: there is no such run or checkpoint, there are no unlabeled images, or a file in `out` is another's.
+    """
+    opened, place, changes = Run(Path(run)).open(), folder(Path(out)), list(overrides)
+    options = Options(("masks",), flip, tuple(scales))
+    recipe = load_recipe(opened.config, changes)
+    _refuse_others(changes, ("data",), "pseudo-labels")
+    dataset = data.load(recipe.data)
+    predictor = make_predictor(_checkpoint(opened, which), device)
+    if dataset.classes.names != predictor.classes.names:
+        raise UserError(f"{opened.path}: was trained for other classes ({', '.join(predictor.classes.names)})")
+    if not dataset.unlabeled:
+        raise UserError(f"{opened.path}: every image of its data has a label or a pseudo-label already")
+    course = checkpoint.resumable(opened.checkpoints)
+    networks = [make_predictor(each, device) for each in course] if course[1:] else []
+    place.mkdir(parents=True, exist_ok=True)
+    if predictor.runtime.is_main:
+        pseudo_labels.keep([sample for sample in dataset.labeled if sample.pseudo], place)
+    pseudo_labels.write(predictor, networks, dataset.unlabeled, place, options, on_image)
+    return len(dataset.unlabeled), bool(networks)
+
+
 def export(
     run: Path | str,
     out: Path | str,
@@ -471,7 +523,7 @@ def partitions(
     """
     changes = list(overrides)
     section = load_recipe(Path(recipe), changes).data
-    dataset = _load(section.model_copy(update={"pseudo": None}), console or Console(quiet=True))
+    dataset = _load(section.model_copy(update={"pseudo": None, "pseudo_share": None}), console or Console(quiet=True))
     _refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:

@@ -386,6 +386,69 @@ def _scale(word: str) -> float:
         raise UserError(f"--scales {word}: is no number; use e.g. 0.75,1,1.25") from None
 
 
+@app.command("pseudo-label")
+def pseudo_label(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the masks and reliability.csv.", show_default=False)],
+    flip: Annotated[bool, typer.Option("--flip", help="Predict each image mirrored, too, and take the mean.")] = False,
+    scales: Annotated[
+        str, typer.Option(help="Sizes at which to predict each image, e.g. 0.75,1,1.25; the mean counts.")
+    ] = "1",
+    checkpoint: Which = "best",
+    device: DeviceOption = "auto",
+    overrides: SetData = None,
+) -> None:
+    """Write masks that a run predicts for its unlabeled images, for data.pseudo, and how reliable each is.
+
+    The same command goes on where it stopped. Reliability needs a run with engine.keep_every: it is how near the
+    predictions of its kept checkpoints are to its last one.
+    """
+    factors = [_scale(word) for word in scales.split(",")]
+    from semiseg import api
+
+    with _stoppable("; the same command goes on"), _counting("predicting") as count:
+        number, measured = api.pseudo_label(
+            run, out, checkpoint, _device(device), overrides or [], count, flip=flip, scales=factors
+        )
+    if not _is_first_process():
+        return
+    listed = ", the most reliable first in reliability.csv" if measured else ""
+    _say(f"{number} masks written to {out}{listed}")
+    _say(f"train with them: semiseg train RECIPE --set data.pseudo={shlex.quote(str(out.absolute()))}")
+
+
+@app.command("self-train")
+def self_train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe with method st_pp, by name or file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the stages and of their masks.", show_default=False)],
+    overrides: Set = None,
+    share: Annotated[float, typer.Option(help="Share of the unlabeled images that stage 2 learns.")] = 0.5,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Predict masks also on mirrored images.")] = True,
+    scales: Annotated[str, typer.Option(help="Sizes at which masks are predicted; the mean counts.")] = (
+        "0.5,0.75,1,1.5,2"
+    ),
+) -> None:
+    """Train in stages (ST++): on labels, then also on reliable pseudo-labels, then on all pseudo-labels.
+
+    The same command goes on where it stopped.
+    """
+    from semiseg.recipe import file as recipe_file
+
+    recipe_file.read(recipe)
+    factors = [_scale(word) for word in scales.split(",")]
+    from semiseg.report import table
+    from semiseg.self_train import self_train as train_stages
+
+    console = Console()
+    with _stoppable("; the same command goes on"):
+        runs = train_stages(recipe, out, overrides or [], console, share, flip, factors)
+    if not _is_first_process():
+        return
+    last = runs["stage-3"]
+    console.print(table.compare(runs, table.class_names(last)))
+    _say(f"next: semiseg predict {shlex.quote(str(last.path))} IMAGES --out predictions")
+
+
 @app.command()
 def export(
     run: RunArgument,
@@ -438,6 +501,21 @@ def recipes(
         recipe_file.write(name, out)
         says = f"{out} written; edit it, then: semiseg train {shlex.quote(str(out))}"
     _say(says)
+
+
+@app.command("paper-recipes")
+def paper_recipes(
+    out: Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")] = False,
+) -> None:
+    """Write a recipe for each figure of the iMAS paper: Tables 2 to 5, Figures 2 and 3.
+
+    Each says the command, the hours of the authors' run, and the published figure.
+    """
+    from semiseg.recipe import paper
+
+    written = paper.write(out, overwrite)
+    _say(f"{len(written)} recipes written to {out}; the head of each says how to train it")
 
 
 @app.command()
@@ -551,7 +629,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may have bytes that are no text
     warnings.filterwarnings("ignore", module="PIL")  # our own messages report files that cannot be read
-    training = sys.argv[1:2] == ["train"]  # the loop saves before it stops; before and after it nothing can be lost
+    training = sys.argv[1:2] in (
+        ["train"],
+        ["self-train"],
+    )  # the loop saves before it stops; before and after it nothing can be lost
     try:
         with leaving_at_once("; the same command goes on", _is_first_process()) if training else nullcontext():
             sys.exit(app(prog_name="semiseg", standalone_mode=False))

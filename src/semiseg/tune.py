@@ -101,7 +101,7 @@ def tune(
         raise UserError(f"--folds {folds}: needs at least 2: one to measure, the others to train")
     base = override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
     steps = steps or min(_MOST_STEPS, max(_LEAST_STEPS, base.engine.steps // 3))
-    dataset = data.load(base.data.model_copy(update={"pseudo": None}))
+    dataset = data.load(base.data.model_copy(update={"pseudo": None, "pseudo_share": None}))
     split = _folds(dataset, folds, base.engine.seed, console)
     work = api.folder(out.with_name(f"{out.stem}-tune"))
 
@@ -178,7 +178,10 @@ def _write_lists(folder: Path, fold: _Fold, dataset: Dataset) -> dict[str, Path 
 def _trial(recipe: Recipe, candidate: str, lists: Mapping[str, Path | None], steps: int) -> Recipe:
     """Makes the recipe of a short supervised training. A recipe that is supervised keeps its settings."""
     values, pool = recipe.to_dict(), CANDIDATES[candidate]
-    values["data"] |= {key: None if path is None else str(path) for key, path in lists.items()} | {"pseudo": None}
+    values["data"] |= {key: None if path is None else str(path) for key, path in lists.items()} | {
+        "pseudo": None,
+        "pseudo_share": None,
+    }
     if "val_fraction" in values["data"]:
         values["data"]["val_fraction"] = None  # it and a list of validation images exclude each other
     kept = values["method"] if recipe.method_name == _BASELINE else {"name": _BASELINE}

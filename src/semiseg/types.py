@@ -89,6 +89,8 @@ class LoadedBatch:
     # a second crop of each unlabeled image, padded as the first one; `s` is 0 if the method asks for none
     second: UInt8[Tensor, "s 3 H W"] = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
     align: Float[Tensor, "s 2 2"] = field(default_factory=lambda: torch.empty(0, 2, 2))  # as `Second.align`
+    # the stored pseudo-label of each unlabeled image; `p` is 0 if the method asks for none
+    pseudo: UInt8[Tensor, "p y x"] = field(default_factory=lambda: torch.empty(0, 0, 0, dtype=torch.uint8))
     skipped: tuple[str, ...] = ()  # files that could not be read; other images took their places
 
     def to(self, device: torch.device) -> "LoadedBatch":
@@ -163,6 +165,8 @@ class SemiBatch:
     valid: Bool[Tensor, "u h w"]  # False where the crop was padded
     index: Int[Tensor, " u"]  # position in the unlabeled pool
     second: Second | None = None  # None: the method's Views ask for none
+    # the stored pseudo-label of each unlabeled image, IGNORE where padded; None: the method's Views ask for none
+    pseudo: Int[Tensor, "u h w"] | None = None
 
 
 @dataclass(frozen=True)

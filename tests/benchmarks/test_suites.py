@@ -14,7 +14,9 @@ import hardness
 import inputs
 import loader
 import memory
+import methods
 import pytest
+import report
 import smoke
 import startup
 import step
@@ -58,6 +60,53 @@ def test_a_suite_runs_without_peers(suite: str, run: common.Settings):
     assert record.peers == {}
     may_be_zero = ("memory", "difference", "of a loss", "overflow", "of a sum over the group")
     assert all(figure.median > 0 for figure in record.figures if not figure.name.endswith(may_be_zero))
+
+
+@pytest.mark.parametrize(("name", "wanted"), [
+    ("supervised", methods.Passes(0, 0, 2, 2, 0, 0)),
+    ("fixmatch", methods.Passes(2, 2, 4, 4, 0, 0)),
+    ("imas", methods.Passes(encoded=4, decoded=4, trained=6, refined=6, teacher=2, others=0)),
+    ("st_pp", methods.Passes(0, 0, 4, 4, 0, 0)),
+    ("cps", methods.Passes(0, 0, 8, 8, 0, 0)),  # two students, and all pixels
+    ("u2pl", methods.Passes(8, 8, 4, 4, 8, 12)),  # a teacher twice on labeled and unlabeled images; heads beside
+    ("unimatch", methods.Passes(2, 2, 8, 10, 0, 0)),  # the view of perturbed features needs no encoder
+])  # fmt: skip
+def test_passes_of_a_step_are_counted(run: common.Settings, name: str, wanted: methods.Passes):
+    ours = step.Ours(run.device, method=name, encoder="tu-test_efficientnet")
+    ours.taken = methods.AT
+    loaded = methods.batch_for(ours, step.loaded_batch(2, 33, 21, run.device))
+    with methods.counting(ours) as counted:
+        ours.take(loaded)
+        assert counted() == wanted
+    ours.take(loaded)
+    assert counted() == wanted  # what is taken outside does not count
+
+
+def test_needed_time_counts_encoders_and_decoders_apart():
+    passes = methods.Passes(encoded=2, decoded=2, trained=3, refined=5, teacher=0, others=7)
+    costs = methods.Costs(forward=2.0, both=6.0, decoder_forward=0.5, decoder_both=1.0)
+    assert costs.needed(passes) == 2 * 1.5 + 2 * 0.5 + 3 * 5.0 + 5 * 1.0
+
+
+def test_the_table_of_methods_flags_what_takes_longer_than_its_passes(run: common.Settings, monkeypatch):
+    monkeypatch.setattr(methods.methods, "names", lambda: ("fixmatch", "supervised"))
+    seconds = {"step": 1.2, "supervised": 0.5, "forward": 0.2, "both": 0.8, "decoder_forward": 0.1, "decoder_both": 0.4}
+    monkeypatch.setattr(common, "interleaved", lambda made, *_: {name: [seconds[name]] for name in made})
+    results = common.Results(run)
+    methods.measure(run, results)
+    record = results.record("methods", "Title")
+    # two images: forward 0.1 s, forward and backward 0.2 s an image; fixmatch needs 2 and 4, supervised 2
+    found = {each.name: each.median for each in record.figures}
+    assert found["fixmatch, needed"] == pytest.approx(2 * 0.1 + 4 * 0.2)
+    assert found["supervised, needed"] == pytest.approx(2 * 0.2)
+    table = [line for line in report.section(record) if line.startswith("|")]
+    assert [line.split(" | ")[0] for line in table] == ["| method", "| ---", "| supervised", "| fixmatch"]
+    assert table[2].endswith("| 2.40 | 3.00 | above 1.10 |")
+    assert table[3].endswith("| 2.40 | 1.20 | above 1.10 |")
+    assert "Above 1.10 times what is needed: supervised, fixmatch." in record.notes
+    seconds["step"] = 1.05
+    methods.measure(run, again := common.Results(run))
+    assert "Above 1.10 times what is needed: supervised." in again.record("methods", "Title").notes
 
 
 def test_a_first_step_is_waited_for():

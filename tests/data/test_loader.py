@@ -17,6 +17,7 @@ from semiseg.data import weak
 from semiseg.data.dataset import Dataset
 from semiseg.data.layouts import folder as layout
 from semiseg.data.loader import check_loading, eval_loader, train_loader
+from semiseg.data.pseudo import with_pseudo_labels
 from semiseg.data.read import read_image
 from semiseg.errors import UserError
 from semiseg.rng import fold_in
@@ -206,6 +207,43 @@ def test_without_unlabeled_images(dataset, config):
     assert batch.valid.shape == (0, 16, 16)
     assert batch.index.shape == (0,)
     assert_equal([batch], [replace(batches(dataset, config, views=Views(unlabeled=False), num_steps=1)[0])])
+
+
+PSEUDO = Views(pseudo=True)
+
+
+@pytest.fixture
+def pseudo_labeled(dataset, folder, write, ramp) -> Dataset:
+    """Predictions for three of the four unlabeled images hold the column, as masks do."""
+    for number in (8, 9, 11):
+        write(f"old/{number:02}.png", ramp(20, 24)[1])
+    return with_pseudo_labels(dataset, folder / "old")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_pseudo_labels_come_with_their_images(dataset, pseudo_labeled, config, cache):
+    unscaled = config.model_copy(update={"scale": (1.0, 1.0), "crop": (16, 28), "cache": cache})
+    seen = set()
+    for batch, plain in zip(batches(pseudo_labeled, unscaled, views=PSEUDO), batches(dataset, unscaled), strict=True):
+        assert torch.equal(batch.image, plain.image)  # of images with masks
+        assert torch.equal(batch.label, plain.label)
+        assert torch.equal(batch.pseudo == IGNORE, ~batch.valid)
+        assert torch.equal(batch.weak[:, 0][batch.valid], 8 * batch.pseudo[batch.valid])
+        seen |= set(batch.weak[:, 2][batch.valid].tolist())  # blue: the number of the image
+        assert plain.pseudo.numel() == 0
+    assert seen == {8, 9, 11}
+
+
+def test_pseudo_labels_do_not_depend_on_workers(pseudo_labeled, config):
+    changed = config.model_copy(update={"workers": 2})
+    assert_equal(batches(pseudo_labeled, changed, views=PSEUDO), batches(pseudo_labeled, config, views=PSEUDO))
+
+
+def test_a_method_that_needs_pseudo_labels_is_told_so_at_once(dataset, config):
+    with pytest.raises(UserError, match=r"^data\.pseudo: .*semiseg self-train"):
+        train_loader(dataset, config, PSEUDO, batch_size=1, seed=0, start=0, num_steps=1)
+    with pytest.raises(ValueError, match="unlabeled=False"):
+        Views(unlabeled=False, pseudo=True)
 
 
 def test_a_method_that_needs_unlabeled_images_is_told_so_at_once(dataset, config):

@@ -57,6 +57,20 @@ def test_they_are_checked_by_themselves(predicted, write):
         check(load(config(predicted)), config(predicted))
 
 
+def test_a_share_is_that_of_the_most_reliable(predicted, write):
+    write("old/reliability.csv", "image,reliability\n11,0.9\n09,0.8\n")
+    for share, names in ((0.5, ["11"]), (0.99, ["11"]), (1.0, ["09", "11"])):
+        labeled = load(config(predicted, pseudo_share=share)).labeled
+        assert [sample.name for sample in labeled if sample.pseudo] == names
+    with pytest.raises(UserError, match=r"among the most reliable 0\.4 has the name"):
+        load(config(predicted, pseudo_share=0.4))
+    write("old/reliability.csv", "image,reliability\n10,0.9\n")
+    with pytest.raises(UserError, match="has no mask of '10'"):
+        load(config(predicted, pseudo_share=1.0))
+    with pytest.raises(ValueError, match=r"pseudo_share is a share of the masks in data\.pseudo"):
+        Config(root=predicted, pseudo_share=0.5)
+
+
 @pytest.mark.parametrize(("folder_name", "says"), [("nowhere", "there is no folder"), ("images", "09|11|name")])
 def test_a_folder_of_something_else(predicted, write, folder_name, says):
     if folder_name == "images":

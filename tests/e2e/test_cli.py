@@ -26,7 +26,20 @@ from semiseg.runs import Run
 from semiseg.scenes import CLASSES
 from semiseg.types import ClassTable
 
-COMMANDS = ("demo", "train", "check", "evaluate", "predict", "export", "recipes", "methods", "partitions")
+COMMANDS = (
+    "demo",
+    "train",
+    "check",
+    "evaluate",
+    "predict",
+    "pseudo-label",
+    "self-train",
+    "export",
+    "recipes",
+    "paper-recipes",
+    "methods",
+    "partitions",
+)
 
 
 def numbers(table: str) -> dict[str, str]:
@@ -320,7 +333,7 @@ def test_a_dry_run_says_what_the_run_would_need_and_writes_nothing(semiseg, here
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_file.shipped() if name.startswith("methods/")])
-def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, name):
+def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, pseudo, name):
     """With its own settings of the method and the optimizer; data and network are small ones."""
     network = "{architecture: unet, encoder: tu-test_efficientnet, weights: null}"
     if name.endswith("-vit"):
@@ -328,12 +341,51 @@ def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, name):
         options += " decoder_intermediate_channels: [8, 8, 8, 8], decoder_fusion_channels: 8}"
         network = f"{{architecture: dpt, encoder: tu-vit_small_patch14_dinov2, weights: null, options: {options}}}"
     lists = ", ".join(f"{one}: splits/{one}.txt" for one in ("labeled", "unlabeled", "val"))
-    data = f"{{layout: folder, root: {scenes}, crop: 64, workers: 0, {lists}}}"
+    data = f"{{layout: folder, root: {scenes}, crop: 64, workers: 0, pseudo: {pseudo}, {lists}}}"
+    if name != "methods/st_pp":
+        data = data.replace(f"pseudo: {pseudo}, ", "")
     small = ["engine.batch_size=2", "engine.precision=fp32", "engine.micro_batch_size=null", "engine.device=cpu"]
     sets = [f"--set '{one}'" for one in (f"data={data}", f"model={network}", *small)]
     done = semiseg(f"train {name} --dry-run {' '.join(sets)}")
     assert (done.code, done.err) == (0, "")
     assert "the whole run" in done.out
+
+
+def test_stages_of_self_training(semiseg, here, recipe):
+    values = recipe("st_pp")
+    del values["data"]["pseudo"]
+    Path("st.yaml").write_text(yaml.safe_dump(values))
+    done = semiseg("self-train st.yaml --out staged --scales 1 --no-flip")
+    assert (done.code, done.err) == (0, "")
+    assert all(stage in done.out for stage in ("stage-1", "stage-2", "stage-3"))
+    assert "4 pseudo-labeled, 4 unlabeled" in done.out
+    assert done.out.endswith(f"next: semiseg predict {here}/staged/stage-3 IMAGES --out predictions\n")
+    again = semiseg("pseudo-label staged/stage-1 --out staged/pseudo-1")  # they are there
+    assert (again.code, again.err) == (0, "")
+    assert again.out.startswith("8 masks written to staged/pseudo-1, the most reliable first in reliability.csv\n")
+    assert f"--set data.pseudo={here}/staged/pseudo-1" in again.out
+    refused = semiseg("self-train recipe.yaml --out other")
+    assert (refused.code, refused.err) == (
+        2,
+        "semiseg: method.name: imas has no stages; self-train is for st_pp\n",
+    )
+    alone = semiseg("train st.yaml")
+    assert (alone.code, alone.err.count("\n")) == (2, 1)
+    assert "data.pseudo: the method learns pseudo-labels of an earlier run" in alone.err
+
+
+def test_the_recipes_of_the_paper_are_written_once(semiseg, here):
+    done = semiseg("paper-recipes --out paper")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "79 recipes written to paper; the head of each says how to train it\n"
+    assert len([*Path("paper").rglob("*.yaml")]) == 79
+    refused = semiseg("paper-recipes --out paper")
+    assert (refused.code, refused.out) == (2, "")
+    assert re.fullmatch(r"semiseg: paper/table-2/\S+ and 78 more: exists already; .*--overwrite\n", refused.err)
+    assert semiseg("paper-recipes --out paper --overwrite").code == 0
+    done = semiseg("train paper/table-2/imas-662-r50-os16.yaml --dry-run --set data.root=nowhere")
+    assert (done.code, done.out.count("\n")) == (2, 1)
+    assert "data.root: there is no nowhere" in done.err
 
 
 @pytest.mark.parametrize(

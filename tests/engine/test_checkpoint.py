@@ -69,6 +69,15 @@ def test_newest(tmp_path):
     assert checkpoint.newest(tmp_path).step == 1000
 
 
+def test_prune_keeps_multiples(tmp_path):
+    for step in (3, 4, 6, 7, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"best-{step:08d}").mkdir()
+    checkpoint.prune(tmp_path, 1, every=3)
+    assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["3", "6", "9"]
+    assert [path.name[-1] for path in tmp_path.glob("best-*")] == ["9"]
+
+
 def test_prune_keeps_the_newest_and_one_best(tmp_path):
     for step in (1, 2, 3, 10):
         save(tmp_path, step)

@@ -82,7 +82,8 @@ def loaded(step: int) -> LoadedBatch:
     image = torch.randint(256, (8, 3, 33, 33), generator=fold_in(0, step)).to(torch.uint8)
     label = (image[:4].argmax(1)).to(torch.uint8)
     valid = torch.ones(4, 33, 33, dtype=torch.bool)
-    return LoadedBatch(image[:4], label, image[4:], valid, torch.arange(4), torch.arange(4))
+    pseudo = image[4:].argmax(1).to(torch.uint8)
+    return LoadedBatch(image[:4], label, image[4:], valid, torch.arange(4), torch.arange(4), pseudo=pseudo)
 
 
 def assert_same_steps(one: Stepper, other: Stepper, steps: int = 4) -> None:

@@ -54,7 +54,9 @@ def loaded() -> LoadedBatch:
     valid[1, :, 9:] = valid[6, 12:] = valid[13, :3] = valid[14] = False
     flipped = torch.tensor([[1.0, 0.0], [-1.0, 16.0]]).repeat(16, 1, 1)  # for methods that need a second crop
     second = image[16:].flip(-1)
-    return LoadedBatch(image[:16], label, image[16:], valid, torch.arange(16), torch.arange(16), second, flipped)
+    pseudo = image[16:].argmax(1).to(torch.uint8)
+    index = torch.arange(16)
+    return LoadedBatch(image[:16], label, image[16:], valid, index, index, second, flipped, pseudo)
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def toys(method: SemiMethod, step: int = 0, slots: int = 4) -> SemiBatch:
     def strong(weak: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(0.7 * weak + 0.1 * torch.randn(weak.shape, generator=noise) for _ in method.views.strong)
 
-    batch = SemiBatch(image[:slots], label[:slots], weak, strong(weak), valid, torch.arange(len(weak)))
+    pseudo = label[slots:] if method.views.pseudo else None
+    batch = SemiBatch(image[:slots], label[:slots], weak, strong(weak), valid, torch.arange(len(weak)), pseudo=pseudo)
     if method.views.overlap is None:
         return batch
     moved = weak.roll(-4, -1)  # it begins 4 px further to the right; what is there does not matter
@@ -327,7 +328,10 @@ def test_few_and_many_classes(make, number):
         assert str(error).startswith("method.")  # noqa: PT017 - most methods work with them
         return
     batch = toys(method)
-    losses = method.losses(replace(batch, label=batch.label.clamp(max=number - 1)), Progress(0, STEPS))
+    few = {"label": batch.label.clamp(max=number - 1)}
+    if batch.pseudo is not None:
+        few["pseudo"] = batch.pseudo.clamp(max=number - 1)
+    losses = method.losses(replace(batch, **few), Progress(0, STEPS))
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert_finite_gradients(method)

@@ -21,6 +21,7 @@ class Views:
         labeled: the pool of operations on labeled images; None: they are augmented weakly only.
         overlap: range of the IoU of the two crops of each unlabeled image; None: there is one crop.
         min_unlabeled: number of unlabeled images that the data must have, e.g. 2 if each needs another one as partner.
+        pseudo: whether the unlabeled images are those with a stored pseudo-label (data.pseudo), which comes with them.
     """
 
     unlabeled: bool = True
@@ -28,8 +29,11 @@ class Views:
     labeled: Strong | None = None
     overlap: tuple[float, float] | None = None
     min_unlabeled: int = 1
+    pseudo: bool = False
 
     def __post_init__(self) -> None:
+        if self.pseudo and not self.unlabeled:
+            raise ValueError("pseudo is for unlabeled images, and there are none with unlabeled=False")
         if self.overlap is None:
             return
         if not 0 < self.overlap[0] <= self.overlap[1] <= 1:
@@ -57,6 +61,7 @@ class Views:
                 valid=valid,
                 index=torch.empty(num_unlabeled, dtype=torch.long),
                 second=None if self.overlap is None else Second(weak, strong, valid, torch.empty(num_unlabeled, 2, 2)),
+                pseudo=torch.empty(num_unlabeled, *size, dtype=torch.long) if self.pseudo else None,
             )
 
 
@@ -106,4 +111,5 @@ def make_batch(
         valid=loaded.valid,
         index=loaded.index,
         second=second,
+        pseudo=loaded.pseudo.long() if views.pseudo else None,
     )

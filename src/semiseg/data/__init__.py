@@ -27,4 +27,6 @@ def load(config: DataConfig, on_image: Callable[[int, int], None] = lambda done,
         raise UserError(f"data.root: there is no {config.root}{below}; set it, e.g. with --set data.root=PATH")
     layout = layouts.module(config.layout)
     dataset = layout.load(config, on_image) if isinstance(config, AnnotatedConfig) else layout.load(config)
-    return dataset if config.pseudo is None else with_pseudo_labels(dataset, config.root / config.pseudo)
+    if config.pseudo is None:
+        return dataset
+    return with_pseudo_labels(dataset, config.root / config.pseudo, config.pseudo_share)

@@ -104,7 +104,8 @@ class DataConfig(BaseModel):
     labeled: Path | None = None  # list of labeled images; None: the layout's own default
     unlabeled: Path | None = None  # list of the unlabeled pool; None: every training image that is not labeled
     val: Path | None = None  # list of validation images; None: the layout's own default
-    pseudo: Path | None = None  # folder of masks that an earlier run predicted for unlabeled images (semiseg predict)
+    pseudo: Path | None = None  # folder of masks that an earlier run predicted for unlabeled images (pseudo-label)
+    pseudo_share: float | None = Field(None, gt=0, le=1)  # of them: the most reliable ones (ST++); None: all
     long_side: LongSide | None = None  # px of the longer side; images are resized to it first; None: no resize
     val_long_side: LongSide | Literal["same"] | None = "same"  # for evaluation and prediction; same: long_side
     white: White | None = None  # value shown as white in images of more than 8 bits a channel; None: 65535
@@ -147,6 +148,12 @@ class DataConfig(BaseModel):
     def _temperature_is_used(self) -> "DataConfig":
         if self.labeled_order == "shuffled" and self.temperature is not None:
             raise ValueError("temperature belongs to labeled_order: class_balanced; remove it or choose that order")
+        return self
+
+    @model_validator(mode="after")
+    def _share_is_used(self) -> "DataConfig":
+        if self.pseudo is None and self.pseudo_share is not None:
+            raise ValueError("pseudo_share is a share of the masks in data.pseudo; name that folder or remove it")
         return self
 
     @field_validator("scale")

@@ -22,6 +22,7 @@ from semiseg.data.cache import SHARED, Cache, free, megabytes
 from semiseg.data.dataset import DataConfig, Dataset, Sample
 from semiseg.data.masks import read_pair
 from semiseg.data.order import ClassBalanced, Order, Shuffled
+from semiseg.data.pseudo import as_unlabeled
 from semiseg.data.read import fit, read_image, read_size, resize_image, resize_mask
 from semiseg.data.restart import OnRestart, RestartingLoader, restarting
 from semiseg.errors import UnreadableError, UserError
@@ -79,12 +80,13 @@ def train_loader(
             an image or mask cannot be read (with `on_unreadable: skip` a hundred in a row), or workers die repeatedly.
     """
     check_loading(dataset, config, views, batch_size, num_steps - start)
+    dataset = as_unlabeled(dataset) if views.pseudo else dataset
     caches = None
     if config.cache:
         pool = dataset.unlabeled if views.unlabeled else ()
         height, width = config.crop_size
         images = (2 * config.workers + 2) * batch_size * views.images_per_slot  # these are in shared memory, too
-        lists = (dataset.labeled, 4), (pool, 3)
+        lists = (dataset.labeled, 4), (pool, 4 if views.pseudo else 3)
         caches = tuple(
             Cache(_sizes(samples, config), planes, spare=4 * images * height * width) for samples, planes in lists
         )
@@ -99,6 +101,7 @@ def check_loading(dataset: Dataset, config: DataConfig, views: Views, batch_size
     Raises:
         UserError: there are fewer unlabeled images than the method needs, or batches do not fit into shared memory.
     """
+    dataset = as_unlabeled(dataset) if views.pseudo else dataset
     if views.unlabeled and not dataset.unlabeled:
         raise UserError(
             "data.unlabeled: there are no unlabeled images, and the method needs some; add images or a list"
@@ -211,19 +214,18 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
         )
 
     def _labeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
-        def read(sample: Sample) -> tuple[Tensor, ...]:
-            image, mask = read_pair(sample, self.dataset.coding, self.config.largest_side, self.config.white)
-            size = (image.shape[1], image.shape[2])
-            return image, mask if mask.shape == size else resize_mask(mask, size)
-
-        index, (image, mask) = self._read("labeled", self.dataset.labeled, turn, read, skipped)
+        index, (image, mask) = self._read("labeled", self.dataset.labeled, turn, self._read_labeled, skipped)
         params = weak.sample(fold_in(self.seed, "weak labeled", turn), (mask.shape[0], mask.shape[1]), self.config)
         return weak.apply_image(image, params), weak.apply_mask(mask, params), index
 
+    def _read_labeled(self, sample: Sample) -> tuple[Tensor, ...]:
+        image, mask = read_pair(sample, self.dataset.coding, self.config.largest_side, self.config.white)
+        size = (image.shape[1], image.shape[2])
+        return image, mask if mask.shape == size else resize_mask(mask, size)
+
     def _pool(self, turns: range, skipped: list[str]) -> dict[str, Tensor]:
-        names = ("index", "weak", "valid", "second", "align")
-        columns = zip(*(self._unlabeled(turn, skipped) for turn in turns), strict=True)
-        return {name: torch.stack(column) for name, column in zip(names, columns, strict=False)}
+        rows = [self._unlabeled(turn, skipped) for turn in turns]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _empty_pool(self) -> dict[str, Tensor]:
         height, width = self.config.crop_size
@@ -233,20 +235,28 @@ class _TrainBatches(torch.utils.data.Dataset[LoadedBatch]):
             "valid": torch.empty(0, height, width, dtype=torch.bool),
         }
 
-    def _unlabeled(self, turn: int, skipped: list[str]) -> tuple[Tensor, ...]:
-        """Loads an image: its index, crop and validity map; then the second crop and its alignment, if any."""
+    def _unlabeled(self, turn: int, skipped: list[str]) -> dict[str, Tensor]:
+        """Loads an image: index, crop and validity map; if asked for, a second crop with its alignment, a pseudo-label.
+
+        A mask is read only if it is a prediction of an earlier run.
+        """
 
         def read(sample: Sample) -> tuple[Tensor, ...]:
+            if self.views.pseudo:
+                assert sample.pseudo, f"{sample.name}: the mask is no prediction"
+                return self._read_labeled(sample)
             return (read_image(sample.image, self.config.largest_side, self.config.white),)
 
-        index, (image,) = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
+        index, (image, *mask) = self._read("unlabeled", self.dataset.unlabeled, turn, read, skipped)
         size = (image.shape[1], image.shape[2])
         params = weak.sample(fold_in(self.seed, "weak unlabeled", turn), size, self.config)
-        loaded = torch.tensor(index), weak.apply_image(image, params), weak.valid(params)
-        if self.views.overlap is None:
-            return loaded
-        second = weak.second(fold_in(self.seed, "weak second", turn), params, size, self.views.overlap, self.config)
-        return *loaded, weak.apply_image(image, second), weak.alignment(params, second)
+        loaded = {"index": torch.tensor(index), "weak": weak.apply_image(image, params), "valid": weak.valid(params)}
+        if self.views.pseudo:
+            loaded["pseudo"] = weak.apply_mask(mask[0], params)
+        if self.views.overlap is not None:
+            second = weak.second(fold_in(self.seed, "weak second", turn), params, size, self.views.overlap, self.config)
+            loaded |= {"second": weak.apply_image(image, second), "align": weak.alignment(params, second)}
+        return loaded
 
     def _read(
         self, stream: str, samples: Sequence[Sample], turn: int, read: Callable[[Sample], Images], skipped: list[str]

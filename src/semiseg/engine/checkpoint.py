@@ -155,11 +155,17 @@ def path_of(folder: Path, kind: str, step: int) -> Path:
     return folder / f"{kind}-{step:08d}"
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` resumable checkpoints and all but the newest best one."""
+def prune(folder: Path, keep: int, every: int | None = None) -> None:
+    """Deletes all but the newest `keep` resumable checkpoints, those at multiples of `every`, and the newest best."""
     for pattern, kept in (("step-*", keep), ("best-*", 1)):
         for old in sorted(folder.glob(pattern))[:-kept]:
-            _delete(old)
+            if pattern == "best-*" or every is None or int(old.name.removeprefix("step-")) % every:
+                _delete(old)
+
+
+def resumable(folder: Path) -> list[Checkpoint]:
+    """Reads the resumable checkpoints in `folder`, the oldest first."""
+    return [read(path) for path in sorted(folder.glob("step-*"))]
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -93,6 +93,7 @@ def _rehearse(
     best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, until old ones are deleted
     model_mb = _megabytes(method.state_dict())
     resumable_mb = model_mb + _megabytes(stepper.optimizers.tensors(method))
+    kept = cfg.keep_checkpoints + (cfg.steps // cfg.keep_every if cfg.keep_every else 0)  # at most
     hardness_mb = _ROW_BYTES * cfg.steps * cfg.batch_size / 1e6 if losses.hardness is not None else 0.0
     found = Rehearsal(
         train_mb=train_mb,
@@ -100,7 +101,7 @@ def _rehearse(
         step_s=step_s,
         evaluation_s=evaluation_s,
         hours=(cfg.steps * step_s + evaluations * evaluation_s) / 3600,
-        disk_mb=(cfg.keep_checkpoints + 1) * resumable_mb + (1 + best) * model_mb + hardness_mb,
+        disk_mb=(kept + 1) * resumable_mb + (1 + best) * model_mb + hardness_mb,
         loss=loss,
     )
     return found if runtime.is_main else None

@@ -55,7 +55,8 @@ class Saver:
         """Saves a checkpoint from which the run can resume, and deletes old ones. Only the first process writes."""
         if self.runtime.is_main:
             self._write(done, log, resumable=True)
-            checkpoint.prune(self.run.checkpoints, self.setup.recipe.engine.keep_checkpoints)
+            engine = self.setup.recipe.engine
+            checkpoint.prune(self.run.checkpoints, engine.keep_checkpoints, engine.keep_every)
 
     def save_if_best(self, done: int, log: Log) -> None:
         """Saves a checkpoint without the state of the optimizers if the last evaluation is the best one."""

@@ -88,7 +88,7 @@ class _Training:
         cfg, done = self.recipe.engine, self.done
         last = done == cfg.steps
         evaluates = last or done % cfg.evaluation_interval == 0
-        saves = last or done % cfg.checkpoint_interval == 0
+        saves = cfg.saves_after(done)
         if evaluates or saves or done % cfg.log_every == 0:
             self.log.flush(done, self.stepper.optimizers.lr)
         if evaluates and self.evaluated < done:

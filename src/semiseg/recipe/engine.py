@@ -47,6 +47,7 @@ class EngineConfig(BaseModel):
     eval_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     save_every: int | None = Field(None, ge=1)  # steps; None: a tenth of the run
     keep_checkpoints: int = Field(1, ge=1)  # number of newest checkpoints to keep; the best one is kept, too
+    keep_every: int | None = Field(None, ge=1)  # steps; checkpoints are saved at its multiples, too, and all kept
     evaluate: EvaluateConfig = EvaluateConfig()
     # Unlabeled images with masks on which each evaluation measures the pseudo-labels; training does not read the masks
     pseudo_label_images: int = Field(0, ge=0)
@@ -79,3 +80,8 @@ class EngineConfig(BaseModel):
     def checkpoint_interval(self) -> int:
         """Returns the number of steps between checkpoints."""
         return self.save_every or max(1, self.steps // 10)
+
+    def saves_after(self, done: int) -> bool:
+        """Returns whether a checkpoint is due after so many completed steps."""
+        intervals = [self.checkpoint_interval, *([self.keep_every] if self.keep_every else [])]
+        return done == self.steps or any(done % interval == 0 for interval in intervals)

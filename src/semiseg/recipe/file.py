@@ -25,6 +25,7 @@ FREE = (  # settings that do not change the result of a run
     "engine.device",
     "engine.compile",
     "engine.keep_checkpoints",
+    "engine.keep_every",
     "engine.pseudo_label_images",
 )
 
