@@ -1,10 +1,10 @@
 """Feature maps at another scale, and predictions at two scales that are fused (ScaleMatch)."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semiseg.augment.scales import resize
 from semiseg.models.build import Features, Network
 from semiseg.models.heads import decoded_channels
 
@@ -24,7 +24,8 @@ def rescale_features(network: Network, features: Features, scale: float) -> Feat
     rows, columns = size = network.padded((max(1, round(height * scale)), max(1, round(width * scale))))
 
     def resized(value: Float[Tensor, "b d y x"]) -> Float[Tensor, "b d _ _"]:
-        return resize(value, (max(1, value.shape[-2] * rows // height), max(1, value.shape[-1] * columns // width)))
+        scaled = (max(1, value.shape[-2] * rows // height), max(1, value.shape[-1] * columns // width))
+        return F.interpolate(value, scaled, mode="bilinear", align_corners=False)
 
     return Features(features.each(resized).maps, features.rest, size)
 
