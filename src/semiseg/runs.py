@@ -6,6 +6,7 @@ metrics.jsonl      one line for each record: {"kind": "train" | "val", "step": .
 events.jsonl       one line for each event: {"event": "started" | "resumed" | "stopped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness: one line for each unlabeled image of each step (iMAS, Fig. 3c)
 unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
+pictures/          of the newest evaluation: index.json (confusion matrices, what the pictures show) and small pictures
 train.lock         who trains here at the moment; only while somebody does
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
@@ -45,6 +46,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Returns the folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Returns the folder of pictures of the newest evaluation."""
+        return self.path / "pictures"
 
     @property
     def lock(self) -> Path:
@@ -156,6 +162,28 @@ class Run:
             for line in _whole(file):
                 step, index, hardness = line.split(",")
                 yield int(step), names[int(index)], float(hardness)
+
+    def mean_hardness(self) -> dict[int, float]:
+        """Computes the mean hardness of each unlabeled image, by its index, over the second half of hardness.csv."""
+        totals: dict[int, tuple[float, int]] = {}
+        with _reading(self.path / "hardness.csv") as path, path.open("rb") as file:
+            half = file.seek(0, os.SEEK_END) // 2
+            file.seek(half)
+            file.readline()  # the rest of a line; or the head, if there is no other line
+            for row in file:
+                if not row.endswith(b"\n"):
+                    break
+                _, index, hardness = row.split(b",")
+                total, count = totals.get(int(index), (0.0, 0))
+                totals[int(index)] = total + float(hardness), count + 1
+        return {index: total / count for index, (total, count) in totals.items()}
+
+    def pictures_index(self) -> dict[str, Any] | None:
+        """Reads the index of the pictures; None if there is none: an earlier semiseg made the run, or no evaluation was."""
+        if not (self.pictures / "index.json").exists():
+            return None
+        with _reading(self.pictures / "index.json") as path:
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def sync(self) -> None:
         """Waits until the logs are on the disk. A checkpoint relies on them."""

@@ -26,6 +26,7 @@ FREE = (  # settings that do not change the result of a run
     "engine.compile",
     "engine.keep_checkpoints",
     "engine.pseudo_label_images",
+    "engine.pictures",
 )
 
 OF_FOLDER = "recipe.yaml"  # the recipe of a folder that `semiseg init` made
