@@ -1,7 +1,7 @@
 """Keeps pictures of the newest evaluation in the run directory, for reports, which read no images and no networks.
 
 The same validation images each time, spread evenly over the list, and those with the lowest mIoU: the image, its mask
-and what each network predicts, at a reduced size. At the end of a run the hardest and the easiest unlabeled images, too.
+and what each network predicts, at a reduced size. At the end of a run also the hardest and easiest unlabeled images.
 """
 
 import json
@@ -19,11 +19,12 @@ from torch import Tensor
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import EvalItem
 from semiseg.data.read import fit, read_image, resize_image, resize_mask
+from semiseg.engine.pictures import background
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UnreadableError
 from semiseg.files import replacing, save_image
 from semiseg.metrics import Scores, mean_iou
-from semiseg.runs import Run, write_atomically
+from semiseg.runs import Run, mean_hardness, write_atomically
 from semiseg.types import IGNORE, ClassTable, voc_color
 
 SIDE = 320  # px, the longer side of a picture
@@ -165,10 +166,15 @@ def _size(height: int, width: int) -> tuple[int, int]:
 
 
 def _colored(mask: UInt8[Tensor, "h w"], classes: ClassTable) -> Image.Image:
-    """Makes a palette image of class indices; ignored pixels have the light color of VOC's outlines."""
+    """Makes a palette image of class indices. Ignored pixels have the light color of VOC's outlines.
+
+    Pixels of the background are transparent: over the photograph a mask leaves them as they are.
+    """
     palette = [*classes.colors, *[(0, 0, 0)] * (IGNORE - len(classes)), voc_color(IGNORE)]
     image = Image.fromarray(mask.numpy())
     image.putpalette([value for color in palette for value in color])
+    if unseen := background(classes):
+        image.info["transparency"] = unseen[0]
     return image
 
 
@@ -179,7 +185,7 @@ def _save_photo(image: UInt8[Tensor, "3 h w"], path: Path) -> None:
 
 def _unlabeled(run: Run, dataset: Dataset, number: int, folder: Path) -> list[dict[str, Any]]:
     """Writes the hardest and the easiest unlabeled images, by their mean hardness in the second half of the run."""
-    means = run.mean_hardness()
+    means = mean_hardness(run.hardness_table())
     order = sorted(means, key=lambda index: (means[index], index))
     told = []
     for index in dict.fromkeys([*order[:number], *order[-number:]]):  # a small pool has fewer

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from semiseg.report.hardness import Followed, follow
+import numpy as np
+
+from semiseg.report.hardness import course, follow
 from semiseg.report.reading import Group, Reading
-from semiseg.report.series import Curve, Points, band, curve
+from semiseg.report.series import Curve, Points, curve
 from semiseg.report.table import class_names
 
 # Colors of groups of runs: distinct, also for most color-blind readers, on white and on black.
 COLORS = ("#3d85d1", "#e07b39", "#35a06b", "#c9518a", "#8d6bd0", "#a68a2c", "#2ba3ad", "#d05050", "#7f8c99", "#74a12e")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _BAND = 0.18  # opacity
+_KINDS = {"hardest": "#d05050", "easiest": "#35a06b", "most varied": "#8d6bd0"}  # of images, where one run is shown
 
 # Numbers of training records: title and meaning. Methods may record others; they get a chart with their own name.
 _LOSSES = {
@@ -33,7 +36,8 @@ _SHARES = {
     "mixed": ("Share of steps with CutMix", "In %."),
 }
 _OF_ENGINE = {
-    "kind", "step", "lr", "grad_norm", "images_per_step", "images_per_second", "waited", "peak_memory_mb", "skipped",
+    *("kind", "step", "lr", "gradient_norm", "pseudo_shares", "images_per_step", "images_per_second", "waited"),
+    *("peak_memory_mb", "skipped"),
 }  # fmt: skip
 
 
@@ -106,13 +110,15 @@ def _miou(groups: Sequence[Group]) -> Chart:
     traces: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         for place, network in enumerate(_networks(group)):
-            curves = curve([each.of_val(lambda record, n=network: _percent(_of(record, n, "miou"))) for each in group.members])
+            curves = curve(
+                [each.of_val(lambda record, n=network: _percent(_of(record, n, "miou"))) for each in group.members]
+            )
             label = group.name + (f", {network}" if network else "")
             traces += _lines(curves, number, label, dash=_DASHES[place % len(_DASHES)])
     several = any(trace["line"].get("dash") != "solid" for trace in traces if "fill" not in trace)
     says = "Mean IoU on the validation images, in %."
     says += " Dashed lines: further networks of a method, e.g. the student beside its teacher." if several else ""
-    return Chart("miou", "mIoU", says, traces, _layout("mIoU, %"))
+    return Chart("miou", "mIoU", says, traces, _layout("mIoU, %") | {"showlegend": several})
 
 
 def _one_class(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
@@ -128,7 +134,7 @@ def _one_class(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
 
 
 def _all_classes(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
-    colors = group_colors(groups[0].first.environment["classes"].get("colors") or [], len(classes))
+    colors = class_colors(groups[0].first.environment["classes"].get("colors") or [], len(classes))
     traces: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         for index, name in enumerate(classes):
@@ -150,10 +156,10 @@ def _number(groups: Sequence[Group], key: str, title: str, caption: str, percent
 
 
 def _gradient(groups: Sequence[Group]) -> Chart:
-    traces = _all(groups, lambda reading: reading.of_train("grad_norm"))
+    traces = _all(groups, lambda reading: reading.of_train("gradient_norm"))
     layout = _layout("")
     layout["yaxis"] |= {"type": "log", "dtick": 1}
-    return Chart("grad_norm", "Gradient norm", "Before clipping; the axis is logarithmic.", traces, layout)
+    return Chart("gradient-norm", "Gradient norm", "Of all trained weights; the axis is logarithmic.", traces, layout)
 
 
 def _rate(groups: Sequence[Group]) -> Chart:
@@ -185,22 +191,22 @@ def _hardness(groups: Sequence[Group]) -> Chart:
     traces: list[dict[str, Any]] = []
     names: list[str] = []
     for number, group in enumerate(groups):
-        rows = [[*each.run.hardness()] for each in group.members]
-        last = max((each.done for each in group.members), default=1)
-        pooled = band(((step, value) for members in rows for step, _, value in members), max(1, last))
-        traces += _lines(pooled, number, group.name)
+        tables = [each.run.hardness_table() for each in group.members]
+        last = max([1, *(each.done for each in group.members)])
+        everyone = np.concatenate(tables)
+        if not len(everyone):
+            continue
+        traces += _lines(course(everyone, last), number, group.name)
         place = group.members.index(group.first)
-        for rank, one in enumerate(follow(rows[place])):
+        for rank, one in enumerate(follow(tables[place], group.first.run.unlabeled())):
             label = f"{one.name} ({one.why}, {group.name})"
             names.append(label)
-            traces.append(_followed(one, number, label, _DASHES[1 + rank % (len(_DASHES) - 1)]))
-    caption = "Line: mean over the unlabeled images that a step has; band: standard deviation (Figure 3c of the iMAS paper)."
+            trace = _line(one.curve.steps, one.curve.values, number, label, _DASHES[1 + rank % (len(_DASHES) - 1)])
+            color = _KINDS[one.why] if len(groups) == 1 else _color(number)
+            line = {**trace["line"], "color": color, "width": 1.5}
+            traces.append(trace | {"line": line, "meta": {"run": number, "follow": label}})
+    caption = "Line: mean over unlabeled images; band: standard deviation (Figure 3c of the iMAS paper)."
     return Chart("hardness", "Hardness", caption, traces, _layout("hardness"), follows=tuple(names))
-
-
-def _followed(one: Followed, number: int, label: str, dash: str) -> dict[str, Any]:
-    trace = _line(one.curve.steps, one.curve.values, number, label, dash)
-    return trace | {"mode": "lines+markers", "marker": {"size": 4}, "meta": {"run": number, "follow": label}}
 
 
 def _shares_of_classes(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
@@ -229,12 +235,16 @@ def _pseudo_labels(groups: Sequence[Group], classes: Sequence[str]) -> list[Char
         return []
     thresholds = sorted({threshold for quality in measured for threshold in quality["thresholds"]})
     shown = tuple(f"from {threshold:g}" for threshold in thresholds)
+    kept = "Share of labeled pixels with a pseudo-label, in %."
+    right = "Share of the pseudo-labels that are right, in %."
+    precision = "Share of the pseudo-labels of a class that are right"
+    recall = "Share of the pixels of a class that have the right pseudo-label"
     return [
-        _by_threshold(groups, "kept", "Kept pseudo-labels", "Share of labeled pixels with a pseudo-label, in %.", thresholds, shown),
-        _by_threshold(groups, "accuracy", "Right pseudo-labels", "Share of the pseudo-labels that are right, in %.", thresholds, shown),
-        _of_class(groups, classes, "precision", "Precision of pseudo-labels", "Share of the pseudo-labels of a class that are right"),
-        _of_class(groups, classes, "recall", "Recall of pseudo-labels", "Share of the pixels of a class with the right pseudo-label"),
-    ]  # fmt: skip
+        _by_threshold(groups, "kept", "Kept pseudo-labels", kept, thresholds, shown),
+        _by_threshold(groups, "accuracy", "Right pseudo-labels", right, thresholds, shown),
+        _of_class(groups, classes, "precision", "Precision of pseudo-labels", precision),
+        _of_class(groups, classes, "recall", "Recall of pseudo-labels", recall),
+    ]
 
 
 def _by_threshold(
@@ -253,14 +263,16 @@ def _by_threshold(
 
 def _of_class(groups: Sequence[Group], classes: Sequence[str], key: str, title: str, caption: str) -> Chart:
     traces: list[dict[str, Any]] = []
-    used = []
+    used = []  # thresholds
     for number, group in enumerate(groups):
         threshold = _threshold(group)
         used.append(f"{group.name} from {threshold:g}")
         for index, name in enumerate(classes):
             found = [
                 each.of_val(
-                    lambda record, t=threshold, i=index: _percent((_at(record.get("pseudo_labels"), t, key) or {i: None})[i])
+                    lambda record, t=threshold, i=index: _percent(
+                        (_at(record.get("pseudo_labels"), t, key) or {i: None})[i]
+                    )
                 )
                 for each in group.members
             ]
@@ -358,13 +370,13 @@ def _transparent(color: str) -> str:
     return f"rgba({red},{green},{blue},{_BAND})"
 
 
-def group_colors(colors: Sequence[Sequence[int]], number: int) -> list[str]:
+def class_colors(colors: Sequence[Sequence[int]], number: int) -> list[str]:
     """Returns line colors of classes: their own ones, where these are seen on white and on black; brightness is moved.
 
     Example:
         Black becomes gray.
 
-        >>> group_colors([(0, 0, 0), (128, 0, 0)], 2)
+        >>> class_colors([(0, 0, 0), (128, 0, 0)], 2)
         ['#737373', '#e60000']
     """
     found = []

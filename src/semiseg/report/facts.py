@@ -29,7 +29,11 @@ class Line:
 def results(groups: Sequence[Group]) -> list[Line]:
     """Makes the lines of results: mean and deviation over the seeds."""
     networks = dict.fromkeys(
-        name for group in groups for each in group.members for record in each.val[-1:] for name in record.get("networks", {})
+        name
+        for group in groups
+        for each in group.members
+        for record in each.val[-1:]
+        for name in record.get("networks", {})
     )
     return [
         Line("seeds", tuple(", ".join(str(each.seed) for each in group.members) for group in groups)),
@@ -57,7 +61,10 @@ def settings(groups: Sequence[Group]) -> list[Line]:
     each = [[member.settings() for member in group.members] for group in groups]
     keys = dict.fromkeys(key for members in each for values in members for key in values)
     return [
-        Line(key, tuple(_distinct(_text(values[key]) if key in values else "-" for values in members) for members in each))
+        Line(
+            key,
+            tuple(_distinct(_text(values[key]) if key in values else "-" for values in members) for members in each),
+        )
         for key in keys
     ]
 
@@ -66,9 +73,7 @@ def environment(groups: Sequence[Group]) -> list[Line]:
     """Makes a line of each fact about how the runs were made."""
     each = [[_flat(member.environment) for member in group.members] for group in groups]
     keys = dict.fromkeys(key for members in each for values in members for key in values)
-    return [
-        Line(key, tuple(_distinct(values.get(key, "-") for values in members) for members in each)) for key in keys
-    ]
+    return [Line(key, tuple(_distinct(values.get(key, "-") for values in members) for members in each)) for key in keys]
 
 
 def events(reading: Reading) -> list[tuple[int, str, str]]:

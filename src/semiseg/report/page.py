@@ -64,8 +64,12 @@ def _page(groups: Sequence[Group], plotly: str, jinja2: Any) -> str:
     sections = charts.sections(groups)
     classes = groups[0].first.environment["classes"]
     data = {
-        "runs": [{"name": group.name, "color": charts.COLORS[i % len(charts.COLORS)]} for i, group in enumerate(groups)],
-        "charts": {chart.id: {"traces": chart.traces, "layout": chart.layout} for one in sections for chart in one.charts},
+        "runs": [
+            {"name": group.name, "color": charts.COLORS[i % len(charts.COLORS)]} for i, group in enumerate(groups)
+        ],
+        "charts": {
+            chart.id: {"traces": chart.traces, "layout": chart.layout} for one in sections for chart in one.charts
+        },
         "images": shown.images(groups),
         "confusions": shown.confusions(groups),
         "classes": class_names(groups[0].first.run),

@@ -109,7 +109,7 @@ def _read(run: Run, name: str) -> Reading:
         found = Reading(
             run, name, recipe, environment, run.metrics("train"), run.metrics("val"), run.pictures_index(), ()
         )
-        class_names(run), found.settings(), found.seed  # noqa: B018 - whether they can be read
+        class_names(run), found.settings(), found.seed
         if not isinstance(found.steps, int):
             raise TypeError("engine.steps")
         _check(found)
@@ -124,7 +124,7 @@ def _check(found: Reading) -> None:
     """Raises an error of Python if a record lacks what every report shows."""
     classes = len(class_names(found.run))
     for record in (*found.train, *found.val):
-        record["step"] + 0  # noqa: B018 - whether it is a number
+        record["step"] + 0
     for record in found.val:
         if len(record["iou"]) != classes or not _is_number(record["miou"]):
             raise TypeError(f"step {record['step']}: not one IoU for each of {classes} classes")

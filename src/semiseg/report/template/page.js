@@ -45,18 +45,20 @@ function draw(figure) {
   const chart = data.charts[figure.dataset.chart];
   const shown = visible(figure, chart.traces);
   const traces = chart.traces.map((trace, index) => ({ ...trace, visible: shown[index] }));
-  const layout = { ...structuredClone(chart.layout), font: { size: 12, family: getComputedStyle(document.body).fontFamily }, legend: { font: { size: 11 }, orientation: "h", y: -0.22 } };
+  const layout = { ...structuredClone(chart.layout), showlegend: hasLegend(chart, shown), font: { size: 12, family: getComputedStyle(document.body).fontFamily }, legend: { font: { size: 11 }, orientation: "h", y: -0.22 } };
   Plotly.newPlot(plot(figure), traces, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   Plotly.relayout(plot(figure), colors());
+}
+function hasLegend(chart, shown) {
+  return chart.layout.showlegend || chart.traces.some(({ meta }, index) => meta.follow && shown[index]);
 }
 function refresh(figure) {
   const select = figure.querySelector("[data-choice]");
   if (select) select.closest(".choice").dataset.chosen = `: ${select.value}`;
   if (!drawn.has(figure)) return;
-  const traces = data.charts[figure.dataset.chart].traces;
-  const shown = visible(figure, traces);
-  const follows = traces.some(({ meta }, index) => meta.follow && shown[index]);
-  Plotly.update(plot(figure), { visible: shown }, { showlegend: follows || data.charts[figure.dataset.chart].layout.showlegend });
+  const chart = data.charts[figure.dataset.chart];
+  const shown = visible(figure, chart.traces);
+  Plotly.update(plot(figure), { visible: shown }, { showlegend: hasLegend(chart, shown) });
 }
 const figures = all("[data-chart]");
 const watcher = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && draw(entry.target)), { rootMargin: "400px" });
