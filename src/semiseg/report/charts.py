@@ -31,7 +31,7 @@ _LOSSES = {
     "unlabeled": ("Loss on unlabeled images", "Before the weight of unlabeled images."),
 }
 _SHARES = {
-    "confident": ("Share of confident pixels", "Pixels whose pseudo-label is as sure as the threshold asks, in %."),
+    "confident": ("Share of confident pixels", "Share of pixels whose confidence reaches the threshold, in %."),
     "easiness": ("Mean easiness", "1 minus hardness, mean over the unlabeled images of a step, in %."),
     "mixed": ("Share of steps with CutMix", "In %."),
 }
@@ -53,6 +53,7 @@ class Chart:
         layout: layout of plotly.js, without colors.
         choices: what can be chosen; without choices all traces are shown.
         chooses: what a choice is, e.g. `Class`.
+        chosen: position of the choice that is shown first.
         follows: names of the traces that are shown only where the reader wants them, e.g. single images.
     """
 
@@ -63,6 +64,7 @@ class Chart:
     layout: dict[str, Any]
     choices: tuple[str, ...] = ()
     chooses: str = ""
+    chosen: int = 0
     follows: tuple[str, ...] = ()
 
     def numbers(self) -> list[tuple[str, ...]]:
@@ -258,7 +260,8 @@ def _by_threshold(
                 for each in group.members
             ]
             traces += _lines(curve(found), number, group.name, choice=name)
-    return Chart(f"pseudo-{key}", title, caption, traces, _layout("%"), shown, "Confidence")
+    chosen = max(thresholds.index(_threshold(group)) for group in groups if _threshold(group) in thresholds)
+    return Chart(f"pseudo-{key}", title, caption, traces, _layout("%"), shown, "Confidence", chosen)
 
 
 def _of_class(groups: Sequence[Group], classes: Sequence[str], key: str, title: str, caption: str) -> Chart:
@@ -282,10 +285,10 @@ def _of_class(groups: Sequence[Group], classes: Sequence[str], key: str, title: 
 
 
 def _threshold(group: Group) -> float:
-    """Returns the measured threshold that is nearest to the method's own one; without one, 0: all pixels count."""
-    own = group.first.recipe["method"].get("threshold")
+    """Returns the measured threshold that is nearest to the method's own one; without one, the lowest."""
+    own = group.first.recipe["method"].get("threshold") or 0.0
     measured = [t for record in group.first.val for t in (record.get("pseudo_labels") or {}).get("thresholds", [])]
-    return min(measured, key=lambda t: (abs(t - own), t)) if measured and isinstance(own, (int, float)) else 0.0
+    return min(measured, key=lambda t: (abs(t - own), t), default=0.0)
 
 
 def _at(quality: Mapping[str, Any] | None, threshold: float, key: str) -> Any:
