@@ -183,7 +183,10 @@ class Run:
         if not (self.pictures / "index.json").exists():
             return None
         with _reading(self.pictures / "index.json") as path:
-            return json.loads(path.read_text(encoding="utf-8"))
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(index, dict):
+                raise TypeError("no mapping")
+            return index
 
     def sync(self) -> None:
         """Waits until the logs are on the disk. A checkpoint relies on them."""

@@ -161,7 +161,13 @@ def _gradient(groups: Sequence[Group]) -> Chart:
     traces = _all(groups, lambda reading: reading.of_train("gradient_norm"))
     layout = _layout("")
     layout["yaxis"] |= {"type": "log", "dtick": 1}
-    return Chart("gradient-norm", "Gradient norm", "Of all trained weights; the axis is logarithmic.", traces, layout)
+    return Chart(
+        "gradient-norm",
+        "Gradient norm",
+        "Of all trained weights, before clipping; the axis is logarithmic.",
+        traces,
+        layout,
+    )
 
 
 def _rate(groups: Sequence[Group]) -> Chart:

@@ -63,7 +63,7 @@ def _needed(name: str) -> Any:
 def _page(groups: Sequence[Group], plotly: str, jinja2: Any) -> str:
     sections = charts.sections(groups)
     classes = groups[0].first.environment["classes"]
-    data = {
+    data: dict[str, Any] = {
         "runs": [
             {"name": group.name, "color": charts.COLORS[i % len(charts.COLORS)]} for i, group in enumerate(groups)
         ],

@@ -9,7 +9,9 @@ from typing import Any
 from semiseg.errors import UserError
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
+from semiseg.report import pictures
 from semiseg.report.comparison import rows_of
+from semiseg.report.pictures import Pictures
 from semiseg.report.series import Points
 from semiseg.report.table import class_names
 from semiseg.runs import Run
@@ -26,7 +28,7 @@ class Reading:
         environment: how it was made.
         train: the training records.
         val: the validation records.
-        pictures: the index of its pictures; None if it has none.
+        pictures: what its pictures show; None if it has none.
         notes: what a reader of the report must know, one line each.
     """
 
@@ -36,7 +38,7 @@ class Reading:
     environment: dict[str, Any]
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
-    pictures: dict[str, Any] | None
+    pictures: Pictures | None
     notes: tuple[str, ...]
 
     @property
@@ -60,12 +62,12 @@ class Reading:
 
     def of_train(self, key: str) -> Points:
         """Returns a number of the training records by step; infinite values are not recorded."""
-        return {record["step"]: record[key] for record in self.train if _is_number(record.get(key))}
+        return {record["step"]: float(record[key]) for record in self.train if _is_number(record.get(key))}
 
     def of_val(self, value: Callable[[dict[str, Any]], Any]) -> Points:
         """Returns what `value` takes from each validation record, by step; None is left out."""
         found = ((record["step"], value(record)) for record in self.val)
-        return {step: each for step, each in found if _is_number(each)}
+        return {step: float(each) for step, each in found if _is_number(each)}
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,11 @@ def read(paths: Sequence[Path]) -> list[Group]:
 
 
 def _read(run: Run, name: str) -> Reading:
-    recipe, environment = recipe_file.read(run.config), run.environment()
+    recipe, environment, index = recipe_file.read(run.config), run.environment(), pictures.read(run)
     try:
-        found = Reading(
-            run, name, recipe, environment, run.metrics("train"), run.metrics("val"), run.pictures_index(), ()
-        )
+        if not all(isinstance(section, dict) for section in recipe.values()):
+            raise TypeError("config.yaml has no sections")
+        found = Reading(run, name, recipe, environment, run.metrics("train"), run.metrics("val"), index, ())
         class_names(run), found.settings(), found.seed
         if not isinstance(found.steps, int):
             raise TypeError("engine.steps")

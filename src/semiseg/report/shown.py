@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.errors import UserError
+from semiseg.report.pictures import Picture
 from semiseg.report.reading import Group
 from semiseg.runs import Run
 
@@ -28,17 +29,17 @@ def images(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for number, group in enumerate(groups):
-        index = group.first.pictures
-        for one in (index or {}).get("images", []):
+        shown = group.first.pictures
+        for one in shown.images if shown else []:
             own = _layers(group, number, one)
             shared = [
-                _layer(group.first.run, one["image"], "image", False, None),
-                _layer(group.first.run, one["truth"], "truth", True, None),
+                _layer(group.first.run, one.image, "image", False, None),
+                _layer(group.first.run, one.truth, "truth", True, None),
             ]
-            entry = found.setdefault(one["name"], {"name": one["name"], "layers": shared, "worst": [], "miou": {}})
+            entry = found.setdefault(one.name, {"name": one.name, "layers": shared, "worst": [], "miou": {}})
             entry["layers"] += own
-            entry["miou"] |= {layer["label"]: one["miou"][layer["network"]] for layer in own}
-            entry["worst"] += [number] * bool(one["worst"])
+            entry["miou"] |= {layer["label"]: one.miou[layer["network"]] for layer in own}
+            entry["worst"] += [number] * bool(one.worst)
     return [*found.values()]
 
 
@@ -50,8 +51,8 @@ def unlabeled(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """
     found = []
     for number, group in enumerate(groups):
-        told = sorted((group.first.pictures or {}).get("unlabeled", []), key=lambda one: -one["hardness"])
-        pictures = [{**one, "uri": uri(group.first.run, one["image"])} for one in told]
+        told = sorted(group.first.pictures.unlabeled if group.first.pictures else [], key=lambda one: -one.hardness)
+        pictures = [{**vars(one), "uri": uri(group.first.run, one.image)} for one in told]
         half = (len(pictures) + 1) // 2
         if pictures:
             found.append({"run": number, "hardest": pictures[:half], "easiest": pictures[half:][::-1]})
@@ -61,11 +62,11 @@ def unlabeled(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def confusions(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Collects the confusion matrices of the newest evaluation: label, group, step, rows of pixel counts."""
     return [
-        {"label": _named(group, network), "run": number, "step": group.first.pictures["step"], "rows": one["confusion"]}
+        {"label": _named(group, name), "run": number, "step": shown.step, "rows": network.confusion}
         for number, group in enumerate(groups)
-        if group.first.pictures
-        for network, one in group.first.pictures["networks"].items()
-        if one["confusion"]
+        if (shown := group.first.pictures)
+        for name, network in shown.networks.items()
+        if network.confusion
     ]
 
 
@@ -88,10 +89,10 @@ def uri(run: Run, name: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _layers(group: Group, number: int, one: dict[str, Any]) -> list[dict[str, Any]]:
+def _layers(group: Group, number: int, one: Picture) -> list[dict[str, Any]]:
     return [
         _layer(group.first.run, file, _named(group, network), True, number) | {"network": network}
-        for network, file in one["predictions"].items()
+        for network, file in one.predictions.items()
     ]
 
 
