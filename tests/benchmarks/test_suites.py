@@ -14,6 +14,7 @@ import hardness
 import inputs
 import loader
 import memory
+import pages
 import pytest
 import smoke
 import startup
@@ -31,7 +32,7 @@ SMALL = (  # a step in a moment, on any CPU
     "engine.batch_size=2", "engine.precision=fp32",
 )  # fmt: skip
 MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loader, "checkpoint": checkpoint,
-           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke}  # fmt: skip
+           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke, "pages": pages}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

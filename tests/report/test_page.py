@@ -98,8 +98,8 @@ def test_ids_are_unique_and_what_is_referred_to_is_there(written):
     ids = [attributes["id"] for _, attributes in written.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in written.elements:
-        for key in ("aria-labelledby", "aria-describedby"):
-            assert attributes.get(key) is None or attributes[key] in ids
+        referred = [value for key, value in attributes.items() if key.startswith("aria-") and key.endswith("by")]
+        assert {*referred} <= {*ids}
     assert all("alt" in found for found in written.all("img"))
 
 
