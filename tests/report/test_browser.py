@@ -96,6 +96,15 @@ def test_a_choice_changes_its_chart(opened):
     assert visible_lines(shown, "class") == []  # the class occurs nowhere
 
 
+@pytest.mark.parametrize(("kind", "starts"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_a_chart_is_saved_as_a_picture(opened, kind, starts):
+    shown = opened()
+    with shown.expect_download() as waiting:
+        shown.locator(f"[data-chart=miou] [data-save={kind}]").click()
+    assert waiting.value.suggested_filename == f"miou.{kind}"
+    assert Path(waiting.value.path()).read_bytes().startswith(starts)
+
+
 def test_single_images_are_followed_where_they_are_wanted(opened):
     shown = opened()
     shown.locator("[data-chart=hardness]").scroll_into_view_if_needed()

@@ -69,6 +69,10 @@ figures.forEach((figure) => {
     if (first) first.checked = true;
   }
   all("select, [data-follow]", figure).forEach((control) => control.addEventListener("change", () => refresh(figure)));
+  all("[data-save]", figure).forEach((button) => button.addEventListener("click", () => {
+    draw(figure);
+    Plotly.downloadImage(plot(figure), { format: button.dataset.save, filename: figure.dataset.chart, width: 700, height: 420, scale: button.dataset.save === "png" ? 3 : 1 });
+  }));
   refresh(figure);
   watcher.observe(figure);
 });
