@@ -82,8 +82,11 @@ def test_hardness_has_a_band_and_single_images(both):
     assert followed["u3 (hardest, imas)"] == [0.75] * 4
 
 
-def test_texts_cannot_be_markup(both):
-    assert not any("<" in trace["name"] for chart in both.values() for trace in chart.traces)
+def test_texts_cannot_be_markup(made):
+    found = all_of(made("a<i>b").path)
+    assert list(lines(found["miou"])) == ["a&lt;i&gt;b, teacher", "a&lt;i&gt;b, student"]
+    assert not any("<" in trace["name"] for chart in found.values() for trace in chart.traces)
+    assert found["miou"].numbers()[0][0] == "a<i>b, teacher"  # the page escapes these
 
 
 def test_numbers_say_first_lowest_highest_last(both):
