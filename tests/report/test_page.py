@@ -55,7 +55,7 @@ def _plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     """plotly.js is 5 MB and is tested by its makers."""
     import types
 
-    stub = types.SimpleNamespace(get_plotlyjs=lambda: "window.Plotly = {}; '</script'")
+    stub = types.SimpleNamespace(get_plotlyjs=lambda: "window.Plotly = {}; '</script>'")
     original = page._needed
     monkeypatch.setattr(page, "_needed", lambda name: stub if name == "plotly.offline" else original(name))
 
