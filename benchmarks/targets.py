@@ -66,6 +66,9 @@ TARGETS = (
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
     Target("startup", "semiseg --help / allowed", "cpu", "at most", 1, "`semiseg --help` in half a second"),
     Target("startup", "the same beyond imports / allowed", "cpu", "at most", 1, "the first step of a run in 10 s"),
+    Target("pages", "page of 1 runs / allowed", "cpu", "at most", 1, "`semiseg report` of 50,000 steps in 20 s"),
+    Target("pages", "size of a page of 1 runs / allowed", "cpu", "at most", 1, "the same in 15 MB"),
+    Target("pages", "pictures, share of an evaluation / allowed", "cpu", "at most", 1, "pictures in 2 % of its time"),
     Target(
         "smoke", "synchronized, difference / allowed", "gpu", "at most", 1, "losses of ten steps with NCCL and SyncBN"
     ),

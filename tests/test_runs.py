@@ -221,3 +221,29 @@ def test_the_logs_are_synced(run, monkeypatch):
     monkeypatch.setattr(runs, "sync", synced.append)
     run.sync()
     assert [path.name for path in synced] == ["metrics.jsonl", "hardness.csv"]
+
+
+def test_the_table_of_hardness_has_all_whole_rows(run):
+    assert run.hardness_table().shape == (0, 3)
+    run.log_hardness([(1, 1, 0.25), (2, 0, 1.0)])
+    with (run.path / "hardness.csv").open("a") as file:
+        file.write("3,1,0.")  # is being written
+    assert run.hardness_table().tolist() == [[1, 1, 0.25], [2, 0, 1.0]]
+
+
+@pytest.mark.parametrize("rows", ["1,2,0.5\n", "1,0\n", "1,0,x\n", "1,-1,0.5\n", "1,0.5,0.5\n"])
+def test_a_damaged_table_of_hardness_is_one_line(run, rows):
+    with (run.path / "hardness.csv").open("a") as file:
+        file.write(rows)
+    with pytest.raises(UserError, match=r"hardness\.csv: is damaged"):
+        run.hardness_table()
+
+
+def test_the_index_of_pictures_is_there_or_not(run):
+    assert run.pictures_index() is None
+    run.pictures.mkdir()
+    (run.pictures / "index.json").write_text('{"step": 3')
+    with pytest.raises(UserError, match=r"pictures/index\.json: is damaged"):
+        run.pictures_index()
+    (run.pictures / "index.json").write_text('{"step": 3}')
+    assert run.pictures_index() == {"step": 3}

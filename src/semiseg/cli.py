@@ -263,6 +263,24 @@ def table(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or folders of runs that compare made.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write one page about runs: curves, classes, hardness, pictures, recipes. It needs no network."""
+    from semiseg.report import page
+
+    with _stoppable("; nothing was written"):
+        notes = page.write(runs, out, overwrite)
+    for note in notes:
+        _say(f"note: {note}", "yellow")
+    _say(f"{out} written; open it in a browser")
+
+
+@app.command()
 def check(
     recipe: Annotated[
         Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)

@@ -36,24 +36,35 @@ class Scores:
             it is left out of the mean and does not count as 0 (D52). If a single class occurs, this is its IoU.
         iou: IoU of each class, NaN for a class that occurs in neither.
         accuracy: share of the labeled pixels whose prediction is right.
+        confusion: the confusion matrix: numbers of pixels, labels in rows, predictions in columns.
     """
 
     miou: float
     iou: tuple[float, ...]
     accuracy: float
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+def mean_iou(matrix: Int[Tensor, "c c"]) -> Float[Tensor, ""]:
+    """Computes the mIoU from a confusion matrix, on its device; NaN if no pixel has a label."""
+    return _iou(matrix.double()).nanmean()
 
 
 def scores(matrix: Int[Tensor, "c c"]) -> Scores:
     """Computes the scores from a confusion matrix (labels in rows, predictions in columns)."""
     counts: Float[Tensor, "c c"] = matrix.double()
-    intersection = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - intersection
-    iou = intersection / union  # 0/0 is NaN: the class occurs nowhere
+    iou = _iou(counts)
     return Scores(
         miou=float(iou.nanmean()),
         iou=tuple(iou.tolist()),
-        accuracy=float(intersection.sum() / counts.sum()),
+        accuracy=float(counts.trace() / counts.sum()),
+        confusion=tuple(map(tuple, matrix.tolist())),
     )
+
+
+def _iou(counts: Float[Tensor, "c c"]) -> Float[Tensor, " c"]:
+    intersection = counts.diagonal()
+    return intersection / (counts.sum(0) + counts.sum(1) - intersection)  # 0/0 is NaN: the class occurs nowhere
 
 
 def percent(value: Any) -> str:

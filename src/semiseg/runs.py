@@ -6,10 +6,12 @@ metrics.jsonl      one line for each record: {"kind": "train" | "val", "step": .
 events.jsonl       one line for each event: {"event": "started" | "resumed" | "stopped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness: one line for each unlabeled image of each step (iMAS, Fig. 3c)
 unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
+pictures/          of the newest evaluation: index.json (confusion matrices, what the pictures show) and small pictures
 train.lock         who trains here at the moment; only while somebody does
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float64
 
 from semiseg.errors import UserError
 from semiseg.files import expanded, sync, writing
@@ -45,6 +50,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Returns the folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Returns the folder of pictures of the newest evaluation."""
+        return self.path / "pictures"
 
     @property
     def lock(self) -> Path:
@@ -157,6 +167,27 @@ class Run:
                 step, index, hardness = line.split(",")
                 yield int(step), names[int(index)], float(hardness)
 
+    def hardness_table(self) -> Float64[np.ndarray, "n 3"]:
+        """Reads the whole hardness.csv at once: rows of step, index of the unlabeled image, hardness."""
+        images = len(self.unlabeled())
+        with _reading(self.path / "hardness.csv") as path:
+            content = path.read_bytes()
+            rows = content[content.index(b"\n") + 1 : content.rindex(b"\n") + 1]  # whole lines, without the head
+            table = np.loadtxt(io.BytesIO(rows), delimiter=",", ndmin=2) if rows else np.empty((0, 3))
+            if table.shape[1] != 3 or not np.isin(table[:, 1], np.arange(images)).all():
+                raise ValueError("not the step, the index and the hardness of an unlabeled image")
+            return table
+
+    def pictures_index(self) -> dict[str, Any] | None:
+        """Reads the index of the pictures; None if there is none, e.g. before the first evaluation."""
+        if not (self.pictures / "index.json").exists():
+            return None
+        with _reading(self.pictures / "index.json") as path:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(index, dict):
+                raise TypeError("no mapping")
+            return index
+
     def sync(self) -> None:
         """Waits until the logs are on the disk. A checkpoint relies on them."""
         for name in ("metrics.jsonl", "hardness.csv"):
@@ -177,6 +208,21 @@ class Run:
     def best(self) -> dict[str, Any] | None:
         """Returns the validation record with the highest mIoU; of several, the earliest."""
         return max(self.metrics("val"), key=lambda record: (record["miou"], -record["step"]), default=None)
+
+
+def mean_hardness(table: Float64[np.ndarray, "n 3"]) -> dict[int, float]:
+    """Computes the mean hardness of each unlabeled image in the second half of the steps of a table.
+
+    Example:
+        >>> mean_hardness(np.array([[1, 0, 0.9], [3, 0, 0.2], [4, 0, 0.4], [4, 7, 1.0]]))
+        {0: 0.3, 7: 1.0}
+    """
+    if not len(table):
+        return {}
+    late = table[table[:, 0] > table[-1, 0] / 2]
+    index = late[:, 1].astype(int)
+    count, total = np.bincount(index), np.bincount(index, late[:, 2])
+    return {int(image): round(float(total[image] / count[image]), 6) for image in np.flatnonzero(count)}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import inputs
 import loader
 import memory
 import methods
+import pages
 import pytest
 import report
 import smoke
@@ -33,7 +34,7 @@ SMALL = (  # a step in a moment, on any CPU
     "engine.batch_size=2", "engine.precision=fp32",
 )  # fmt: skip
 MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loader, "checkpoint": checkpoint,
-           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke}  # fmt: skip
+           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke, "pages": pages}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

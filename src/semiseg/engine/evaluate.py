@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from semiseg.data.loader import EvalItem
@@ -12,6 +12,8 @@ from semiseg.metrics import Scores, add_confusion, scores
 from semiseg.models.build import Network
 from semiseg.models.predict import most_likely, resize_probability, sliding, whole
 from semiseg.recipe.engine import EvaluateConfig
+
+OnPredictions = Callable[[EvalItem, Mapping[str, Int[Tensor, "h w"]], Mapping[str, Int[Tensor, "c c"]]], None]
 
 
 def mean_probabilities(
@@ -29,6 +31,7 @@ def evaluate(
     config: EvaluateConfig,
     runtime: Runtime,
     on_image: Callable[[int], None] = lambda done: None,
+    on_predictions: OnPredictions = lambda item, predictions, matrices: None,
 ) -> dict[str, Scores]:
     """Computes scores over all images that the loaders of all processes yield.
 
@@ -41,20 +44,24 @@ def evaluate(
         config: whole image or sliding window.
         runtime: device and precision; the confusion matrices of its processes are summed.
         on_image: called after each image with the number of images done.
+        on_predictions: called after each image with the image, and by the names of the networks what they predict for
+            it and the confusion matrix of this image alone, both on the device.
 
     Returns:
         The scores by the names of the networks.
     """
-    matrices = {
-        name: torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device) for name in networks
-    }
+    empty = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=runtime.device)
+    matrices = dict.fromkeys(networks, empty)
     for done, item in enumerate(items, 1):
         image, mask = item.image[None].to(runtime.device), item.mask.to(runtime.device).long()
+        predictions = {}
         for name, members in networks.items():
             with runtime.autocast():
                 probability = mean_probabilities(members, image, config)
-            prediction = most_likely(resize_probability(probability, *mask.shape))[0]
-            matrices[name] = add_confusion(matrices[name], prediction, mask)
+            predictions[name] = most_likely(resize_probability(probability, *mask.shape))[0]
+        own = {name: add_confusion(empty, prediction, mask) for name, prediction in predictions.items()}
+        matrices = {name: matrix + own[name] for name, matrix in matrices.items()}
+        on_predictions(item, predictions, own)
         on_image(done)
     return {name: scores(runtime.sum(matrix).cpu()) for name, matrix in matrices.items()}
 

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from semiseg.data.dataset import Dataset
 from semiseg.engine import checkpoint, pseudo_quality
 from semiseg.engine.evaluate import evaluate
+from semiseg.engine.gallery import Gallery
 from semiseg.engine.log import Log, NotFiniteError
 from semiseg.engine.reporter import Reporter, Silent
 from semiseg.engine.runtime import Runtime
@@ -102,13 +103,15 @@ class _Training:
 
     def _evaluate(self) -> None:
         networks, num_classes, config = self.method.evaluated(), len(self.dataset.classes), self.recipe.engine.evaluate
-        scores = evaluate(networks, self.val, num_classes, config, self.runtime, self._on_image)
+        gallery = Gallery(self.dataset, self.recipe.engine.pictures, self.runtime)
+        scores = evaluate(networks, self.val, num_classes, config, self.runtime, self._on_image, gallery.add)
         quality = None
         if self.measured:
             items = self.setup.eval_loader(self.measured, workers=0)
             best = predictor(self.method)
             quality = pseudo_quality.measure(best, items, num_classes, config, self.runtime, self._on_measured)
         self.log.scores(self.done, scores, quality)
+        gallery.write(self.run, self.done, scores, last=self.done == self.recipe.engine.steps)
 
     def _next(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
         with self.log.waiting(), self._stopping_at_once():

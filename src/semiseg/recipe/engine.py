@@ -51,6 +51,9 @@ class EngineConfig(BaseModel):
     evaluate: EvaluateConfig = EvaluateConfig()
     # Unlabeled images with masks on which each evaluation measures the pseudo-labels; training does not read the masks
     pseudo_label_images: int = Field(0, ge=0)
+    # Validation images, and as many of those with the lowest IoU, whose pictures each evaluation puts into the run
+    # directory; at the end of a run also as many of the hardest and of the easiest unlabeled images
+    pictures: int = Field(6, ge=0, le=50)
 
     def part_size(self, world_size: int) -> int:
         """Returns the number of labeled images in one forward pass of one of `world_size` processes.

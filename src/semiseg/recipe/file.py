@@ -27,6 +27,7 @@ FREE = (  # settings that do not change the result of a run
     "engine.keep_checkpoints",
     "engine.keep_every",
     "engine.pseudo_label_images",
+    "engine.pictures",
 )
 
 OF_FOLDER = "recipe.yaml"  # the recipe of a folder that `semiseg init` made
