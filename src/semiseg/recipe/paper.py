@@ -189,7 +189,7 @@ def _ablation() -> Iterator[Cell]:
 def _sweeps() -> Iterator[Cell]:
     drawn = (
         "The paper draws this figure as curves and prints no number; the values of the grid are ours. It does not name "
-        "the encoder; of their logs with one value that is not the default all are with ResNet-50."
+        "the encoder; of their logs of 1323 labels with one value that is not the default all are with ResNet-50."
     )
     voc = {("unlabeled_weight", 3.0): (76.5, "76.60 (75.71), and of a second run 76.21 (75.54)"),
            ("unlabeled_weight", 4.0): (None, "76.20 (74.57)"),
