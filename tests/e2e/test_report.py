@@ -23,8 +23,8 @@ def test_notes_are_printed_and_mistakes_are_one_line(semiseg, trained, here):
     done = semiseg("report runs/imas --out page.html")
     assert done.code == 0
     assert done.out.splitlines()[:2] == [
-        "note: imas has no pictures: an earlier semiseg made it, or the folder pictures was removed",
-        "note: imas has no checkpoint",
+        "note: imas: no pictures: an earlier semiseg made it, or the folder pictures was removed",
+        "note: imas: no checkpoint",
     ]
     again = semiseg("report runs/imas --out page.html")
     assert again.code == 2

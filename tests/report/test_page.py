@@ -152,16 +152,24 @@ def test_names_cannot_be_markup_or_end_a_script(made, tmp_path):
 def test_a_run_without_pictures_has_a_page_that_says_why(made, tmp_path):
     run = made("run", pictures=False)
     notes = page.write([run.path], tmp_path / "page.html")
-    assert notes[0] == "run has no pictures: an earlier semiseg made it, or the folder pictures was removed"
+    assert notes[0] == "run: no pictures: an earlier semiseg made it, or the folder pictures was removed"
     parsed = Parsed((tmp_path / "page.html").read_text())
     assert notes[0] in parsed.words
     assert not {"pictures", "confusion"} & {found["id"] for found in parsed.all("section")}
 
 
+def test_what_holds_for_several_runs_is_said_once(made, tmp_path):
+    runs = [made("one").path, made("two", pictures=False, threshold=0.5).path]
+    assert page.write(runs, tmp_path / "page.html") == [
+        "one, two: no checkpoint",
+        "two: no pictures: an earlier semiseg made it, or the folder pictures was removed",
+    ]
+
+
 @pytest.mark.parametrize("done", [0, 10])
 def test_a_run_in_progress_is_reported_as_far_as_it_is(made, tmp_path, done):
     notes = page.write([made("run", done=done, pictures=False).path], tmp_path / "page.html")
-    assert notes[0] == f"run is not complete: {done} of 40 steps are recorded"
+    assert notes[0] == f"run: not complete: {done} of 40 steps are recorded"
     parsed = Parsed((tmp_path / "page.html").read_text())
     assert f"{done} of 40" in parsed.words
 

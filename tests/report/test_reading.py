@@ -36,14 +36,14 @@ def test_a_run_is_read_once(made, monkeypatch):
 
 
 def test_notes_say_what_is_missing(made):
-    assert read([made("complete").path])[0].first.notes == ("has no checkpoint",)
+    assert read([made("complete").path])[0].first.notes == ("no checkpoint",)
     early, blank = made("early", done=20, pictures=False), made("blank", done=0)
     (early.checkpoints / "step-00000020").mkdir(parents=True)
     assert read([early.path])[0].first.notes == (
-        "is not complete: 20 of 40 steps are recorded",
-        "has no pictures: an earlier semiseg made it, or the folder pictures was removed",
+        "not complete: 20 of 40 steps are recorded",
+        "no pictures: an earlier semiseg made it, or the folder pictures was removed",
     )
-    assert "has no evaluation yet" in read([blank.path])[0].first.notes
+    assert "no evaluation yet" in read([blank.path])[0].first.notes
 
 
 def test_a_line_that_is_being_written_does_not_count(made):

@@ -38,8 +38,12 @@ def write(paths: Sequence[Path], out: Path, overwrite: bool = False) -> list[str
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Returns what a reader must know of single runs, one line each."""
-    return [f"{each.name} {note}" for group in groups for each in group.members for note in each.notes]
+    """Returns what a reader must know of single runs. What holds for several of them is one line."""
+    names: dict[str, list[str]] = {}
+    for each in (member for group in groups for member in group.members):
+        for note in each.notes:
+            names.setdefault(note, []).append(each.name)
+    return [f"{', '.join(of)}: {note}" for note, of in names.items()]
 
 
 def _target(out: Path, overwrite: bool) -> Path:

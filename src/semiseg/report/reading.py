@@ -135,15 +135,15 @@ def _check(found: Reading) -> None:
 def _notes(found: Reading) -> list[str]:
     notes = []
     if found.done < found.steps:
-        notes.append(f"is not complete: {found.done} of {found.steps} steps are recorded")
+        notes.append(f"not complete: {found.done} of {found.steps} steps are recorded")
     if not found.val:
-        notes.append("has no evaluation yet")
+        notes.append("no evaluation yet")
     elif found.pictures is None and found.recipe["engine"].get("pictures") == 0:
-        notes.append("has no pictures: engine.pictures is 0")
+        notes.append("no pictures: engine.pictures is 0")
     elif found.pictures is None:
-        notes.append("has no pictures: an earlier semiseg made it, or the folder pictures was removed")
+        notes.append("no pictures: an earlier semiseg made it, or the folder pictures was removed")
     if not any(found.run.checkpoints.glob("*-*")):
-        notes.append("has no checkpoint")
+        notes.append("no checkpoint")
     return notes
 
 
