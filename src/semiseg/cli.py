@@ -281,6 +281,22 @@ def report(
 
 
 @app.command()
+def figures(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories, or folders of runs that compare made.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace figures that are there.")] = False,
+) -> None:
+    """Draw figures for a paper as SVG and PNG: bars, sweeps of a setting, hardness, pictures."""
+    from semiseg.report import figures as drawing
+
+    with _stoppable("; the same command draws them anew"):
+        names = drawing.write(runs, out, overwrite)
+    _say(f"{out}: {', '.join(names)}; each as SVG and PNG")
+
+
+@app.command()
 def check(
     recipe: Annotated[
         Path, typer.Argument(help="Recipe, by name or file, whose data section names the images.", show_default=False)
