@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semiseg.metrics import add_confusion, miou_percent, percent, scores
+from semiseg.metrics import add_confusion, scores
+from semiseg.percent import miou_percent, percent
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE
 

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,6 @@ app = typer.Typer(
     help="Semantic segmentation from a few labeled images and many unlabeled ones.",
     epilog="New here? Run: semiseg demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -37,6 +36,8 @@ SetData = Annotated[
 ]
 Which = Annotated[str, typer.Option("--checkpoint", help="best (by validation mIoU) or last.")]
 _PATIENCE_S = 10.0  # how long the other processes wait for the first one to report an error
+
+_WATCH_S = 2.0  # between two looks of runs --watch
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
@@ -506,6 +507,71 @@ def export(
     for line in card.measured(about.model_dump(mode="json")):
         _say(line)
     _say(f"{out} written; use it: semiseg predict {shlex.quote(str(out))} PHOTOS --out MASKS")
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    watch: Annotated[bool, typer.Option("--watch", help="Show the table again and again, until Ctrl-C.")] = False,
+) -> None:
+    """List the runs in a folder and below it: how far they are, and their mIoU."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from semiseg.engine import state
+    from semiseg.files import expanded
+    from semiseg.report import listing
+
+    console, below = Console(), expanded(folder)
+    if not below.is_dir():
+        raise UserError(f"{below}: there is no such folder; name the folder of your runs")
+    if watch and not console.is_terminal:
+        raise UserError("--watch: needs a terminal; leave it out")
+
+    if not console.is_terminal:
+        console.width = 1000  # one line for each run, for other programs to read
+
+    def look() -> Group:
+        found = sorted(map(state.read, state.find(below)), key=lambda each: each.kind != "running")
+        if not found:
+            return Group(Text(f"there is no run in {below} or below it"))
+        lines = [Text(line, overflow="fold") for line in listing.faults(found, below)]
+        return Group(listing.table(found, below), *lines)
+
+    if not watch:
+        console.print(look())
+        return
+    with suppress(KeyboardInterrupt), Live(look(), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_S)
+            live.update(look(), refresh=True)
+
+
+@app.command()
+def stop(run: RunArgument) -> None:
+    """Ask a training on this machine to stop after its step, with a checkpoint. Waits until it has."""
+    from semiseg.engine import state
+    from semiseg.engine.stop import stop
+    from semiseg.runs import Run
+
+    opened = Run(run).open()
+    try:
+        trained = stop(opened, lambda holder: _say(f"{opened.path}: asked {holder} to stop after its step"))
+    except KeyboardInterrupt:
+        _say(f"{opened.path}: was asked to stop and will; only this command does not wait any longer")
+        raise typer.Exit(130) from None
+    found, shown = state.read(opened), shlex.quote(str(opened.path))
+    goes_on = f"go on: semiseg train {shlex.quote(str(opened.config))} --out {shown}"
+    steps = f"step {found.done} of {found.steps}"
+    if found.kind == "broken":
+        raise UserError(found.why)
+    if found.kind == "finished":
+        _say(f"{opened.path}: is finished{'' if trained else ' already'} ({steps})")
+    elif not trained:
+        _say(f"{opened.path}: is not running (at {steps}); {goes_on}")
+    else:
+        _say(f"{opened.path}: {found.kind} at {steps}{f' ({found.why})' if found.why else ', saved'}; {goes_on}")
 
 
 @app.command()

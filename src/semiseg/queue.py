@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from semiseg.engine.signals import StopRequest
 from semiseg.errors import Interrupted, UserError
 from semiseg.files import writing
-from semiseg.metrics import miou_percent
+from semiseg.percent import miou_percent
 from semiseg.recipe.load import changes_of_result, dump, load_recipe
 from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run

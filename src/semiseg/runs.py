@@ -8,6 +8,7 @@ hardness.csv       step,index,hardness: one line for each unlabeled image of eac
 unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
 pictures/          of the newest evaluation: index.json (confusion matrices, what the pictures show) and small pictures
 train.lock         who trains here at the moment; only while somebody does
+tensorboard/       what TensorBoard shows of the run, if it is used; trackers.json: by which ids other trackers know it
 checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 """
 
@@ -201,9 +202,15 @@ class Run:
         with _reading(self.path / "hardness.csv") as path:
             _cut(path, lambda row: row.startswith(b"step") or int(row.split(b",")[0]) <= step)
 
+    def newest(self, *kinds: str) -> dict[str, Any] | None:
+        """Returns the newest record of these kinds. It reads the file from its end: long runs take no more time."""
+        with _reading(self.path / "metrics.jsonl") as path, path.open("rb") as file:
+            records = (json.loads(line) for _, line in _backwards(file))
+            return next((record for record in records if record["kind"] in kinds), None)
+
     def last(self) -> dict[str, Any] | None:
         """Returns the newest validation record."""
-        return next(iter(self.metrics("val")[-1:]), None)
+        return self.newest("val")
 
     def best(self) -> dict[str, Any] | None:
         """Returns the validation record with the highest mIoU; of several, the earliest."""

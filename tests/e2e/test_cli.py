@@ -19,7 +19,7 @@ from semiseg import cli, methods
 from semiseg.data.partitions import partition_hash
 from semiseg.engine import progress
 from semiseg.engine.setup import build_method
-from semiseg.metrics import percent
+from semiseg.percent import percent
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.load import dump, load_recipe, validate
 from semiseg.runs import Run

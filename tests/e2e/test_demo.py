@@ -11,7 +11,7 @@ from rich.console import Console
 from semiseg import demo
 from semiseg.engine import progress
 from semiseg.engine.setup import build_method
-from semiseg.metrics import percent
+from semiseg.percent import percent
 from semiseg.recipe.load import differences, load_recipe
 from semiseg.runs import Run
 from semiseg.types import ClassTable

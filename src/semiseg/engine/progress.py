@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from semiseg.metrics import miou_percent
+from semiseg.percent import miou_percent
 
 FIRST_S = 5.0  # until the first line
 EVERY_S = 12.0  # between two lines; they stay within 15 s if a step takes up to 3 s longer than the one before
@@ -137,6 +137,8 @@ class ProgressBar:
             self._note(f"{len(event['files'])} images cannot be read and were skipped, e.g. {event['files'][0]}")
         elif event["event"] == "advice":
             self._note(event["text"])
+        elif event["event"] == "tracker lost":
+            self._note(f"{event['tracker']} shows no more of this run ({event['reason']}); the training goes on")
         elif event["event"] == "loader restarted":
             self._note(f"step {event['step']}: loader processes died and were started again ({event['reason']})")
 

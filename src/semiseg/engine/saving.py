@@ -83,6 +83,7 @@ class Saver:
     def _write(self, done: int, log: Log, resumable: bool) -> None:
         floats = [value for value in self.method.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in floats]).all():
+            log.event("failed", done, reason="weights are not finite")
             raise NotFiniteError(
                 f"{self.run.path}: weights are not finite after step {done}; lower optim.lr, or "
                 "use engine.precision: bf16 or fp32; earlier checkpoints are kept"

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from semiseg.data.dataset import Dataset
 from semiseg.engine import checkpoint, pseudo_quality
@@ -14,7 +14,7 @@ from semiseg.engine.runtime import Runtime
 from semiseg.engine.saving import Saver
 from semiseg.engine.setup import Setup
 from semiseg.engine.signals import StopRequest
-from semiseg.errors import Interrupted, UserError
+from semiseg.errors import Interrupted, UserError, first_line
 from semiseg.method import predictor
 from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
@@ -164,6 +164,9 @@ class _Training:
         except (Exception, Interrupted) as error:
             between = self.between_steps and self.done > 0
             saved = self.saver.save_after_error(self.done, self.log, error) if between else ""
+            if not between and not isinstance(error, Interrupted):
+                with suppress(UserError):  # perhaps events.jsonl cannot be written
+                    self.log.event("failed", self.done, reason=first_line(error))
             if isinstance(error, UserError):
                 raise UserError(f"{self.runtime.name}{error}{saved}") from error
             if isinstance(error, Interrupted):

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from semiseg.metrics import miou_percent, percent
+from semiseg.percent import miou_percent, percent
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$:@-])")  # what Markdown or HTML could give a meaning
 

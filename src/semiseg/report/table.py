@@ -7,7 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from semiseg.errors import UserError
-from semiseg.metrics import miou_percent, percent
+from semiseg.percent import miou_percent, percent
 from semiseg.runs import Run
 
 
