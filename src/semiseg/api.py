@@ -15,7 +15,7 @@ from semiseg.data.check import check as check_files
 from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
-from semiseg.engine import checkpoint, exported
+from semiseg.engine import checkpoint, exported, trackers
 from semiseg.engine import pseudo_label as pseudo_labels
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
@@ -178,6 +178,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     """Checks that the run has this recipe. Settings that do not change the result may differ."""
     _acquire(lock, console)
     recipe.engine.part_size(runtime.world_size)
+    trackers.check(recipe.engine.trackers)
     before = load_recipe(run.config)
     changed = differences(before.to_dict(), recipe.to_dict())
     if other := changes_of_result(before, recipe):

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from semiseg.engine.progress import draws_bars
 from semiseg.engine.signals import StopRequest
 from semiseg.errors import Interrupted, UserError
 from semiseg.files import writing
@@ -185,7 +186,7 @@ class _Board:
             TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not draws_bars(console),
         )
         complete = sum(job.complete for job in jobs)
         self.all = self.progress.add_task("runs", total=len(jobs), completed=complete, status="")
@@ -202,7 +203,7 @@ class _Board:
 
     def look(self, running: Sequence[Job]) -> None:
         """Moves the bars of the running jobs, now and then."""
-        if not self.console.is_terminal or time.monotonic() - self.looked < _LOOK_S:
+        if not draws_bars(self.console) or time.monotonic() - self.looked < _LOOK_S:
             return
         self.looked = time.monotonic()
         for job in running:

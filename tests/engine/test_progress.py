@@ -1,5 +1,6 @@
 import io
 import re
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -228,3 +229,82 @@ def test_counting_on_a_terminal(clock, log):
     count(clock, log, 20, 3, terminal=True)
     assert "3/3 images" in log.getvalue()
     assert "of 3" not in log.getvalue()
+
+
+# notebooks
+
+
+def notebook(file: io.StringIO) -> Console:
+    """The console of a kernel. What it prints apart goes into the same file here."""
+    made = console(file)
+    made.is_jupyter = True
+    return made
+
+
+def cell(text: str) -> list[str]:
+    """The lines that the cell shows: what follows a return replaces what stands before it."""
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+@pytest.fixture(params=["kernel", "command"])
+def in_notebook(request, monkeypatch) -> Callable[[io.StringIO], Console]:
+    """A kernel, or a command that a cell runs: on a terminal that cannot draw bars."""
+    monkeypatch.setattr(Console, "print", lambda self, text, **_: print(text, file=self.file))  # a kernel displays it
+    if request.param == "kernel":
+        return notebook
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    return lambda file: console(file, terminal=True)
+
+
+def test_a_notebook_shows_one_line_and_keeps_evaluations(clock, in_notebook):
+    file = io.StringIO()
+    with ProgressBar("first", 200, 100, in_notebook(file), clock) as bar:
+        steps(bar, clock, *[0.1] * 100)
+        assert len(cell(file.getvalue())) == 1
+        assert file.getvalue().count("\r") == 20  # each half second
+        bar.on_evaluation(1, 4)
+        clock.now += 1
+        bar.on_evaluation(2, 4)
+        assert cell(file.getvalue()) == ["first: step 100 of 200  evaluating: 2 of 4 images"]
+        bar.on_scores({"step": 100, "miou": 0.4567, "iou": [0.2, 0.8]})
+        steps(bar, clock, *[1] * 2, start=100)
+        bar.on_event({"event": "advice", "text": "look"})
+        steps(bar, clock, 1, start=102)
+    kept, before, note, after, end = cell(file.getvalue())
+    assert kept.startswith("first: step 100 of 200  mIoU 45.67  loss 1.250")
+    assert before.startswith("first: step 102 of 200  loss 1.250")
+    assert note == "note: look"
+    assert after.startswith("first: step 103 of 200")
+    assert end == ""
+    assert "\x1b" not in file.getvalue()
+
+
+def test_counting_in_a_notebook(clock, in_notebook):
+    file = io.StringIO()
+    with counting("predicting", in_notebook(file), clock=clock) as told:
+        for done in range(1, 4):
+            clock.now += 1
+            told(done, 3)
+    assert cell(file.getvalue()) == ["predicting: 3 of 3 images", ""]
+
+
+def test_a_quiet_console_of_a_notebook_shows_nothing(clock):
+    file = io.StringIO()
+    quiet = notebook(file)
+    quiet.quiet = True
+    with ProgressBar("first", 10, 5, quiet, clock) as bar:
+        steps(bar, clock, *[2] * 5)
+        bar.on_scores({"step": 5, "miou": 0.4567, "iou": [0.2, 0.8]})
+    assert file.getvalue() == ""
+
+
+def test_a_command_of_a_notebook_that_writes_to_a_file_prints_lines(clock, log, monkeypatch):
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    count(clock, log, 20, 3)
+    assert len(log.times) == 2

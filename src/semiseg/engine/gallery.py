@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -19,7 +20,7 @@ from torch import Tensor
 from semiseg.data.dataset import Dataset
 from semiseg.data.loader import EvalItem
 from semiseg.data.read import fit, read_image, resize_image, resize_mask
-from semiseg.engine.pictures import background
+from semiseg.engine.pictures import background, beside_mask
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UnreadableError
 from semiseg.files import replacing, save_image
@@ -113,6 +114,18 @@ class Gallery:
         shutil.rmtree(run.pictures, ignore_errors=True)
         with replacing(run.pictures) as place:
             aside.replace(place)
+
+    def overlays(self, most: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Draws a few of the images that every evaluation shows, of this process: what the first network predicts, and
+        beside it the mask. To be called after `write`.
+        """
+        shown = sorted(self.chosen, key=lambda one: one.index)[:most]
+        return {
+            self.dataset.val[one.index].name: beside_mask(
+                one.image, next(iter(one.predictions.values())), one.truth, self.dataset.classes
+            )
+            for one in shown
+        }
 
     def _read(self, unread: _Unread | None) -> None:
         """Draws an image if it is always shown, or is one of the worst so far."""

@@ -5,7 +5,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from semiseg.types import ClassTable
+from semiseg.types import IGNORE, ClassTable
 
 _ROWS = 64  # of an overlay that are mixed at once
 _SHARE = 0.4  # of the color of a class in an overlay
@@ -38,6 +38,16 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
         mixed[rows] = (part + share[of][..., None] * (colors[of] - part)).round()
         mixed[rows][_borders(index[top : top + _ROWS + line], line)[: len(of)]] = 255
     return Image.fromarray(mixed)
+
+
+def beside_mask(
+    image: UInt8[Tensor, "3 h w"], prediction: UInt8[Tensor, "h w"], mask: UInt8[Tensor, "h w"], classes: ClassTable
+) -> UInt8[np.ndarray, "h x 3"]:
+    """Draws the overlay of a prediction, and beside it that of the mask. Pixels that the mask ignores are black there."""
+    ignored = mask == IGNORE
+    right = np.array(overlay(image, mask.masked_fill(ignored, 0), classes))
+    right[ignored.numpy()] = 0
+    return np.concatenate([np.array(overlay(image, prediction, classes)), right], axis=1)
 
 
 def _borders(index: UInt8[np.ndarray, "h w"], line: int) -> Bool[np.ndarray, "h w"]:

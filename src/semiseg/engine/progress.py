@@ -1,6 +1,11 @@
-"""Shows the progress of a run, and of commands that count images: a bar on a terminal, lines elsewhere."""
+"""Shows the progress of a run, and of commands that count images.
+
+On a terminal it is a bar, in a notebook one line that changes, elsewhere a line every few seconds. A notebook needs no
+widgets for it, and its cell gets one more line only for an evaluation.
+"""
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,10 +21,53 @@ from semiseg.percent import miou_percent
 
 FIRST_S = 5.0  # until the first line
 EVERY_S = 12.0  # between two lines; they stay within 15 s if a step takes up to 3 s longer than the one before
+_REDRAW_S = 0.5  # between two changes of the line in a notebook
 _RECENT = 20  # steps; losses and speed are means over the last ones
 _SHOWN = ("loss", "labeled", "unlabeled", "easiness")
 
 Clock = Callable[[], float]  # s
+
+
+def draws_bars(console: Console) -> bool:
+    """Returns whether the console is a terminal that can draw bars. The terminal of a notebook's `!command` cannot."""
+    return console.is_terminal and not _in_notebook(console)
+
+
+def _in_notebook(console: Console) -> bool:
+    """Returns whether the console is the cell of a notebook: of its kernel, or of a command that a cell runs."""
+    return console.is_jupyter or (console.is_terminal and "JPY_PARENT_PID" in os.environ)  # a kernel has this
+
+
+class _Cell:
+    """A line in the cell of a notebook that is written over again and again, as its stream allows with a return.
+
+    Args:
+        console: the console of the cell.
+        clock: gives the time, s.
+    """
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self.console, self.clock = console, clock
+        self.width, self.drawn_at = 0, -math.inf  # of the line that stands there now
+
+    def show(self, text: str) -> None:
+        """Replaces the line, unless that was done a moment ago."""
+        if self.clock() - self.drawn_at >= _REDRAW_S:
+            self._write(text)
+            self.width, self.drawn_at = len(text), self.clock()
+
+    def keep(self, text: str = "") -> None:
+        """Replaces the line by one that stays; an empty text keeps the one that is there."""
+        if text or self.width:
+            self._write(f"{text}\n" if text else "\n")
+            self.width, self.drawn_at = 0, -math.inf
+
+    def _write(self, text: str) -> None:
+        if not self.console.quiet:
+            line, end = text.rstrip("\n"), "\n" if text.endswith("\n") else ""
+            over = f"\r{line.ljust(self.width)}" if line else ""
+            self.console.file.write(over + end)
+            self.console.file.flush()
 
 
 class _Pace:
@@ -50,9 +98,10 @@ class _Pace:
 class ProgressBar:
     """A `Reporter` that shows losses, mIoU, mean easiness, images a second and the time left.
 
-    On a terminal it draws a bar. Elsewhere it prints a line after each evaluation, and lines between evaluations: the
-    first one within 10 s of the first step, then at least one every 15 s, unless a single step takes longer. Once an
-    evaluation was timed, the time left includes the remaining evaluations.
+    On a terminal it draws a bar. In a notebook it changes one line, and keeps a line of each evaluation. Elsewhere it
+    prints a line after each evaluation, and lines between evaluations: the first one within 10 s of the first step,
+    then at least one every 15 s, unless a single step takes longer. Once an evaluation was timed, the time left
+    includes the remaining evaluations.
 
     Args:
         title: the name of the run.
@@ -67,6 +116,7 @@ class ProgressBar:
     ) -> None:
         self.title, self.num_steps, self.eval_every, self.console = title, num_steps, eval_every, console
         self.clock = clock
+        self.draws, self.cell = draws_bars(console), _Cell(console, clock) if _in_notebook(console) else None
         self.bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),  # a folder may have the name [/bold]
             BarColumn(bar_width=24),
@@ -74,7 +124,7 @@ class ProgressBar:
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not self.draws,
         )
         self.task = self.bar.add_task(title, total=num_steps, status="")
         self.done: int | None = None  # number of completed steps; None: not known yet
@@ -93,6 +143,8 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.stop()
+        if self.cell:
+            self.cell.keep()
 
     def on_step(self, record: dict[str, Any]) -> None:
         """Moves the bar, or prints a line if one is due."""
@@ -103,8 +155,10 @@ class ProgressBar:
             self.step_s.append(now - self.since)
         self.since, self.done, self.images_per_step = now, record["step"], record["images_per_step"]
         self.losses.append({name: record[name] for name in _SHOWN if name in record})
-        if self.console.is_terminal:
+        if self.draws:
             self._update(self._status(), self.miou, self._left())
+        elif self.cell:
+            self.cell.show(self._text(self._status(), self.miou, self._left()))
         elif self.pace.due(now):
             self._line(self._status(), self._left())
 
@@ -113,8 +167,10 @@ class ProgressBar:
 
     def on_evaluation(self, done: int, total: int) -> None:
         """Shows how many images of an evaluation are done."""
-        if self.console.is_terminal:
+        if self.draws:
             self._update(f"evaluating {done}/{total}")
+        elif self.cell:
+            self.cell.show(self._text(f"evaluating: {_of(done, total, 'images')}"))
         elif done < total and self.pace.due(self.clock()):
             self._line(f"evaluating: {_of(done, total, 'images')}")
 
@@ -127,7 +183,9 @@ class ProgressBar:
         self.miou = f"mIoU {miou_percent(record['miou'], record['iou'])}" + (f" ({beside})" if beside else "")
         self.done = record["step"]
         self._update(self._status(), self.miou, self._left())
-        if not self.console.is_terminal:
+        if self.cell:
+            self.cell.keep(self._text(self.miou, self._status(), self._left()))
+        elif not self.draws:
             self._line(self.miou, self._status(), self._left())
             self.pace.printed(now)
 
@@ -160,11 +218,16 @@ class ProgressBar:
         return fmean(self.step_s) if self.step_s else self.first_step_s
 
     def _note(self, text: str) -> None:
+        if self.cell:
+            self.cell.keep()
         self.console.print(f"note: {text}", highlight=False, style="yellow", markup=False, emoji=False, soft_wrap=True)
 
     def _line(self, *parts: str) -> None:
+        _print(self.console, self._text(*parts))
+
+    def _text(self, *parts: str) -> str:
         step = f"step {self.done} of {self.num_steps}" if self.done is not None else ""
-        _print(self.console, self.title, step, *parts)
+        return f"{self.title}: {_joined(step, *parts)}"
 
     def _update(self, *parts: str) -> None:
         self.bar.update(self.task, completed=self.done, status=_joined(*parts))
@@ -176,8 +239,8 @@ def counting(
 ) -> Iterator[Callable[[int, int], None]]:
     """Shows how many images a command has processed.
 
-    On a terminal it draws a bar. Elsewhere it prints a line after 5 s, and then one every 12 s. If the command ends
-    earlier, it prints no line.
+    On a terminal it draws a bar, in a notebook it changes one line. Elsewhere it prints a line after 5 s, and then one
+    every 12 s. If the command ends earlier, it prints no line.
 
     Args:
         doing: the name of the activity, e.g. "predicting".
@@ -196,8 +259,9 @@ def counting(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not draws_bars(console),
     )
+    cell = _Cell(console, clock) if _in_notebook(console) else None
     task, pace = bar.add_task(doing, total=None), _Pace(clock())
     first: tuple[float, int] | None = None  # when the first image was done, and how many were done then
 
@@ -206,16 +270,24 @@ def counting(
         now = clock()
         first = first or (now, done)
         bar.update(task, completed=done, total=total)
-        if not console.is_terminal and done < total and pace.due(now):
-            left = _left((now - first[0]) / (done - first[1]) * (total - done)) if done > first[1] else ""
-            _print(console, doing, _of(done, total, unit), left)
+        if draws_bars(console) or not (cell or (done < total and pace.due(now))):
+            return
+        left = _left((now - first[0]) / (done - first[1]) * (total - done)) if first[1] < done < total else ""
+        text = f"{doing}: {_joined(_of(done, total, unit), left)}"
+        if cell:
+            cell.show(text)
+        else:
+            _print(console, text)
 
-    with bar:
-        yield count
+    try:
+        with bar:
+            yield count
+    finally:
+        if cell:
+            cell.keep()
 
 
-def _print(console: Console, what: str, *parts: str) -> None:
-    text = f"{what}: {_joined(*parts)}"
+def _print(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 

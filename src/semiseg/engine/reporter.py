@@ -28,6 +28,38 @@ class Reporter(Protocol):
         """Called after an event was written to events.jsonl."""
 
 
+class Several:
+    """A reporter that passes everything on to several others, in their order."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self.reporters = reporters
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        """Passes a step on."""
+        for reporter in self.reporters:
+            reporter.on_step(record)
+
+    def on_train(self, record: dict[str, Any]) -> None:
+        """Passes a training record on."""
+        for reporter in self.reporters:
+            reporter.on_train(record)
+
+    def on_evaluation(self, done: int, total: int) -> None:
+        """Passes on how far an evaluation is."""
+        for reporter in self.reporters:
+            reporter.on_evaluation(done, total)
+
+    def on_scores(self, record: dict[str, Any]) -> None:
+        """Passes a validation record on."""
+        for reporter in self.reporters:
+            reporter.on_scores(record)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Passes an event on."""
+        for reporter in self.reporters:
+            reporter.on_event(event)
+
+
 class Silent:
     """A reporter that reports nothing."""
 

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm.layers
@@ -172,6 +173,20 @@ class Runtime:
                     "lost another process of this run; the same command goes on from the last checkpoint"
                 ) from error
             raise
+
+    def tracker(self, name: str, project: str, folder: Path, settings: dict[str, Any]) -> Any:
+        """Starts one of Accelerate's trackers. Only the first process may call this.
+
+        Args:
+            name: `tensorboard`, `wandb` or `mlflow`.
+            project: the name of the project; of TensorBoard the folder inside `folder`.
+            folder: where trackers write that need a folder.
+            settings: further arguments of the tracker.
+        """
+        self.accelerator.project_configuration.logging_dir = str(folder)
+        self.accelerator.log_with, self.accelerator.trackers = [name], []
+        self.accelerator.init_trackers(project, init_kwargs={name: settings})
+        return self.accelerator.trackers[0]
 
     def peak_memory_mb(self) -> float:
         """Returns the peak memory, MB: on a GPU allocated since the last call, else resident since the start."""

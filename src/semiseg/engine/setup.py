@@ -8,7 +8,7 @@ from semiseg import methods
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.loader import EvalItem, check_loading, eval_loader, train_loader
 from semiseg.data.restart import OnRestart, RestartingLoader
-from semiseg.engine import pseudo_quality
+from semiseg.engine import pseudo_quality, trackers
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.step import Stepper, check_shapes
 from semiseg.errors import UserError
@@ -82,6 +82,7 @@ def check_settings(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> int:
         UserError: they do not.
     """
     recipe.engine.part_size(runtime.world_size)
+    trackers.check(recipe.engine.trackers)
     method = build_method(recipe, dataset.classes)
     pseudo_quality.samples(dataset, recipe.engine.pseudo_label_images)
     groups = method.groups(recipe.optim)  # raises an error where the networks do not allow these settings

@@ -9,11 +9,12 @@ from semiseg.engine import checkpoint, pseudo_quality
 from semiseg.engine.evaluate import evaluate
 from semiseg.engine.gallery import Gallery
 from semiseg.engine.log import Log, NotFiniteError
-from semiseg.engine.reporter import Reporter, Silent
+from semiseg.engine.reporter import Reporter, Several, Silent
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.saving import Saver
 from semiseg.engine.setup import Setup
 from semiseg.engine.signals import StopRequest
+from semiseg.engine.trackers import Tracking
 from semiseg.errors import Interrupted, UserError, first_line
 from semiseg.method import predictor
 from semiseg.recipe.recipe import Recipe
@@ -46,6 +47,9 @@ def train(
         _Training(Setup(recipe, dataset, runtime), run, reporter or Silent(), request).run_to_the_end()
 
 
+_PICTURES = 4  # of an evaluation that trackers show
+
+
 class _Training:
     """The state of a run in training."""
 
@@ -53,10 +57,11 @@ class _Training:
         self.setup, self.run, self.request = setup, run, request
         self.recipe, self.dataset, self.runtime = setup.recipe, setup.dataset, setup.runtime
         self.method, self.stepper = setup.method, setup.stepper
-        self.reporter = reporter if self.runtime.is_main else Silent()
         newest = checkpoint.newest(run.checkpoints)
         self.saver = Saver(setup, run)
         self.done, self.evaluated = self.saver.resume(newest)  # completed steps: now, and at the last evaluation
+        self.tracking = Tracking(run, self.dataset.classes.names, self._on_lost)
+        self.reporter = Several(reporter, self.tracking) if self.runtime.is_main else Silent()
         self.log = Log(run, self.runtime, self.dataset, self.reporter, setup.images_per_step, self.done)
         if newest is not None:
             self.log.restore(newest)
@@ -65,13 +70,15 @@ class _Training:
 
     def run_to_the_end(self) -> None:
         steps = range(self.done, self.recipe.engine.steps)
+        if self.runtime.is_main and self.evaluated < steps.stop:
+            self.tracking.start(self.recipe, self.runtime, self.done)
         batches = iter(self.setup.train_loader(steps, lambda step, reason: self._on_restart(step, reason)))
         self.val = self.setup.eval_loader(self.dataset.val, lambda _, reason: self._on_restart(self.done, reason))
         self.measured = pseudo_quality.samples(self.dataset, self.recipe.engine.pseudo_label_images)
         self.stepper.start()
         if self.evaluated < steps.stop:
             self.log.event("resumed" if self.done else "started", self.done, **self.runtime.describe())
-        with closing(self.val), self._saving_on_error():
+        with closing(self.tracking), closing(self.val), self._saving_on_error():
             if self.done:
                 self._finish_step()  # the interruption may have come before the last step was finished
             for step in steps:
@@ -112,6 +119,11 @@ class _Training:
             quality = pseudo_quality.measure(best, items, num_classes, config, self.runtime, self._on_measured)
         self.log.scores(self.done, scores, quality)
         gallery.write(self.run, self.done, scores, last=self.done == self.recipe.engine.steps)
+        if self.tracking.shows_pictures:
+            self.tracking.pictures(self.done, gallery.overlays(_PICTURES))
+
+    def _on_lost(self, tracker: str, reason: str) -> None:
+        self.log.event("tracker lost", self.done, tracker=tracker, reason=reason)
 
     def _next(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
         with self.log.waiting(), self._stopping_at_once():

@@ -2,13 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semiseg.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class EvaluateConfig(BaseModel):
@@ -54,6 +55,14 @@ class EngineConfig(BaseModel):
     # Validation images, and as many of those with the lowest IoU, whose pictures each evaluation puts into the run
     # directory; at the end of a run also as many of the hardest and of the easiest unlabeled images
     pictures: int = Field(6, ge=0, le=50)
+    trackers: tuple[Tracker, ...] | None = None  # which show the training live; None: tensorboard if it is installed
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Tracker, ...] | None) -> tuple[Tracker, ...] | None:
+        if trackers and len({*trackers}) < len(trackers):
+            raise ValueError("names a tracker twice")
+        return trackers
 
     def part_size(self, world_size: int) -> int:
         """Returns the number of labeled images in one forward pass of one of `world_size` processes.
