@@ -65,7 +65,8 @@ class Tracking:
             UserError: a tracker that the recipe names cannot be started.
         """
         wanted = recipe.engine.trackers
-        named: Sequence[Tracker] = wanted if wanted is not None else [*filter(_is_installed, ("tensorboard",))]
+        default: Sequence[Tracker] = ("tensorboard",) if _is_installed("tensorboard") else ()
+        named = default if wanted is None else wanted
         known = _known(self.run) if done else {}
         for name in named:
             ids = known.setdefault(name, {})
