@@ -116,8 +116,9 @@ class Gallery:
             aside.replace(place)
 
     def overlays(self, most: int) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Draws a few of the images that every evaluation shows, of this process: what the first network predicts, and
-        beside it the mask. To be called after `write`.
+        """Draws what the first network predicts, and beside it the mask, of a few images that every evaluation shows.
+
+        They are images of this process. To be called after `write`.
         """
         shown = sorted(self.chosen, key=lambda one: one.index)[:most]
         return {

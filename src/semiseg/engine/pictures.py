@@ -43,7 +43,7 @@ def overlay(image: UInt8[Tensor, "3 h w"], label: UInt8[Tensor, "h w"], classes:
 def beside_mask(
     image: UInt8[Tensor, "3 h w"], prediction: UInt8[Tensor, "h w"], mask: UInt8[Tensor, "h w"], classes: ClassTable
 ) -> UInt8[np.ndarray, "h x 3"]:
-    """Draws the overlay of a prediction, and beside it that of the mask. Pixels that the mask ignores are black there."""
+    """Draws the overlay of a prediction, and beside it that of the mask, where ignored pixels are black."""
     ignored = mask == IGNORE
     right = np.array(overlay(image, mask.masked_fill(ignored, 0), classes))
     right[ignored.numpy()] = 0
