@@ -71,6 +71,7 @@ FAILED = {"event": "stopped", "step": 7, "reason": "a.png: cannot be read"}
         ((train(5),), (STOPPED,), "stopped", "", 7),
         ((train(5),), (STOPPED, {"event": "advice", "step": 7}), "stopped", "", 7),
         ((train(5),), (FAILED,), "failed", "a.png: cannot be read", 7),
+        ((train(5),), (FAILED, {"event": "advice", "step": 9}), "failed", "a.png: cannot be read", 7),
         ((train(5),), (FAILED, {"event": "resumed", "step": 7}), "stopped", "", 7),
         ((train(5),), ({"event": "failed", "step": 6, "reason": "out of memory"},), "failed", "out of memory", 6),
         ((), ({"event": "not finite", "step": 3, "loss": "nan"},), "failed", "the loss of step 3 was nan", 0),
