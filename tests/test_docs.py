@@ -92,11 +92,11 @@ def test_every_page_is_in_the_navigation_once():
 
 def test_patterns_leave_out_pages_with_an_entry_of_their_own(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name in ("b.md", "a.md", "z.md", "sub/index.md", "sub/x.md", "c.txt"):
+    for name in ("b.md", "a.md", "z.md", "sub/index.md", *(f"sub/{n}.md" for n in "xkqbm"), "c.txt"):
         (tmp_path / name).touch()
     nav = ["z.md", {"Sub": ["sub/index.md", "sub/*.md"]}, {"Rest": ["*.md", {"B": "b.md"}]}, "none/*.md"]
     assert navigation.expanded(nav, tmp_path) == [
-        "z.md", {"Sub": ["sub/index.md", "sub/x.md"]}, {"Rest": ["a.md", {"B": "b.md"}]}
+        "z.md", {"Sub": ["sub/index.md", *(f"sub/{n}.md" for n in "bkmqx")]}, {"Rest": ["a.md", {"B": "b.md"}]}
     ]  # fmt: skip
 
 
