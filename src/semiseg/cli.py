@@ -621,16 +621,13 @@ def paper_recipes(
 @app.command()
 def methods() -> None:
     """List the methods, one line each."""
-    import importlib
-
     from rich.table import Table
 
     from semiseg import methods
 
     table = Table("method.name", "what it is", box=None, header_style="bold")
     for name in methods.names():
-        first_line = (importlib.import_module(f"semiseg.methods.{name}").__doc__ or "").splitlines()[0]
-        table.add_row(name, first_line)
+        table.add_row(name, methods.summary(name))
     Console().print(table)
 
 

@@ -89,6 +89,17 @@ def test_help_of_a_command_explains_every_parameter(semiseg, command):
         assert parameter.help in result.out
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("semiseg tr", "train"), ("semiseg train --dry", "--dry-run"), ("semiseg reci", "recipes")]
+)
+def test_the_shell_completes(semiseg, monkeypatch, typed, completed):
+    """What the script of `semiseg --install-completion` asks for, in bash."""
+    for name, value in {"_SEMISEG_COMPLETE": "complete_bash", "COMP_WORDS": typed}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))  # the word to complete
+    assert semiseg("").out.split() == [completed]
+
+
 def test_help_does_not_wait_for_torch():
     code = """
 import sys

@@ -1,9 +1,10 @@
-"""The commands of the README and of the tutorial work. Settings make them small."""
+"""The commands of the README and of the tutorial work, and the example of an own method. Settings make them small."""
 
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,20 @@ def test_python_works(readme, place, monkeypatch):
 
     monkeypatch.setattr(api, "train", small_train)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_own_method_works(place, semiseg, monkeypatch):
+    """The example of docs/own-method.md trains, with its own setting."""
+    text = (ROOT / "docs/own-method.md").read_text(encoding="utf-8")
+    (code,), (command,) = blocks(text, "python"), commands(text)
+    (place / "own").mkdir()
+    (place / "own/simple.py").write_text(code)
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)  # `python -m` looks for modules in the current folder
+    done = semiseg(small(command.removeprefix("python -m ")).removeprefix("semiseg "))
+    for name in ("own", "own.simple"):
+        sys.modules.pop(name, None)
+    assert (done.code, done.err) == (0, "")
+    assert "threshold: 0.9" in (place / "runs/simple/config.yaml").read_text()
+    (first, *_) = (place / "runs/simple/metrics.jsonl").read_text().splitlines()
+    assert '"unlabeled"' in first

@@ -12,6 +12,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def summary(name: str) -> str:
+    """Returns the first line of a method's module: what the method is."""
+    return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").splitlines()[0]
+
+
 def load(name: str) -> type[SemiMethod]:
     """Imports the method called `name`. A dotted name is a module of your own that defines `Method`.
 
