@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.init import recipe
@@ -99,8 +97,3 @@ def at_work(value: Any, out: Path, work: Path) -> Any:
     """Returns a value of a recipe, with the folder that is being written in place of the one that it becomes."""
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(out)
     return str(work / Path(value).relative_to(out)) if is_below else value
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prints a text as it is."""
-    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -22,12 +22,12 @@ from semiseg.data.lists import rest
 from semiseg.data.masks import coding_of, read_mask
 from semiseg.data.rasterize import mask_colors, palette
 from semiseg.engine.pictures import background
-from semiseg.engine.progress import counting
+from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.files import expanded, save_image
 from semiseg.init import recipe
 from semiseg.init.corrected import Corrected, read_labels
-from semiseg.init.request import ADDED, say
+from semiseg.init.request import ADDED
 from semiseg.recipe.file import OF_FOLDER as RECIPE
 from semiseg.recipe.file import parse, run_name
 from semiseg.recipe.load import load_recipe

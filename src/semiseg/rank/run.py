@@ -21,7 +21,7 @@ from semiseg.engine import checkpoint
 from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.predict import Predictor
 from semiseg.engine.predict_files import Item, Options, find, overlay_path, predict_items
-from semiseg.engine.progress import counting
+from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.files import filling
 from semiseg.hardness import class_to_ignore
@@ -152,7 +152,7 @@ def _without_known(items: Sequence[Item], dataset: Dataset, console: Console) ->
     if not left:
         raise UserError(f"all {len(items)} images are labeled already; name images without labels")
     if len(left) < len(items):
-        _say(console, f"{len(items) - len(left)} of {len(items)} images are labeled already and are not ranked")
+        say(console, f"{len(items) - len(left)} of {len(items)} images are labeled already and are not ranked")
     return left
 
 
@@ -224,7 +224,7 @@ def _choose(
     near, taken = _near_duplicates(looked.items, _labeled(dataset), console)
     if taken:
         first = looked.items[taken[0]].name
-        _say(console, f"{len(taken)} near-duplicates of labeled images are left out, e.g. {first}")
+        say(console, f"{len(taken)} near-duplicates of labeled images are left out, e.g. {first}")
 
     def is_like(number: int) -> Bool[Tensor, " n"]:
         found = alike(looked.features, number, _SAME)
@@ -297,9 +297,5 @@ def table(by: str, rows: Sequence[Ranked]) -> str:
     return text.getvalue()
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
 def _note(console: Console, text: str) -> None:
-    _say(console, f"note: {text}", "yellow")
+    say(console, f"note: {text}", "yellow")
