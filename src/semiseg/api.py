@@ -127,7 +127,7 @@ def check(
     """
     changes = list(overrides)
     settings = _recipe(recipe, changes).data
-    _refuse_others(changes, ("data",), "a check of the data")
+    refuse_others(changes, ("data",), "a check of the data")
     dataset = _load(settings, console or Console(quiet=True))
     with counting("checking the data", console or Console(quiet=True)) as count:
         return dataset, check_files(dataset, settings, full, count)
@@ -321,7 +321,7 @@ def evaluate(
     """
     opened, changes = Run(Path(run)).open(), list(overrides)
     recipe = load_recipe(opened.config, changes)
-    _refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
+    refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
     predictor = make_predictor(_checkpoint(opened, which), device, recipe.engine.precision)
     dataset = data.load(recipe.data)
     if dataset.classes.names != predictor.classes.names:
@@ -419,7 +419,7 @@ def pseudo_label(
     opened, place, changes = Run(Path(run)).open(), folder(Path(out)), list(overrides)
     options = Options(("masks",), flip, tuple(scales))
     recipe = load_recipe(opened.config, changes)
-    _refuse_others(changes, ("data",), "pseudo-labels")
+    refuse_others(changes, ("data",), "pseudo-labels")
     dataset = data.load(recipe.data)
     predictor = make_predictor(_checkpoint(opened, which), device)
     if dataset.classes.names != predictor.classes.names:
@@ -475,7 +475,7 @@ def export(
     changes = list(overrides)
     if changes and not onnx:
         raise UserError(f"--set {changes[0]}: without ONNX no image is read; leave it or --no-onnx out")
-    _refuse_others(changes, ("data",), "an export")
+    refuse_others(changes, ("data",), "an export")
     source = _checkpoint(opened, which)
     check_target(target, overwrite)
     images = _images(opened, changes) if onnx else Images(None, None)
@@ -525,7 +525,7 @@ def partitions(
     changes = list(overrides)
     section = load_recipe(Path(recipe), changes).data
     dataset = _load(section.model_copy(update={"pseudo": None, "pseudo_share": None}), console or Console(quiet=True))
-    _refuse_others(changes, ("data",), "partitions")
+    refuse_others(changes, ("data",), "partitions")
     out, sizes = folder(Path(out)), list(sizes)
     for size in sizes:
         if not 0 < size < float("inf") or (size >= 1 and size != int(size)):
@@ -561,7 +561,17 @@ def partitions(
     return written
 
 
-def _refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> None:
+def refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> None:
+    """Refuses settings that a command does not use.
+
+    Args:
+        overrides: settings, as `key=value`.
+        used: sections, or keys, that the command uses.
+        what: the command, for the message.
+
+    Raises:
+        UserError: a setting is of another section.
+    """
     for change in overrides:
         key = change.partition("=")[0].strip()
         if not any(f"{key}.".startswith(f"{section}.") for section in used):

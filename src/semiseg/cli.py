@@ -61,7 +61,7 @@ def demo(
 @app.command()
 def init(
     out: Annotated[Path, typer.Argument(help="New folder for the recipe and its lists.", show_default=False)],
-    images: Annotated[Path, typer.Option(help="Folder of all photographs.", show_default=False)],
+    images: Annotated[Path | None, typer.Option(help="Folder of all photographs.", show_default=False)] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of the masks of some of them.", show_default=False)] = None,
     coco: Annotated[Path | None, typer.Option(help="A COCO file in place of masks.", show_default=False)] = None,
     labelme: Annotated[
@@ -74,15 +74,39 @@ def init(
         Path | None,
         typer.Option(help="Folder or list of validation images; by default a fifth is held out.", show_default=False),
     ] = None,
-    hours: Annotated[float, typer.Option(help="How long a training may take.")] = 1.0,
+    hours: Annotated[
+        float | None, typer.Option(help="How long a training may take; by default 1.", show_default=False)
+    ] = None,
     device: DeviceOption = "auto",
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the default answer to every question.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier init has written.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Add labels to a folder that init made; all that is there stays.")
+    ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="With --update: take predictions that nobody has changed, too.")
+    ] = False,
 ) -> None:
     """Look at your photographs and masks, and write a recipe that suits them and this machine."""
+    console = Console()
+    if update:
+        chosen = {"--images": images, "--classes": classes, "--val": val, "--hours": hours, "--yes": yes or None}
+        for option, value in (chosen | {"--device": None if device == "auto" else device}).items():
+            if value is not None:
+                raise UserError(f"{option}: has no effect with --update, which keeps the recipe; leave it out")
+        from semiseg.init import Update
+        from semiseg.init import update as add_labels
+
+        with _stoppable():
+            command = add_labels(Update(out, masks, coco, labelme, accept, overwrite), console)
+        _say(f"the next command: {command}")
+        return
+    if accept:
+        raise UserError("--accept: has an effect with --update only; leave it out")
+    if images is None:
+        raise UserError("--images: name the folder of all photographs")
     from semiseg.init import Request, init
 
-    console = Console()
     asks = not yes and sys.stdin.isatty()
 
     def ask(question: str, default: bool) -> bool:
@@ -91,7 +115,8 @@ def init(
         _say(f"{question} {'yes' if default else 'no'} (the default answer)")
         return default
 
-    request = Request(out, images, masks, coco, labelme, classes, val, hours, _device(device), overwrite)
+    request = Request(out, images, masks, coco, labelme, classes, val, 1.0 if hours is None else hours,
+                      _device(device), overwrite)  # fmt: skip
     with _stoppable():
         recipe = init(request, ask, console)
     _say(f"{recipe} written; the next command: semiseg train {shlex.quote(str(out))}")
@@ -482,6 +507,38 @@ def self_train(
     last = runs["stage-3"]
     console.print(table.compare(runs, table.class_names(last)))
     _say(f"next: semiseg predict {shlex.quote(str(last.path))} IMAGES --out predictions")
+
+
+@app.command()
+def rank(
+    run: RunArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders, or patterns in quotes ('photos/**/*.jpg').", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the ranking.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many images to choose.")] = 20,
+    by: Annotated[
+        str | None,
+        typer.Option(help="hardness (two networks disagree), entropy, margin or random.", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --by random; by default 0.", show_default=False)] = None,
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier ranking in the folder.")] = False,
+    overrides: SetData = None,
+) -> None:
+    """Say which images to label next, and write their present predictions for correction."""
+    from semiseg.rank import Request
+    from semiseg.rank import rank as rank_images
+
+    request = Request(run, images, out, count, by, seed, _device(device), overwrite, overrides or [])
+    with _stoppable("; nothing was written"):
+        found = rank_images(request, Console())
+    for number, row in enumerate(found.rows[:10], 1):
+        _say(f"{number:3}. {row.item.name}: {found.by} {row.value:.2f}; {row.why}")
+    shown = shlex.quote(str(out))
+    _say(f"{len(found.rows)} images ranked in {out}/ranking.csv; look at {out}/ranking.html")
+    _say(f"correct {shown}/annotations (LabelMe, or coco.json) or {shown}/masks; then: {found.next_command(out)}")
 
 
 @app.command()

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +68,34 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(out: Path) -> Iterator[Path]:
+    """Gives a folder to write into, whose files go into the folder `out` if all goes well; it is removed otherwise.
+
+    It lies beside `out`, so relative paths in its files stay right. Files and folders of the same names in `out` are
+    replaced; others stay.
+
+    Raises:
+        UserError: there is no space or no permission.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        out.mkdir(exist_ok=True)
+        for path in sorted(work.iterdir()):
+            target = out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def save_bytes(content: bytes, path: Path) -> None:

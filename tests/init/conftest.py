@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semiseg.engine.rehearse import Rehearsal
+from semiseg.init import trial
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
@@ -42,3 +45,16 @@ def square() -> Callable[..., np.ndarray]:
         return mask
 
     return square
+
+
+@pytest.fixture
+def tried(monkeypatch) -> list[str]:
+    """No real steps: the precisions that were tried, each as fast as its name is long."""
+    asked: list[str] = []
+
+    def rehearsed(chosen, request, work, batch, precision):
+        asked.append(f"{precision} {batch}")
+        return Rehearsal(100.0, 200.0, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
+
+    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
+    return asked

@@ -12,19 +12,6 @@ from semiseg.recipe.load import load_recipe
 
 
 @pytest.fixture
-def tried(monkeypatch) -> list[str]:
-    """No real steps: the precisions that were tried, each as fast as its name is long."""
-    asked: list[str] = []
-
-    def rehearsed(chosen, request, work, batch, precision):
-        asked.append(f"{precision} {batch}")
-        return Rehearsal(100.0, 200.0, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
-
-    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
-    return asked
-
-
-@pytest.fixture
 def data(tmp_path: Path, photo, write, square) -> Path:
     """Twelve photographs, eight of them with masks of 0 and 255."""
     for number in range(12):

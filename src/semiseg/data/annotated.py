@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from semiseg.data.added import of_layout, with_added
 from semiseg.data.catalog import CONTROL, Catalog, folded
 from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
@@ -38,6 +39,7 @@ class AnnotatedConfig(DataConfig):
     uncovered: Literal["background", "ignored"] = "background"  # what pixels in no object are
     empty: Literal["unlabeled", "labeled"] = "unlabeled"  # what an image without any object is
     val_fraction: float | None = Field(None, gt=0, lt=1)  # share of the annotated images; 0.2 where nothing says other
+    added: Path | None = None  # folder of masks of class indices, for other images (semiseg init --update)
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "AnnotatedConfig":
@@ -220,14 +222,17 @@ def as_dataset(
             "count as unlabeled; data.empty=labeled makes them images that show no object.",
         )
     fill = IGNORE if config.uncovered == "ignored" or classes.background is None else classes.background
-    colors = mask_colors(classes)
-    masks = mask_files(_drawings(labeled_ones, classes, config), fill, colors, config.root, on_image)
-    samples = [replace(sample, mask=masks.get(sample.name)) for sample in catalog.samples]
+    masks, colors = draw(labeled_ones, classes, fill, config, on_image), mask_colors(classes)
+    samples = tuple(replace(sample, mask=masks.get(sample.name)) for sample in catalog.samples)
+    if config.added is not None:
+        samples, not_added = with_added(samples, config.root / config.added)
+        unused += not_added
     catalog = Catalog(config.root, samples)
     given = read_lists(config, catalog, listed_masks=False)
     train, official_val, kept_apart = _parts(catalog.samples, config, val)
     masked = tuple(sample for sample in train if sample.mask)
-    chosen = given.val or official_val or held_out(masked, config.val_fraction or 0.2, given.labeled, given.unlabeled)
+    chosen = given.val or official_val
+    chosen = chosen or held_out(of_layout(masked), config.val_fraction or 0.2, given.labeled, given.unlabeled)
     labeled = given.labeled or rest(masked, chosen, given.unlabeled)
     unlabeled = given.unlabeled or rest(train, chosen, labeled)
     coding = MaskCoding(len(classes), None, colors, config.mask_orientation)
@@ -235,6 +240,28 @@ def as_dataset(
     if config.empty == "unlabeled":
         remedy += ", or set data.empty=labeled if an image without any object shows nothing but background"
     return assemble(labeled, unlabeled, chosen, classes, coding, remedy, (*unused, *kept_apart), notes)
+
+
+def draw(
+    annotations: Sequence[Annotation], classes: ClassTable, fill: int, config: AnnotatedConfig, on_image: OnImage
+) -> dict[str, Path]:
+    """Draws the masks of annotated images: files that store class indices, in the user's cache folder.
+
+    Args:
+        annotations: at most one for each image.
+        classes: the class table.
+        fill: the class index, or IGNORE, of pixels in no object.
+        config: its root, its classes for messages, and its mask_orientation.
+        on_image: called with the numbers of masks that are drawn and that have to be drawn.
+
+    Returns:
+        The name of each image -> its mask file.
+
+    Raises:
+        UserError: an annotation does not fit its image or the classes, or a mask cannot be written.
+    """
+    drawings = _drawings(annotations, classes, config)
+    return mask_files(drawings, fill, mask_colors(classes), config.root, on_image)
 
 
 def _parts(

@@ -135,9 +135,9 @@ def check(
         raise UserError(f"{skipped[0]}; no other image of its list can be read either")
     _check_crop([facts.size for facts in [*labeled.values(), *unlabeled.values()]], config)
     masked, settable = labeled | val, hasattr(config, "values")
-    contents = _contents(masked, pseudo=False)
+    contents = _contents(masked, indexed=False)
     meaning = explain(contents, dataset.coding, dataset.classes.names, settable)
-    explain(_contents(masked, pseudo=True), MaskCoding(len(dataset.classes)), dataset.classes.names, settable=False)
+    explain(_contents(masked, indexed=True), MaskCoding(len(dataset.classes)), dataset.classes.names, settable=False)
     parts = {
         "labeled": _part(labeled, dataset),
         "unlabeled": _part(unlabeled, dataset),
@@ -192,12 +192,12 @@ def _inspect(
     return found, errors
 
 
-def _contents(masked: Mapping[Sample, _Facts], pseudo: bool) -> dict[Path, Content]:
-    """Returns what the masks of annotators store, or those of an earlier run."""
+def _contents(masked: Mapping[Sample, _Facts], indexed: bool) -> dict[Path, Content]:
+    """Returns what the masks of the layout store, or those that hold class indices: added and predicted ones."""
     return {
         sample.mask: facts.content
         for sample, facts in masked.items()
-        if sample.mask is not None and facts.content is not None and sample.pseudo == pseudo
+        if sample.mask is not None and facts.content is not None and (sample.pseudo or sample.indexed) == indexed
     }
 
 

@@ -26,6 +26,7 @@ class Sample:
     mask: Path | None = None
     line: str | None = field(default=None, compare=False)  # of a list, if it names this mask beside the image
     pseudo: bool = False  # whether the mask is a prediction of an earlier run
+    indexed: bool = False  # whether the mask holds class indices of the upright image, whatever other masks hold
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _resolve(line: str, catalog: Catalog, listed_masks: bool) -> Sample:
         if len(found) > 1:
             raise UserError(f"{text!r} can be {found[0].name!r} or {found[1].name!r}; write the longer path")
         if found and mask and listed_masks:
-            return replace(found[0], mask=_listed_mask(mask, catalog), line=line)
+            return replace(found[0], mask=_listed_mask(mask, catalog), line=line, indexed=False)
         if found:
             return found[0]
     _refuse_leaving(line)

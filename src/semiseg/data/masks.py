@@ -153,8 +153,9 @@ def read_pair(
 
 
 def coding_of(sample: Sample, coding: MaskCoding) -> MaskCoding:
-    """Returns the coding of a sample's mask: pseudo-labels are class indices of upright images."""
-    return MaskCoding(coding.num_classes, orientation="upright") if sample.pseudo else coding
+    """Returns the coding of a sample's mask: pseudo-labels and added masks are class indices of upright images."""
+    indexed = sample.pseudo or sample.indexed
+    return MaskCoding(coding.num_classes, orientation="upright") if indexed else coding
 
 
 def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], coding: MaskCoding) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from semiseg.data.dataset import MaskCoding, Sample
-from semiseg.data.masks import read_mask
+from semiseg.data.masks import coding_of, read_mask
 from semiseg.errors import UserError
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE
@@ -90,7 +90,7 @@ def class_presence(
 
     def classes(sample: Sample) -> frozenset[int]:
         assert sample.mask is not None, f"{sample.name} is not labeled"
-        return frozenset(torch.unique(read_mask(sample.mask, coding)).tolist()) - {IGNORE}
+        return frozenset(torch.unique(read_mask(sample.mask, coding_of(sample, coding))).tolist()) - {IGNORE}
 
     found = {}
     with ThreadPoolExecutor() as threads:

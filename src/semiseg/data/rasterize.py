@@ -81,8 +81,8 @@ def mask_files(
     if folder is None:
         raise UserError("masks drawn from annotations have no place: there is no home directory; set HOME to a folder")
     folder /= digest_of(root)
-    palette = _palette(colors)
-    shared = hashlib.blake2b(repr((_VERSION, fill, palette)).encode(), digest_size=16)
+    entries = palette(colors)
+    shared = hashlib.blake2b(repr((_VERSION, fill, entries)).encode(), digest_size=16)
     files = {one.name: folder / _file_name(one, shared.copy()) for one in drawings}
     missing = [one for one in drawings if not _is_complete(files[one.name])]
     if not missing:
@@ -94,7 +94,7 @@ def mask_files(
 
     def draw(drawing: Drawing) -> None:
         image = Image.fromarray(_pixels(drawing, fill))
-        image.putpalette(palette)  # makes it a palette image
+        image.putpalette(entries)  # makes it a palette image
         _write(image, files[drawing.name])
 
     with (
@@ -109,7 +109,8 @@ def mask_files(
     return files
 
 
-def _palette(colors: dict[Color, int]) -> list[int]:
+def palette(colors: dict[Color, int]) -> list[int]:
+    """Returns a palette of 256 entries for masks that store class indices: these colors, and those of VOC."""
     entries = [voc_color(index) for index in range(256)]
     for color, index in colors.items():
         entries[index] = color

@@ -39,15 +39,6 @@ def groups(
     Returns:
         The groups, each in the order of `samples`.
     """
-    if not samples:
-        return ()
-    small = []
-    with ThreadPoolExecutor() as threads:
-        for done, found in enumerate(threads.map(_small, samples), 1):
-            small.append(found)
-            on_image(done, len(samples))
-    readable = torch.tensor([found is not None for found in small])
-    images = torch.stack([torch.full((_SIDE, _SIDE + 1), torch.nan) if found is None else found for found in small])
     parent = list(range(len(samples)))
 
     def root(number: int) -> int:
@@ -56,13 +47,40 @@ def groups(
             number = parent[number]
         return number
 
-    for start in range(0, len(samples), _ROWS):
-        for first, second in _alike(images, readable, slice(start, start + _ROWS)):
-            parent[max(root(first), root(second))] = min(root(first), root(second))
+    for first, second in pairs(samples, on_image):
+        parent[max(root(first), root(second))] = min(root(first), root(second))
     members: dict[int, list[Sample]] = defaultdict(list)
     for number, sample in enumerate(samples):
         members[root(number)].append(sample)
     return tuple(map(tuple, members.values()))
+
+
+def pairs(
+    samples: Sequence[Sample], on_image: Callable[[int, int], None] = lambda done, total: None
+) -> list[tuple[int, int]]:
+    """Finds pairs of near-duplicates. What cannot be read is in no pair.
+
+    Args:
+        samples: the photographs.
+        on_image: as for `groups`.
+
+    Returns:
+        The positions of both in `samples`, the smaller one first.
+    """
+    if not samples:
+        return []
+    small = []
+    with ThreadPoolExecutor() as threads:
+        for done, found in enumerate(threads.map(_small, samples), 1):
+            small.append(found)
+            on_image(done, len(samples))
+    readable = torch.tensor([found is not None for found in small])
+    images = torch.stack([torch.full((_SIDE, _SIDE + 1), torch.nan) if found is None else found for found in small])
+    return [
+        pair
+        for start in range(0, len(samples), _ROWS)
+        for pair in _alike(images, readable, slice(start, start + _ROWS))
+    ]
 
 
 def _alike(images: Float[Tensor, "n h w"], readable: Bool[Tensor, " n"], rows: slice) -> list[tuple[int, int]]:

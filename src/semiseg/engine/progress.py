@@ -304,3 +304,8 @@ def _left(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} left"
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Prints a text as it is."""
+    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

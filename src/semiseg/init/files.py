@@ -10,12 +10,12 @@ from semiseg.data.check import proposed_white
 from semiseg.data.classes import read_classes
 from semiseg.data.masks import Content, hex_color, read_stored
 from semiseg.data.read import read_header, read_size
-from semiseg.engine.progress import counting
+from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.init import layers
 from semiseg.init.colors import colors
 from semiseg.init.masks import Masks, find, guess_folder, parts
-from semiseg.init.request import Ask, Request, say
+from semiseg.init.request import Ask, Request
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
 from semiseg.types import IGNORE

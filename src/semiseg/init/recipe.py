@@ -30,12 +30,13 @@ def text(head: Sequence[str], settings: Sequence[Setting]) -> str:
 
 
 def _line(setting: Setting) -> list[str]:
-    line = f"  {setting.key}: {_value(setting.value)}"
+    line = f"  {setting.key}: {value(setting.value)}"
     if not setting.why:
         return [line]
     with_reason = f"{line}  # {setting.why}"
     return [with_reason] if len(with_reason) <= _WIDTH else [f"  # {setting.why}", line]
 
 
-def _value(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+def value(plain: Any) -> str:
+    """Writes a plain value as it stands in a recipe."""
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

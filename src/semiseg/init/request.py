@@ -1,21 +1,18 @@
-"""What to make a training of, and the folder that it is written to: completely, or not at all."""
+"""What to make a training of."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.init import recipe
 from semiseg.recipe.engine import Device
 from semiseg.recipe.file import OF_FOLDER as RECIPE
+
+ADDED = "added"  # folder below `out` with the masks of labels that an update took
 
 Ask = Callable[[str, bool], bool]  # a question with its default answer -> the answer
 
@@ -88,36 +85,15 @@ def checked(request: Request) -> Request:
                 f"{request.out}: exists already, from an earlier init; train it with semiseg train {request.out}, or "
                 "replace it with --overwrite"
             )
+        if ours and any((request.out / ADDED).rglob("*.png")):
+            raise UserError(
+                f"{request.out / ADDED}: holds labels that --update took, which a new recipe would not use; move them "
+                "to the other masks, or name a new folder"
+            )
     return request
-
-
-@contextmanager
-def aside(request: Request) -> Iterator[Path]:
-    """Gives a folder to write into, which becomes `out` if all goes well and is removed otherwise."""
-    try:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{request.out.name}-", dir=request.out.parent))
-    except OSError as error:
-        raise UserError(f"{request.out}: cannot be written ({error.strerror})") from error
-    try:
-        yield work
-        work.chmod(0o755)
-        request.out.mkdir(exist_ok=True)
-        for path in sorted(work.iterdir()):
-            target = request.out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def at_work(value: Any, out: Path, work: Path) -> Any:
     """Returns a value of a recipe, with the folder that is being written in place of the one that it becomes."""
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(out)
     return str(work / Path(value).relative_to(out)) if is_below else value
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prints a text as it is."""
-    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

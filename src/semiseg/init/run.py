@@ -13,11 +13,12 @@ from semiseg import data
 from semiseg.data.check import Report, check, count_classes
 from semiseg.data.dataset import Dataset
 from semiseg.data.read import read_header
-from semiseg.engine.progress import counting
+from semiseg.engine.progress import counting, say
 from semiseg.engine.runtime import Runtime
+from semiseg.files import filling
 from semiseg.init import recipe
 from semiseg.init.files import data_section
-from semiseg.init.request import Ask, Request, aside, at_work, checked, say
+from semiseg.init.request import Ask, Request, at_work, checked
 from semiseg.init.settings import Facts, Setting, choose, kind_of
 from semiseg.init.trial import tried
 from semiseg.init.validation import validated
@@ -50,7 +51,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
     """
     console = console or Console(quiet=True)
     request = checked(request)
-    with aside(request) as work:
+    with filling(request.out) as work:
         section = data_section(request, work, ask, console)
         dataset, report = _look(section, request, work, console)
         say(console, f"photographs: {_formats(dataset)}")

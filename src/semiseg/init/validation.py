@@ -13,9 +13,9 @@ from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.lists import read_list
 from semiseg.data.partitions import lines_of
 from semiseg.data.parts import part_named
-from semiseg.engine.progress import counting
+from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
-from semiseg.init.request import Request, say
+from semiseg.init.request import Request
 from semiseg.init.settings import Setting
 from semiseg.init.split import hold_out
 from semiseg.types import IGNORE

@@ -87,6 +87,19 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
     return as_dataset(config, catalog, annotations, classes, source, on_image, val, unused, notes)
 
 
+def read(path: Path, catalog: Catalog) -> tuple[tuple[Annotation, ...], tuple[str, ...]]:
+    """Reads a COCO file.
+
+    Returns:
+        The annotations of images that were found, and the file_name of each other image.
+
+    Raises:
+        UserError: the file is missing or contradicts itself.
+    """
+    file = _read(path, "data.annotations", catalog)
+    return file.annotations, file.missing
+
+
 def _paths(given: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
     return () if given is None else (given,) if isinstance(given, Path) else given
 

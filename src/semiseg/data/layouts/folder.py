@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from semiseg.data.added import of_layout, with_added
 from semiseg.data.catalog import Catalog
 from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
@@ -40,6 +41,7 @@ class Config(DataConfig):
     colors: dict[Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")], int] | None = None
     background: str | int | None = None  # name or index of the class that means "nothing of interest"
     val_fraction: float | None = Field(None, gt=0, lt=1)  # share of the images with masks; 0.2 where `val` is not given
+    added: Path | None = None  # folder of masks of class indices, for images without a mask (semiseg init --update)
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "Config":
@@ -58,14 +60,19 @@ def load(config: Config) -> Dataset:
     coding = _coding(config, len(classes), stated)
     images, masks, unused = _files(config)
     found, unmatched = match(images, masks, config.mask_suffix)
-    catalog = Catalog(config.root, [Sample(name, path, found.get(name)) for name, path in images.items()])
+    samples = tuple(Sample(name, path, found.get(name)) for name, path in images.items())
+    if config.added is not None:
+        samples, not_added = with_added(samples, config.root / config.added)
+        unmatched += not_added
+    catalog = Catalog(config.root, samples)
     given = read_lists(config, catalog, listed_masks=True)
     if not (found or given.labeled):
         raise UserError(_no_match(images, masks, unused, config))
     chosen = bool(config.val or config.val_fraction)
     train, official_val, kept_apart = (catalog.samples, (), ()) if chosen else by_folder(catalog.samples)
     masked = tuple(sample for sample in train if sample.mask)
-    val = given.val or official_val or held_out(masked, config.val_fraction or 0.2, given.labeled, given.unlabeled)
+    val = given.val or official_val
+    val = val or held_out(of_layout(masked), config.val_fraction or 0.2, given.labeled, given.unlabeled)
     labeled = given.labeled or rest(masked, val, given.unlabeled)
     unlabeled = given.unlabeled or rest(train, val, labeled)
     where = f"put one of the same name into {config.root / config.masks}"

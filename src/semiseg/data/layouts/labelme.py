@@ -102,16 +102,8 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
     """
     catalog, unused = find_images(config)
     folder = config.root / (config.annotations or config.images)
-    if not folder.is_dir():
-        raise UserError(f"data.annotations: no folder {folder}; set it to the folder of LabelMe's JSON files")
-    files = unused if config.annotations is None else scan(folder).unused
-    paths = sorted(path for one in files for path in one.files if path.suffix.lower() == ".json" and path.is_file())
-    paths = [path for path in paths if not path.name.startswith(".")]
-    if not paths:
-        raise UserError(f"data.annotations: {folder} holds no JSON file; set it to the folder of LabelMe's JSON files")
-    memory = Memory(config.root)
-    annotations, others, thin = _annotations(paths, folder, catalog, config, memory)
-    memory.keep()
+    paths = json_files(folder, unused if config.annotations is None else None)
+    annotations, others, thin = read(paths, folder, catalog, config)
     labels = sorted({thing.label for one in annotations for thing in one.things} - {IGNORED})
     classes = class_table(labels, config, str(folder))
     used = [config.classes, config.labeled, config.unlabeled, config.val]
@@ -125,14 +117,40 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
     return as_dataset(config, catalog, annotations, classes, str(folder), on_image, None, unused + others, notes)
 
 
-def _annotations(
-    paths: Sequence[Path], folder: Path, catalog: Catalog, config: Config, memory: Memory
+def json_files(folder: Path, files: Sequence[Unused] | None = None) -> list[Path]:
+    """Finds the JSON files below a folder; `files` are those that a search has found in it already.
+
+    Raises:
+        UserError: there is no such folder, or it holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"data.annotations: no folder {folder}; set it to the folder of LabelMe's JSON files")
+    found = scan(folder).unused if files is None else files
+    paths = sorted(path for one in found for path in one.files if path.suffix.lower() == ".json" and path.is_file())
+    paths = [path for path in paths if not path.name.startswith(".")]
+    if not paths:
+        raise UserError(f"data.annotations: {folder} holds no JSON file; set it to the folder of LabelMe's JSON files")
+    return paths
+
+
+def read(
+    paths: Sequence[Path], folder: Path, catalog: Catalog, config: Config
 ) -> tuple[list[Annotation], tuple[Unused, ...], Counter[str]]:
-    """Reads all files.
+    """Reads LabelMe's files.
+
+    Args:
+        paths: the files.
+        folder: the folder that they are in, or below which they are.
+        catalog: finds their images.
+        config: its line_width, and for messages its root and images.
 
     Returns:
         The annotations; the files that annotate no image; and how many lines and points there are.
+
+    Raises:
+        UserError: a file is wrong, or none annotates an image.
     """
+    memory = Memory(config.root)
     found: dict[str, Annotation] = {}
     foreign: list[Path] = []
     lost: list[Path] = []
@@ -155,6 +173,7 @@ def _annotations(
             found[sample.name] = Annotation(
                 sample, str(path), stated_size(content["imageHeight"], content["imageWidth"], str(path)), things
             )
+    memory.keep()
     if not found:
         bad = (lost or foreign)[0]
         what = (

@@ -87,10 +87,26 @@ def predict_files(
             others are written.
     """
     options = options or Options()
-    rank, world_size = (runtime.rank, runtime.world_size) if runtime else (0, 1)
     check_window(options, model)
     given = [images] if isinstance(images, (str, Path)) else list(images)
     items = find(given, out, on_unused)
+    return predict_items(model, items, out, on_image, on_unused, options, runtime, on_times)
+
+
+def predict_items(
+    model: Model,
+    items: Sequence[Item],
+    out: Path,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_unused: Callable[[Unused], None] = lambda unused: None,
+    options: Options | None = None,
+    runtime: Runtime | None = None,
+    on_times: Callable[[Times], None] = lambda times: None,
+) -> int:
+    """Does what `predict_files` does, for images that `find` has found."""
+    options = options or Options()
+    rank, world_size = (runtime.rank, runtime.world_size) if runtime else (0, 1)
+    check_window(options, model)
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
     _note_geo(items, options, on_unused)

@@ -85,6 +85,11 @@ def _part(kind: str) -> Callable[[Item, Path], Path]:
     return lambda item, out: (target := out / PARTS / item.below).with_name(f"{target.name}.{kind}.json")
 
 
+def overlay_path(item: Item, out: Path) -> Path:
+    """Returns the file of an item's overlay, given the output folder."""
+    return OUTPUTS["overlays"].path(item, out)
+
+
 def _mask_path(item: Item, out: Path) -> Path:
     return _ending(".tif" if item.frame is None and geo.keeps(item.file) else ".png")(item, out)
 

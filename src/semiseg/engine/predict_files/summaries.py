@@ -18,7 +18,8 @@ from semiseg.errors import UserError
 from semiseg.files import mark_of, save_bytes, save_image
 from semiseg.types import ClassTable
 
-NAMES = {"areas": "areas.csv", "coco": "coco.json", "overlays": "classes.png"}  # kind of output -> its summary
+COCO = "coco.json"
+NAMES = {"areas": "areas.csv", "coco": COCO, "overlays": "classes.png"}  # kind of output -> its summary
 _WRITTEN = "written.json"  # in `.parts`: digests of the summaries that predictions wrote
 
 
@@ -68,6 +69,11 @@ def write(out: Path, kinds: Sequence[str], classes: ClassTable) -> None:
         _save(out, NAMES["coco"], content.encode(errors="surrogateescape"))
     if "overlays" in kinds and not (out / NAMES["overlays"]).exists():
         save_image(legend(classes), out / NAMES["overlays"], _mark_of(classes))
+
+
+def is_unchanged(path: Path) -> bool:
+    """Returns whether areas.csv or coco.json is as a prediction wrote it."""
+    return _digest(path) in _written(path.parent).get(path.name, ())
 
 
 def _areas(out: Path, classes: ClassTable) -> str:
