@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def program(name: str) -> ModuleType:
     """A module in docs/site, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "site" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"docs_site_{name}", DOCS / "site" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

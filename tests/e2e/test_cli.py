@@ -271,6 +271,7 @@ def test_the_run_directory(trained, recipe, scenes):
         "hardness.csv",
         "unlabeled.txt",
         "checkpoints",
+        "pictures",
     }
     loaded = load_recipe(trained / "config.yaml")
     assert loaded == validate(recipe(), "recipe")  # itself a valid recipe, of the same run

@@ -146,7 +146,7 @@ def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, m
 
     validated = validate(recipe(method, engine=values), "recipe")
     dataset, run = data.load(validated.data), Run(tmp_path / "run")
-    run.start("", {}, [])
+    run.start("", {}, [sample.name for sample in dataset.unlabeled])
     sizes = []
     save, best = checkpoint.save, iter(range(1, 100))
 

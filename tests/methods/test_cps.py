@@ -60,7 +60,11 @@ def parts(method: Method, size: int) -> Losses:
     total, scalars = [], []
     for first in range(0, len(BATCH.image), size):
         rows = slice(first, first + size)
-        own = {one.name: getattr(BATCH, one.name) for one in fields(SemiBatch) if one.name not in ("strong", "second")}
+        own = {
+            one.name: getattr(BATCH, one.name)
+            for one in fields(SemiBatch)
+            if one.name not in ("strong", "second", "pseudo")
+        }
         batch = SemiBatch(**{name: value[rows] for name, value in own.items()}, strong=())
         observed = whole.observed
         mine = None if observed is None else Crossed(*(value[rows] for value in vars(observed).values()))

@@ -192,7 +192,11 @@ def in_parts(method: Method, size: int) -> Losses:
     whole, num_slots, each = method.alone(BATCH, AT), len(BATCH.image), []
     for first in range(0, num_slots, size):
         rows = slice(first, first + size)
-        own = {one.name: getattr(BATCH, one.name) for one in fields(SemiBatch) if one.name not in ("strong", "second")}
+        own = {
+            one.name: getattr(BATCH, one.name)
+            for one in fields(SemiBatch)
+            if one.name not in ("strong", "second", "pseudo")
+        }
         batch = SemiBatch(**{name: value[rows] for name, value in own.items()}, strong=())
         part = Part(None, None, rows, len(batch.image) / num_slots, whole.labeled_px, whole.valid_px)
         each.append(method(batch, AT, part))

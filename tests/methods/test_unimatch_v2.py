@@ -167,7 +167,7 @@ def test_parts_drop_what_the_whole_batch_drops(make):
     everyone = method.alone(BATCH, AT)
     whole, shares = method(BATCH, AT, everyone), []
     for rows in (slice(0, 1), slice(1, 4)):
-        of = {name: value[rows] for name, value in vars(BATCH).items() if name not in ("strong", "second")}
+        of = {name: value[rows] for name, value in vars(BATCH).items() if name not in ("strong", "second", "pseudo")}
         batch = replace(BATCH, strong=tuple(view[rows] for view in BATCH.strong), **of)
         own = replace(everyone.own, **{name: value[rows] for name, value in vars(everyone.own).items()})
         shares.append(method(batch, AT, replace(everyone, own=own, rows=rows, share=len(batch.image) / 4)))

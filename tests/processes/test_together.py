@@ -259,7 +259,11 @@ def test_an_image_that_one_process_cannot_read(processes, recipe, scenes, tmp_pa
     image.write_bytes(content)
     assert [ended.code for ended in processes(2, "command", arguments=arguments)] == [0, 0]
     run = Run(tmp_path / "run")
-    assert [(event["event"], event["step"]) for event in run.events()] == [("started", 0), ("resumed", 2)]
+    assert [(event["event"], event["step"]) for event in run.events()] == [
+        ("started", 0),
+        ("failed", 2),
+        ("resumed", 2),
+    ]
     assert [record["step"] for record in run.metrics("train")] == [1, 2, 3, 4]
 
 

@@ -63,7 +63,7 @@ def fuse(
         A score of log 3 counts three times as much as one of 0.
 
         >>> logits, other, score = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 8.0), torch.zeros(1, 1, 1, 1)
-        >>> fuse(logits, other, score, score + torch.log(torch.tensor(3.0))).item()
+        >>> round(fuse(logits, other, score, score + torch.log(torch.tensor(3.0))).item(), 4)
         6.0
     """
     weight = torch.sigmoid(other_score.float() - score.float())  # softmax of two values: that of the second one
