@@ -51,7 +51,10 @@ def run(tmp_path: Path, voc: Path) -> common.Settings:
     return common.arguments("Title.", [*words, "--threads", str(torch.get_num_threads())])
 
 
-@pytest.mark.parametrize("suite", MODULES)
+LONG = ("smoke",)  # it starts processes and takes the same steps four times
+
+
+@pytest.mark.parametrize("suite", [pytest.param(name, marks=[pytest.mark.soak] * (name in LONG)) for name in MODULES])
 def test_a_suite_runs_without_peers(suite: str, run: common.Settings):
     module = MODULES[suite]
     path = common.run_suite(suite, str(module.__doc__), module.measure, run)
@@ -110,6 +113,7 @@ def test_the_table_of_methods_flags_what_takes_longer_than_its_passes(run: commo
     assert "Above 1.10 times what is needed: supervised." in again.record("methods", "Title").notes
 
 
+@pytest.mark.soak
 def test_a_first_step_is_waited_for():
     with photographs(None, 8) as photos:
         assert startup.first_step(photos.root, *SMALL) > 0.5
@@ -218,6 +222,7 @@ def test_what_runs_out_of_time_or_fails_leaves_what_it_has_and_the_next_one_foll
     assert gpu.run_all(settings, 0, gpu.LIST) == []
 
 
+@pytest.mark.soak
 def test_training_takes_as_many_steps_as_the_time_allows(run: common.Settings, monkeypatch):
     results = common.Results(replace(run, seconds=30.0, data=None))
     training.measure(results.run, results)
