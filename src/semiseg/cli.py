@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -783,13 +783,14 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may have bytes that are no text
     warnings.filterwarnings("ignore", module="PIL")  # our own messages report files that cannot be read
-    training = sys.argv[1:2] in (
-        ["train"],
-        ["self-train"],
-    )  # the loop saves before it stops; before and after it nothing can be lost
+    training = sys.argv[1:2] in (["train"], ["self-train"])  # the loop saves before it stops; around it nothing is lost
+    with leaving_at_once("; the same command goes on", _is_first_process()) if training else nullcontext():
+        _run()
+
+
+def _run() -> NoReturn:
     try:
-        with leaving_at_once("; the same command goes on", _is_first_process()) if training else nullcontext():
-            sys.exit(app(prog_name="semiseg", standalone_mode=False))
+        sys.exit(app(prog_name="semiseg", standalone_mode=False))
     except UserError as error:
         _complain(str(error))
     except _UsageError as error:

@@ -13,6 +13,8 @@ import harness
 import pytest
 from conftest import TRAIN
 
+from semiseg.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 SAVED = "semiseg: run: stopped by {} after step {}, which is saved; the same command goes on\n"
 AT_ONCE = "semiseg: stopped by {}; the same command goes on\n"
@@ -103,6 +105,26 @@ def test_sigterm_and_then_one_ctrl_c_lose_nothing(here, semiseg):
     ended = semiseg(TRAIN, sending("semiseg.engine.step.make_batch", 2, alone(signal.SIGTERM), alone(signal.SIGINT)))
     assert (ended.code, ended.err) == (143, SAVED.format("SIGTERM", 2))
     assert harness.newest_step(folder / "run") == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [("semiseg.engine.log.Log.event", 2), ("semiseg.engine.lock.Lock.__exit__", 1), ("semiseg.cli._complain", 1)],
+)
+def test_a_signal_does_not_hide_an_error(here, semiseg, where, call):
+    """As a launcher sends it to all processes when one of them dies."""
+    folder = here()
+
+    def prepare() -> None:
+        harness.at("semiseg.engine.step.make_batch", 7, fail)
+        sending(where, call, alone(signal.SIGTERM))()
+
+    def fail() -> None:
+        raise UserError("lost another process")
+
+    ended = semiseg(TRAIN, prepare)
+    assert (ended.code, ended.err) == (2, "semiseg: lost another process\n")
+    assert harness.newest_step(folder / "run") == 5
 
 
 def test_under_nohup_a_run_goes_on(here, semiseg, whole):

@@ -6,11 +6,13 @@ SIGHUP comes when the terminal goes away. A process that ignores it from its sta
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+
+from semiseg.errors import UserError
 
 
 class StopRequest:
@@ -80,14 +82,17 @@ def leaving_at_once(advice: str = "", says: bool = True) -> Iterator[None]:
     """Makes these signals end the process at once, inside this context, with one line on stderr.
 
     It is for times when there is nothing to save. An exception would come late, because imports and checks take long,
-    and the code that it passes through might catch it.
+    and the code that it passes through might catch it. While a UserError ends the process, signals are ignored: its
+    line says more. (A launcher sends SIGTERM to the others when one process dies.)
 
     Args:
         advice: the end of the line, after `stopped by SIGTERM`.
         says: whether the line is printed.
     """
 
-    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+    def leave(signum: int, frame: FrameType | None) -> None:
+        if isinstance(sys.exception(), UserError):
+            return
         if says:
             with suppress(OSError):  # the terminal is gone
                 os.write(2, f"semiseg: stopped by {signal.Signals(signum).name}{advice}\n".encode())
