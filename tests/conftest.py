@@ -90,6 +90,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """A test that takes random numbers of torch takes the same ones alone as after other tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def interrupted() -> Callable[[str, int], AbstractContextManager[None]]:
     """`with interrupted("module.function", 4):` is left by a KeyboardInterrupt in place of the fourth call."""

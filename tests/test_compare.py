@@ -86,10 +86,11 @@ with open(run.parents[1] / "order", "a") as file:
     name, device = f"{run.parent.name}/{run.name}", os.environ.get("CUDA_VISIBLE_DEVICES")
     print(name, device, os.environ["OMP_NUM_THREADS"], file=file)
 run.mkdir(exist_ok=True)
-(run / "config.yaml").write_text("x: 1")
 def records(*steps):
     lines = [json.dumps({"kind": "val", "step": step, "miou": 0.5, "iou": [0.5, 0.5]}) for step in steps]
     (run / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
+records()
+(run / "config.yaml").write_text("x: 1")  # last, as a training does it: it says that the other files are there
 if "bad" in str(run):
     records(2)
     print("nothing", flush=True)

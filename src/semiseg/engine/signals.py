@@ -82,16 +82,16 @@ def leaving_at_once(advice: str = "", says: bool = True) -> Iterator[None]:
     """Makes these signals end the process at once, inside this context, with one line on stderr.
 
     It is for times when there is nothing to save. An exception would come late, because imports and checks take long,
-    and the code that it passes through might catch it. While a UserError ends the process, signals are ignored: its
-    line says more. (A launcher sends SIGTERM to the others when one process dies.)
+    and the code that it passes through might catch it. A launcher sends SIGTERM to all processes when one of them
+    dies: while a UserError ends a process that prints, it ignores these signals, because its line says more.
 
     Args:
         advice: the end of the line, after `stopped by SIGTERM`.
-        says: whether the line is printed.
+        says: whether this process prints; of several, only the first one does.
     """
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        if isinstance(sys.exception(), UserError):
+        if says and isinstance(sys.exception(), UserError):
             return
         if says:
             with suppress(OSError):  # the terminal is gone
