@@ -207,6 +207,7 @@ def recipe(scenes: Path, pseudo: Path) -> Callable[..., dict[str, dict[str, Any]
         # fast, and a teacher that is easily sure: hardness varies and unlabeled images count from the first steps on
         settings: dict[str, Any] = {
             "imas": {"threshold": 0.3, "ema_decay": 0.5},
+            "eln": {"pixels": 32},
             "u2pl": {"channels": 16, "pixels": 200, "anchors": 16, "negatives": 8, "bank_size": 100},
         }.get(method, {})
         lists = {name: f"splits/{name}.txt" for name in ("labeled", "unlabeled", "val")}

@@ -36,7 +36,8 @@ def small(command: str) -> str:
     words = shlex.split(command)
     if words[:2] not in (["semiseg", "train"], ["semiseg", "compare"]):
         return command
-    return shlex.join([*words, *(word for key, value in SMALL.items() for word in ("--set", f"{key}={value}"))])
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return shlex.join([*words, *settings, *(["--seeds", "0"] if words[1] == "compare" else [])])
 
 
 FAKE = """# A tool

@@ -234,6 +234,7 @@ def test_a_signal_ends_the_wait_for_a_batch(here, semiseg, signum):
     folder = here(data={"workers": 1}, engine={"log_every": 1})
 
     def prepare() -> None:
+        torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5  # s that torch waits for a loader process to end
         harness.at("semiseg.data.loader._TrainBatches.__getitem__", 8, lambda: time.sleep(600))
 
     command = harness.Command(TRAIN, prepare)
