@@ -22,16 +22,13 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(**settings) -> a method whose teacher and student differ and whose bank knows something."""
 
     def make(classes: ClassTable = CLASSES, **settings) -> Method:
         method = Method(Config(**settings), lambda: tiny(0, norm=False, num_classes=len(classes)), classes)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in method.teacher.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-            method.bank.value.copy_(torch.linspace(0.9, 0.2, len(classes)))
+        differ(method.teacher, by=0.1)
+        method.bank.value.copy_(torch.linspace(0.9, 0.2, len(classes)))
         return method.train()
 
     return make

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semiseg.augment.cutmix import random_partners, sample_beta_boxes
 from semiseg.augment.ops import OPS
 from semiseg.methods.augseg import POOL, Config, Method, sureness
-from semiseg.models.build import Network
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, ClassTable, Losses, Progress, SemiBatch
 
@@ -20,37 +19,21 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(norm, **settings) -> a method whose teacher differs from the student."""
 
     def make(norm: bool = True, **settings) -> Method:
         method = Method(Config(**({"threshold": TAU} | settings)), lambda: tiny(0, norm), CLASSES)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in method.teacher.parameters():
-                parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        differ(method.teacher)
         return method.train()
 
     return make
 
 
-class Identity(nn.Sequential):
-    """An encoder that returns the image."""
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [image]
-
-
 @pytest.fixture
-def identity(tiny) -> Make:
+def identity(identity_network) -> Make:
     """identity(**settings) -> a method whose networks return the image as logits."""
-
-    def build() -> Network:
-        network = tiny(0)
-        network.net["encoder"], network.net["segmentation_head"] = Identity(), nn.Identity()
-        return network
-
-    return lambda **settings: Method(Config(**settings), build, CLASSES).train()
+    return lambda **settings: Method(Config(**settings), identity_network, CLASSES).train()
 
 
 def batch_of(slots: int = 5) -> SemiBatch:

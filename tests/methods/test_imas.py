@@ -25,15 +25,12 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(norm=..., **settings) -> a method whose teacher and student differ. Without batch norm images do not mix."""
 
     def make(norm: bool = False, classes: ClassTable = CLASSES, **settings) -> Method:
         method = Method(Config(**({"threshold": TAU} | settings)), lambda: tiny(0, norm), classes)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in method.teacher.parameters():
-                parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        differ(method.teacher)
         return method.train()
 
     return make

@@ -21,31 +21,21 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(norm, **settings) -> a method whose teacher differs from the student."""
 
     def make(norm: bool = True, **settings) -> Method:
         method = Method(Config(**settings), lambda: tiny(0, norm), CLASSES)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in method.teacher.parameters():
-                parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        differ(method.teacher)
         return method.train()
 
     return make
 
 
 @pytest.fixture
-def identity(tiny) -> Make:
+def identity(identity_network) -> Make:
     """identity(**settings) -> a method whose networks return the image as logits."""
-
-    def build() -> Network:
-        network = tiny(0)
-        network.net["encoder"] = type(network.net["encoder"])(nn.Identity())
-        network.net["segmentation_head"] = nn.Identity()
-        return network
-
-    return lambda **settings: Method(Config(**settings), build, CLASSES).train()
+    return lambda **settings: Method(Config(**settings), identity_network, CLASSES).train()
 
 
 def batch_of(slots: int = 4) -> SemiBatch:

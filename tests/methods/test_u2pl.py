@@ -21,15 +21,12 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(norm=..., **settings) -> a method whose teacher and student differ. Without batch norm images do not mix."""
 
     def make(norm: bool = False, classes: ClassTable = CLASSES, **settings) -> Method:
         method = Method(Config(**SMALL | settings), lambda: tiny(0, norm, num_classes=len(classes)), classes)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in [*method.teacher.parameters(), *method.teacher_head.parameters()]:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        differ(method.teacher, method.teacher_head, by=0.1)
         return method.train()
 
     return make

@@ -22,15 +22,12 @@ Make = Callable[..., Method]
 
 
 @pytest.fixture
-def make(tiny) -> Make:
+def make(tiny, differ) -> Make:
     """make(norm, **settings) -> a method whose teacher differs from the student."""
 
     def make(norm: bool = False, **settings) -> Method:
         method = Method(Config(**({"threshold": TAU} | settings)), lambda: tiny(0, norm), CLASSES)
-        generator = fold_in(0, "teacher")
-        with torch.no_grad():
-            for parameter in method.teacher.parameters():
-                parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        differ(method.teacher)
         return method.train()
 
     return make
