@@ -285,11 +285,12 @@ def test_a_notebook_shows_one_line_and_keeps_evaluations(clock, in_notebook):
     assert "\x1b" not in file.getvalue()
 
 
-def test_counting_in_a_notebook(clock, in_notebook):
+@pytest.mark.parametrize("seconds", [1, 0.01])
+def test_counting_in_a_notebook(clock, in_notebook, seconds):
     file = io.StringIO()
     with counting("predicting", in_notebook(file), clock=clock) as told:
         for done in range(1, 4):
-            clock.now += 1
+            clock.now += seconds
             told(done, 3)
     assert cell(file.getvalue()) == ["predicting: 3 of 3 images", ""]
 

@@ -59,6 +59,8 @@ def log_params(values):
     say("params", len(values))
 def log_metrics(values, step=None):
     say("log", values, step)
+def log_image(image, key, step):
+    say("image", key, image.shape, step)
 def end_run():
     say("finish")
 """
@@ -174,6 +176,33 @@ def test_mlflow_knows_a_resumed_run(train, fake, interrupted):
     assert [entry for entry in said if entry[0] == "start"] == [["start", None, "run"], ["start", "new", "run"]]
     assert len([entry for entry in said if entry[0] == "params"]) == 1
     assert [entry[2] for entry in said if entry[0] == "log"] == [2, 2, 4, 4]
+    images = [entry for entry in said if entry[0] == "image"]
+    assert len({key for _, key, _, _ in images}) == 4
+    assert all(key.startswith("predictions/") for _, key, _, _ in images)
+    assert [(shape, step) for _, _, shape, step in images] == [([32, 64, 3], 2)] * 4 + [([32, 64, 3], 4)] * 4
+
+
+def test_pictures_that_cannot_be_stored_cost_no_curve(train, fake, monkeypatch):
+    """MLflow stores pictures elsewhere than curves."""
+    monkeypatch.setenv("FAKE_FAILS", "image")
+    run = train(trackers=["mlflow"])
+    said = fake()
+    assert [entry[2] for entry in said if entry[0] == "log"] == [2, 2, 4, 4]
+    assert said[-1] == ["finish"]
+    (event,) = (event for event in run.events() if event["event"] == "tracker lost")
+    assert (event["tracker"], event["reason"]) == ("mlflow (pictures)", "the server is gone")
+
+
+def test_names_of_pictures(fake, tmp_path):
+    tracking = Tracking(Run(tmp_path), [], lambda name, reason: pytest.fail(reason))
+    assert not tracking.shows_pictures
+    tracking.trackers["mlflow"] = object()
+    assert tracking.shows_pictures
+    tracking.pictures(3, {"a:b (ß)": np.zeros((2, 4, 3), np.uint8), "c/d 1": np.zeros((2, 4, 3), np.uint8)})
+    assert fake() == [
+        ["image", "predictions/a_x3ab _x28_xdf_x29", [2, 4, 3], 3],
+        ["image", "predictions/c/d 1", [2, 4, 3], 3],
+    ]
 
 
 def test_a_server_that_is_gone_ends_no_training(train, fake, monkeypatch):
@@ -254,7 +283,6 @@ def test_names_of_curves(tmp_path):
     quality = {"thresholds": [0.0, 0.95], "kept": [1.0, None], "accuracy": [0.5, 0.75], "precision": [[1.0]]}
     networks = {"teacher": scores, "student": student}
     tracking.on_scores({"kind": "val", "step": 4, **scores, "networks": networks, "pseudo_labels": quality})
-    assert not tracking.shows_pictures
     x = "traffic _x5bx_x5d"
     assert told.values == [
         ({"train/loss": 1.5, "pseudo-label share/sky": 0.5, f"pseudo-label share/{x}": 0.25}, 3),

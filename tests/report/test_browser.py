@@ -146,6 +146,23 @@ def test_sides_of_the_divider_are_chosen(opened):
     assert shown.locator(".tag.right").inner_text() == "imas, teacher (seed 0)"
 
 
+def test_small_pictures_keep_their_shape(opened):
+    """A black border would look like a class that is black."""
+    shown = opened()
+    shown.locator(".trio").first.scroll_into_view_if_needed()
+    shapes = shown.evaluate("[...document.querySelectorAll('.trio img')].map((one) => one.width / one.height)")
+    assert len(shapes) >= 3
+    assert shapes == [pytest.approx(8 / 6, rel=0.2)] * len(shapes)
+
+
+def test_a_legend_is_below_the_axis(opened):
+    shown = opened()
+    tops = "[...document.querySelectorAll('[data-chart=miou] {}')].map((one) => one.getBoundingClientRect().{})"
+    (title,) = shown.evaluate(tops.format(".xtitle", "bottom"))
+    (legend,) = shown.evaluate(tops.format(".legend", "top"))
+    assert title <= legend
+
+
 def test_the_theme_is_the_system_s_or_the_reader_s(opened):
     dark, light = opened(color_scheme="dark"), opened(color_scheme="light")
     assert background(dark) != background(light)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,30 @@ def test_a_run_without_records_has_no_chart(made):
 
 def test_colors_of_groups_differ():
     assert len(set(charts.COLORS)) == len(charts.COLORS)
+
+
+def test_lines_of_classes_with_similar_colors_differ_in_their_dash(made, tmp_path):
+    run = made("base", method="supervised", classes=["sky", "building", "car", "pedestrian", "fence"])
+    environment = run.environment()
+    environment["classes"]["colors"] = [[0, 0, 0], [128, 0, 0], [64, 0, 0], [192, 0, 0], [128, 128, 128]]
+    run.path.joinpath("environment.json").write_text(json.dumps(environment))
+    records = [{**record, "iou": [0.5] * 5, "pseudo_labels": None} for record in run.metrics("val")]
+    run.path.joinpath("metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = [trace["line"] for trace in all_of(run.path)["classes"].traces]
+    assert [line["dash"] for line in found] == ["solid", "solid", "dash", "dot", "dash"]
+    assert found[1]["color"] == found[2]["color"] == "#e60000"
+
+
+@pytest.mark.parametrize(("highest", "dtick"), [(3.0, "D2"), (300.0, 1)])
+def test_a_logarithmic_axis_has_several_numbers(made, highest, dtick):
+    run = made("base", method="supervised")
+    run.log({"kind": "train", "step": 50, "gradient_norm": highest})
+    assert all_of(run.path)["gradient-norm"].layout["yaxis"]["dtick"] == dtick
+
+
+def test_axes_of_shares_have_no_negative_numbers(both):
+    modes = {name: chart.layout["yaxis"]["rangemode"] for name, chart in both.items()}
+    assert {modes[name] for name in ("miou", "class", "classes", "shares", "hardness", "pseudo-kept")} == {
+        "nonnegative"
+    }
+    assert modes["number-loss"] == "normal"

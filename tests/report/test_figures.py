@@ -1,4 +1,5 @@
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,28 @@ def test_each_figure_is_written_as_svg_and_png(made, tmp_path):
     again = figures.write([tmp_path / "runs"], tmp_path / "again", overwrite=False)
     assert all((tmp_path / "out" / f"{name}.svg").read_bytes() == (tmp_path / "again" / f"{name}.svg").read_bytes()
                for name in again)  # fmt: skip
+
+
+@pytest.mark.parametrize(("seeds", "mean"), [(1, 80), (2, 80.5)])
+def test_one_seed_has_no_error_bar(made, tmp_path, seeds, mean):
+    """A bar of length 0 would say that seeds do not differ."""
+    for seed in range(seeds):
+        made(f"t/seed-{seed}", seed=seed)
+    sheet = importlib.import_module("matplotlib.figure").Figure()
+    figures._bars(sheet, known([tmp_path / "runs"]))
+    (bar,) = (one for one in sheet.axes[0].containers if hasattr(one, "has_yerr"))
+    ends = [end for cap in bar.lines[1] for end in cap.get_ydata()]
+    spread = 0.5**0.5 if seeds == 2 else math.nan
+    assert ends == pytest.approx([mean - spread, mean + spread], nan_ok=True)
+
+
+def test_pictures_have_no_gaps_between_rows(made, tmp_path):
+    made("one")
+    figures.write([tmp_path / "runs"], tmp_path / "out", overwrite=False)
+    with Image.open(tmp_path / "out" / "pictures.png") as image:
+        width, height = image.size
+    cell = figures._CELL  # image, truth and prediction have 8 x 6 px
+    assert height / width == pytest.approx((cell * 6 / 8 + figures._TITLE) / (3 * cell), rel=0.02)
 
 
 def known(runs: list[Path]) -> list[tuple[figures.Group, list[float]]]:

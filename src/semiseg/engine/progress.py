@@ -50,9 +50,9 @@ class _Cell:
         self.console, self.clock = console, clock
         self.width, self.drawn_at = 0, -math.inf  # of the line that stands there now
 
-    def show(self, text: str) -> None:
-        """Replaces the line, unless that was done a moment ago."""
-        if self.clock() - self.drawn_at >= _REDRAW_S:
+    def show(self, text: str, last: bool = False) -> None:
+        """Replaces the line, unless that was done a moment ago; the last text always."""
+        if last or self.clock() - self.drawn_at >= _REDRAW_S:
             self._write(text)
             self.width, self.drawn_at = len(text), self.clock()
 
@@ -275,7 +275,7 @@ def counting(
         left = _left((now - first[0]) / (done - first[1]) * (total - done)) if first[1] < done < total else ""
         text = f"{doing}: {_joined(_of(done, total, unit), left)}"
         if cell:
-            cell.show(text)
+            cell.show(text, last=done >= total)
         else:
             _print(console, text)
 

@@ -23,6 +23,7 @@ from semiseg.runs import Run, write_atomically
 
 _PROJECT = "semiseg"  # of Weights & Biases and of MLflow, if the environment names no other
 _UNUSUAL = re.compile(r"[^\w\-. :/]")  # MLflow refuses other characters in the name of a curve
+_NOT_PLAIN = re.compile(r"[^a-zA-Z0-9_\-. /]")  # and these in the name of a picture
 
 OnLost = Callable[[str, str], None]  # the name of a tracker, and why it shows no more
 
@@ -52,6 +53,7 @@ class Tracking:
     def __init__(self, run: Run, classes: Sequence[str], on_lost: OnLost) -> None:
         self.run, self.classes, self.on_lost = run, list(classes), on_lost
         self.trackers: dict[str, Any] = {}  # Accelerate's trackers by name
+        self.without_pictures: set[str] = set()  # trackers that failed to show one
 
     def start(self, recipe: Recipe, runtime: Runtime, done: int) -> None:
         """Starts the trackers, or goes on with them. Only the first process calls this.
@@ -84,8 +86,8 @@ class Tracking:
 
     @property
     def shows_pictures(self) -> bool:
-        """Returns whether a tracker can show pictures. Accelerate's tracker of MLflow cannot."""
-        return any(hasattr(tracker, "log_images") for tracker in self.trackers.values())
+        """Returns whether a tracker shows pictures."""
+        return bool(self.trackers.keys() - self.without_pictures)
 
     def on_step(self, record: dict[str, Any]) -> None:
         """Does nothing: each record is shown, not each step."""
@@ -105,10 +107,17 @@ class Tracking:
         """Does nothing."""
 
     def pictures(self, done: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Shows pictures by name, after `done` completed steps."""
-        for name, picture in pictures.items():
-            tag = _usual(f"predictions/{name}")
-            self._each(lambda kind, tracker, tag=tag, picture=picture: _show(kind, tracker, tag, picture, done))
+        """Shows pictures by name, after `done` completed steps.
+
+        A tracker that fails here gets no more pictures, but still its curves: MLflow stores pictures elsewhere.
+        """
+        for kind in [name for name in self.trackers if name not in self.without_pictures]:
+            try:
+                for name, picture in pictures.items():
+                    _show(kind, self.trackers[kind], f"predictions/{name}", picture, done)
+            except Exception as error:
+                self.without_pictures.add(kind)
+                self.on_lost(f"{kind} (pictures)", first_line(error))
 
     def close(self) -> None:
         """Ends the trackers, so that they show everything that they were told."""
@@ -158,13 +167,30 @@ def _usual(name: str) -> str:
         >>> _usual("iou/traffic light"), _usual("iou/(sky)"), _usual("iou/[sky]")
         ('iou/traffic light', 'iou/_x28sky_x29', 'iou/_x5bsky_x5d')
     """
-    return _UNUSUAL.sub(lambda found: f"_x{ord(found[0]):x}", name)
+    return _UNUSUAL.sub(_code, name)
 
 
-def _show(kind: str, tracker: Any, tag: str, picture: UInt8[np.ndarray, "h w 3"], step: int) -> None:
+def _plain(name: str) -> str:
+    """Replaces what MLflow does not allow in the name of a picture.
+
+    Example:
+        >>> _plain("predictions/a:b"), _plain("predictions/Straße")
+        ('predictions/a_x3ab', 'predictions/Stra_xdfe')
+    """
+    return _NOT_PLAIN.sub(_code, name)
+
+
+def _code(found: re.Match[str]) -> str:
+    return f"_x{ord(found[0]):x}"
+
+
+def _show(kind: str, tracker: Any, name: str, picture: UInt8[np.ndarray, "h w 3"], step: int) -> None:
+    tag = _usual(name)
     if kind == "tensorboard":
         tracker.log_images({tag: picture[None]}, step=step, dataformats="NHWC")
-    elif hasattr(tracker, "log_images"):
+    elif kind == "mlflow":  # Accelerate's tracker of MLflow has no pictures
+        importlib.import_module("mlflow").log_image(picture, key=_plain(name), step=step)
+    else:
         tracker.log_images({tag: [picture]}, step=step)
 
 

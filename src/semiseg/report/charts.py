@@ -22,6 +22,7 @@ from semiseg.report.table import class_names
 COLORS = ("#3d85d1", "#e07b39", "#35a06b", "#c9518a", "#8d6bd0", "#a68a2c", "#2ba3ad", "#d05050", "#7f8c99", "#74a12e")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _BAND = 0.18  # opacity
+_SIMILAR = 64  # largest difference of a channel, of 255
 _KINDS = {"hardest": "#d05050", "easiest": "#35a06b", "most varied": "#8d6bd0"}  # of images, where one run is shown
 
 # Numbers of training records: title and meaning. Methods may record others; they get a chart with their own name.
@@ -137,13 +138,13 @@ def _one_class(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
 
 def _all_classes(groups: Sequence[Group], classes: Sequence[str]) -> Chart:
     colors = class_colors(groups[0].first.environment["classes"].get("colors") or [], len(classes))
+    dashes = _dashes(colors)
     traces: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         for index, name in enumerate(classes):
             found = [each.of_val(lambda record, i=index: _percent(record["iou"][i])) for each in group.members]
             lines = _lines(curve(found), number, name, choice=group.name, banded=False)
-            dash = _DASHES[index // 8 % len(_DASHES)]
-            traces += [trace | {"line": {"color": colors[index], "dash": dash}} for trace in lines]
+            traces += [trace | {"line": {"color": colors[index], "dash": dashes[index]}} for trace in lines]
     names = tuple(group.name for group in groups)
     layout = _layout("IoU, %") | {"showlegend": True}
     return Chart("classes", "IoU of all classes", "Of one run, in %.", traces, layout, names, "Run")
@@ -160,7 +161,9 @@ def _number(groups: Sequence[Group], key: str, title: str, caption: str, percent
 def _gradient(groups: Sequence[Group]) -> Chart:
     traces = _all(groups, lambda reading: reading.of_train("gradient_norm"))
     layout = _layout("")
-    layout["yaxis"] |= {"type": "log", "dtick": 1}
+    values = [value for trace in traces for value in trace["y"] if value > 0]
+    wide = bool(values) and max(values) > 100 * min(values)
+    layout["yaxis"] |= {"type": "log", "dtick": 1 if wide else "D2"}  # D2: 2 and 5 of each decade, too
     return Chart(
         "gradient-norm",
         "Gradient norm",
@@ -343,8 +346,8 @@ def _line(steps: Sequence[int], values: Sequence[float], number: int, name: str,
 
 def _layout(unit: str) -> dict[str, Any]:
     return {
-        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": unit}},
+        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero", "automargin": True},
+        "yaxis": {"title": {"text": unit}, "rangemode": "nonnegative" if unit else "normal"},  # a loss may be negative
         "margin": {"l": 56, "r": 12, "t": 8, "b": 44},
         "hovermode": "x unified",
         "showlegend": False,
@@ -394,6 +397,13 @@ def class_colors(colors: Sequence[Sequence[int]], number: int) -> list[str]:
         rgb = colorsys.hls_to_rgb(hue, min(0.6, max(0.45, light)), saturation)
         found.append("#" + "".join(f"{round(255 * value):02x}" for value in rgb))
     return found
+
+
+def _dashes(colors: Sequence[str]) -> list[str]:
+    """Returns the dash of each line, so that lines of similar colors differ in it."""
+    rgb = np.array([[int(color[place : place + 2], 16) for place in (1, 3, 5)] for color in colors], dtype=int)
+    similar = np.abs(rgb[:, None] - rgb[None]).max(-1) < _SIMILAR
+    return [_DASHES[int(similar[index, :index].sum()) % len(_DASHES)] for index in range(len(colors))]
 
 
 def _id(key: str) -> str:

@@ -5,6 +5,7 @@ They are the kinds of Figure 2 (bars of ablations), 3a and 3b (sweeps), 3c (hard
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,7 +25,8 @@ from semiseg.report.reading import Group, read
 Draw = Callable[[Any], None]  # draws into a figure of matplotlib
 
 _WIDTH, _HEIGHT = 6.4, 4.0  # inches
-_CELL = 1.6  # inches, of a picture
+_CELL = 1.6  # inches, width of a picture
+_TITLE = 0.3  # inches
 _MOST_PICTURES = 8  # rows
 _SAME = ("engine.seed", *FREE)
 
@@ -131,7 +133,7 @@ def _bars(sheet: Any, known: Sequence[tuple[Group, list[float]]]) -> None:
     bars = axes.bar(places, means, yerr=spreads, capsize=4, color=[f"C{place % 10}" for place in places])
     axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
     axes.set_xticks(places, [group.name for group, _ in known], rotation=20, ha="right")
-    lowest = min(value - spread for value, spread in zip(means, spreads, strict=True))
+    lowest = min(value - np.nan_to_num(spread) for value, spread in zip(means, spreads, strict=True))
     axes.set_ylim(bottom=max(0.0, 10 * (lowest // 10 - (lowest % 10 < 5))))
     axes.set_ylabel("mIoU, %")
 
@@ -162,8 +164,10 @@ def _hardness(sheet: Any, groups: Sequence[Group]) -> None:
 
 def _pictures(sheet: Any, groups: Sequence[Group], names: Sequence[str]) -> None:
     having = [group for group in groups if group.first.pictures]
-    sheet.set_size_inches(_CELL * (2 + len(having)), _CELL * len(names))
-    cells = sheet.subplots(len(names), 2 + len(having), squeeze=False)
+    images = [_pixels(having[0].first.run.pictures / _picture(having[0], name).image) for name in names]
+    heights = [_CELL * image.shape[0] / image.shape[1] for image in images]
+    sheet.set_size_inches(_CELL * (2 + len(having)), sum(heights) + _TITLE)
+    cells = sheet.subplots(len(names), 2 + len(having), squeeze=False, gridspec_kw={"height_ratios": heights})
     for number, (row, name) in enumerate(zip(cells, names, strict=True)):
         one = _picture(having[0], name)
         folder = having[0].first.run.pictures
@@ -195,4 +199,4 @@ def _pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _deviation(scores: Sequence[float]) -> float:
-    return stdev(scores) if len(scores) > 1 else 0.0
+    return stdev(scores) if len(scores) > 1 else math.nan  # one seed has none, and matplotlib draws none

@@ -45,7 +45,7 @@ function draw(figure) {
   const chart = data.charts[figure.dataset.chart];
   const shown = visible(figure, chart.traces);
   const traces = chart.traces.map((trace, index) => ({ ...trace, visible: shown[index] }));
-  const layout = { ...structuredClone(chart.layout), showlegend: hasLegend(chart, shown), font: { size: 12, family: getComputedStyle(document.body).fontFamily }, legend: { font: { size: 11 }, orientation: "h", y: -0.26 } };
+  const layout = { ...structuredClone(chart.layout), showlegend: hasLegend(chart, shown), font: { size: 12, family: getComputedStyle(document.body).fontFamily }, legend: { font: { size: 11 }, orientation: "h", yref: "container", y: 0, yanchor: "bottom" } };
   Plotly.newPlot(plot(figure), traces, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   Plotly.relayout(plot(figure), colors());
 }
