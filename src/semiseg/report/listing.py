@@ -1,6 +1,7 @@
 """Makes a table of many runs: how far each one is."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -20,14 +21,15 @@ def table(states: Sequence[State], below: Path) -> Table:
         below: the folder in which they were found; names are relative to it.
     """
     found = Table(
-        Column("run", overflow="fold", min_width=16),
-        Column("method", no_wrap=True),
-        Column("labels", no_wrap=True),
-        Column("steps", justify="right", no_wrap=True),
-        "mIoU, last",
-        "state",
-        Column("changed", no_wrap=True),
+        Column("run", overflow="fold", min_width=10),
+        Column("method", overflow="fold", min_width=8),
+        Column("labels", min_width=8),
+        Column("steps", justify="right", no_wrap=True, min_width=9),
+        Column("mIoU, last", min_width=10),
+        Column("state", min_width=8),
+        Column("changed", no_wrap=True, min_width=11),
         box=None,
+        pad_edge=False,
         header_style="bold",
     )
     for state in states:
@@ -38,14 +40,20 @@ def table(states: Sequence[State], below: Path) -> Table:
         else:
             counts = f"{state.labeled} of {state.images}", f"{state.done}/{state.steps}"
             cells += [Text(text) for text in (state.method, *counts, _miou(state))]
-        changed = f"{state.changed:%Y-%m-%d %H:%M}" if state.changed else "-"
-        found.add_row(*cells, Text(shown, style=_STYLES.get(state.kind, "")), changed)
+        found.add_row(*cells, Text(shown, style=_STYLES.get(state.kind, "")), _when(state.changed))
     return found
 
 
 def faults(states: Sequence[State], below: Path) -> list[str]:
     """Returns a line for each run that failed or is broken: why."""
     return [f"{_name(state, below)}: {state.why}" for state in states if state.kind in ("failed", "broken")]
+
+
+def _when(changed: datetime | None) -> str:
+    """Returns month, day and time of this year, and the date of an earlier one."""
+    if changed is None:
+        return "-"
+    return f"{changed:%m-%d %H:%M}" if changed.year == datetime.now(changed.tzinfo).year else f"{changed:%Y-%m-%d}"
 
 
 def _name(state: State, below: Path) -> str:
