@@ -1,5 +1,6 @@
 """Windows with blended seams."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from semiseg.data.read import read_image
-from semiseg.engine.predict_files import raster, segment
+from semiseg.engine.predict_files import loop, predict_files, raster, segment
 from semiseg.engine.predict_files.options import Options
 from semiseg.engine.predict_files.raster import InMemory, opened
 from semiseg.engine.predict_files.windows import blended, weights
@@ -147,6 +148,21 @@ def test_large_sideways_photographs_are_upright(small_limit, flag, tmp_path):
     with opened(tmp_path / "turned.jpg", None) as picture:
         assert picture.size == (90, 40)
         assert torch.equal(picture.window(0, 0, 90, 40), unlimited(tmp_path / "turned.jpg"))
+
+
+def test_a_large_image_is_gone_before_its_files_are_written(small_limit, model, flag, tmp_path, monkeypatch):
+    pictures, alive = [], []
+
+    class Watched(raster._Decoded):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            pictures.append(weakref.ref(self))
+
+    monkeypatch.setattr(raster, "_Decoded", Watched)
+    monkeypatch.setattr(loop, "return_freed_memory", lambda: alive.append(pictures[-1]()))
+    predict_files(model, flag("a.png", 90, 40), tmp_path / "out")
+    assert len(pictures) == 1
+    assert alive == [None]
 
 
 def test_large_gray_levels_of_16_bits(small_limit, tmp_path):
