@@ -19,7 +19,7 @@ DATA ?=
 BENCH_PYTHON ?= $(BIN)/python
 # the oldest and the newest Python that semiseg supports
 WHEEL_PYTHONS ?= python3.11 python3.13
-SUITES := hardness views inputs loader step evaluation checkpoint startup pages
+SUITES := hardness views inputs loader step evaluation predict checkpoint startup pages
 
 .PHONY: demo test check soak wheel-check docs docs-pages bench bench-report clean
 

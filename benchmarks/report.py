@@ -9,7 +9,7 @@ from targets import TARGETS, Target, found
 
 PAGE = common.ROOT / "docs" / "performance.md"
 ORDER = ("correctness", "training", "step", "memory", "smoke", "hardness", "views", "inputs", "loader", "evaluation",
-         "checkpoint", "startup", "pages", "cheaper_hardness", "methods")  # fmt: skip
+         "predict", "checkpoint", "startup", "pages", "cheaper_hardness", "methods")  # fmt: skip
 HEAD = """# Performance
 
 Made by `make bench-report` from `benchmarks/results/`; `make bench` takes the figures of a CPU anew, and

@@ -64,6 +64,8 @@ TARGETS = (
         "evaluation", "imas / semiseg bf16, sliding by 640 px, same network", "cpu", "at least", 2, "the same, wider"
     ),
     Target("evaluation", "imas / semiseg bf16, sliding, same network", "gpu", "at least", 2, "sliding, 1024 x 2048 px"),
+    Target("predict", "share of input wait, 500 px / allowed", "cpu", "at most", 1, "of predicting, input wait: 5 %"),
+    Target("predict", "share of input wait, 4000 px / allowed", "cpu", "at most", 1, "the same, 12 megapixels"),
     Target("startup", "semiseg --help / allowed", "cpu", "at most", 1, "`semiseg --help` in half a second"),
     Target("startup", "the same beyond imports / allowed", "cpu", "at most", 1, "the first step of a run in 10 s"),
     Target("pages", "page of 1 runs / allowed", "cpu", "at most", 1, "`semiseg report` of 50,000 steps in 20 s"),

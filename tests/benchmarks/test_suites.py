@@ -16,6 +16,7 @@ import loader
 import memory
 import methods
 import pages
+import predict
 import pytest
 import report
 import smoke
@@ -34,7 +35,8 @@ SMALL = (  # a step in a moment, on any CPU
     "engine.batch_size=2", "engine.precision=fp32",
 )  # fmt: skip
 MODULES = {"hardness": hardness, "views": views, "inputs": inputs, "loader": loader, "checkpoint": checkpoint,
-           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke, "pages": pages}  # fmt: skip
+           "evaluation": evaluation, "step": step, "memory": memory, "smoke": smoke, "pages": pages,
+           "predict": predict}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

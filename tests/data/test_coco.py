@@ -130,7 +130,7 @@ def test_everything_else_reads_these_masks(root):
     settings = config(root, crop=4)
     dataset = load(settings)
     report = check(dataset, settings)
-    assert report.kinds == {"palette PNG": 4}
+    assert report.kinds == {"drawn from annotations": 4}
     assert report.meaning.pixels == {0: 4 * 16 - 4, 1: 4 * 8, 2: 4}
     assert report.notes[0] == dataset.notes[0]
     assert {note.split()[0] for note in report.notes[1:]} <= {"Photographs"}  # the masks of 0 and 1 are the same

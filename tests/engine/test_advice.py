@@ -41,6 +41,12 @@ def test_pseudo_labels(records, sign, text):
     assert advice(train(), val(0.3), 500, NAMES) == {}
 
 
+def test_what_is_set_already_is_not_proposed():
+    for balanced in (False, True):
+        texts = [*advice(train(pole=0.0), val(0.3), 500, NAMES, balanced).values(), lost((0.9, 0.0), NAMES, balanced)]
+        assert [("class_balanced" in text, "label more images" in text) for text in texts] == [(not balanced, True)] * 2
+
+
 def test_a_sign_must_last():
     assert advice(train(kept=0.001)[:-1] + train(kept=0.3)[-1:], val(0.3), 500, NAMES) == {}
     assert advice(train(pole=0.0)[:-1] + train(pole=1e-6)[-1:], val(0.3), 500, NAMES) == {}
@@ -93,7 +99,7 @@ def test_training_gives_each_advice_once(monkeypatch, tmp_path, recipe, capsys):
 
     seen = []
 
-    def said(records, scores, steps, names):
+    def said(records, scores, steps, names, balanced):
         seen.append([len(record["pseudo_shares"]) for record in records])
         return {"a sign": "what would help"}
 

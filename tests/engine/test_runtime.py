@@ -1,4 +1,7 @@
 import copy
+import os
+import platform
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +12,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from semiseg import methods, optim
 from semiseg.engine.optimizers import Optimizers
-from semiseg.engine.runtime import Runtime
+from semiseg.engine.runtime import Runtime, return_freed_memory
 from semiseg.errors import UserError
 from semiseg.method import SemiMethod
 from semiseg.models import build
 from semiseg.types import ClassTable
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own rules")
+def test_freed_memory_is_returned_if_asked_for():
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    Runtime("cpu")  # from here on freed memory is kept
+    blocks = [bytearray(2**20) for _ in range(100)]
+    del blocks
+    before = resident_mb()
+    return_freed_memory()
+    assert resident_mb() < before - 50
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")

@@ -1,5 +1,6 @@
 """Windows with blended seams."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from semiseg.data.read import read_image
-from semiseg.engine.predict_files import raster, segment
+from semiseg.engine.predict_files import loop, predict_files, raster, segment
 from semiseg.engine.predict_files.options import Options
 from semiseg.engine.predict_files.raster import InMemory, opened
 from semiseg.engine.predict_files.windows import blended, weights
@@ -90,6 +91,21 @@ def assembled_classes(predict, height: int, width: int, window: int) -> Tensor:
     return block
 
 
+def test_a_window_is_gone_before_the_next_one_is_predicted(model, monkeypatch):
+    """On 21 classes of 1024 x 1024 px it takes 88 MB."""
+    earlier = []
+
+    def predicted(*_) -> Tensor:
+        assert not any(reference() is not None for reference in earlier)
+        found = torch.rand(1, 3, 16, 16)
+        earlier.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(segment, "mean_of_views", predicted)
+    segment.segment(model, InMemory(torch.zeros(3, 40, 40, dtype=torch.uint8)), Options(window=16))
+    assert len(earlier) == 9
+
+
 def test_each_window_is_resized_as_an_image_of_its_own(color_model):
     model = color_model(long_side=24)
     image = torch.zeros(3, 64, 128, dtype=torch.uint8)
@@ -147,6 +163,21 @@ def test_large_sideways_photographs_are_upright(small_limit, flag, tmp_path):
     with opened(tmp_path / "turned.jpg", None) as picture:
         assert picture.size == (90, 40)
         assert torch.equal(picture.window(0, 0, 90, 40), unlimited(tmp_path / "turned.jpg"))
+
+
+def test_a_large_image_is_gone_before_its_files_are_written(small_limit, model, flag, tmp_path, monkeypatch):
+    pictures, alive = [], []
+
+    class Watched(raster._Decoded):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            pictures.append(weakref.ref(self))
+
+    monkeypatch.setattr(raster, "_Decoded", Watched)
+    monkeypatch.setattr(loop, "return_freed_memory", lambda: alive.append(pictures[-1]()))
+    predict_files(model, flag("a.png", 90, 40), tmp_path / "out")
+    assert len(pictures) == 1
+    assert alive == [None]
 
 
 def test_large_gray_levels_of_16_bits(small_limit, tmp_path):

@@ -1,5 +1,6 @@
 """`semiseg init`: from photographs to a recipe that trains."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,39 @@ def test_what_is_there_is_said(data, tried, capsys):
     assert "photographs: 11 PNG of 8 bits, 3 channels; 1 JPEG of 8 bits, 3 channels, 1 of them turned by EXIF" in said
     assert "masks: gray masks with the values 0 (" in said
     assert "0 is background, 255 is object" in said
+
+
+def test_the_lists_that_are_shown_are_those_of_a_training(tmp_path, photo, write, square, tried, capsys):
+    """The first look at the data knows no validation images; one mask shows a class of its own."""
+    from rich.console import Console
+
+    from semiseg.data import load
+
+    for number in range(8):
+        photo(f"photos/train/{number}.png", number)
+        write(f"masks/train/{number}.png", square(6) + 2 * square(4, at=20) * (number == 6))
+    for number in range(5):
+        photo(f"photos/val/{number}.png", 20 + number)
+    request = Request(tmp_path / "out", tmp_path / "photos", tmp_path / "masks", classes="ground,square,rare")
+    init(request, console=Console(width=200))
+    said = capsys.readouterr().out
+    found = load(load_recipe(tmp_path / "out").data)
+    shown = {name: int(number) for name, number in re.findall(r"│ (labeled|unlabeled|validation) +│ +(\d+)", said)}
+    lists = {"labeled": found.labeled, "unlabeled": found.unlabeled, "validation": found.val}
+    assert shown == {name: len(samples) for name, samples in lists.items()}
+    assert shown["unlabeled"] == 5
+    assert "5 unlabeled" in (tmp_path / "out/recipe.yaml").read_text()
+    assert "rare" in said
+    assert "No labeled mask shows" not in said
+
+
+def test_a_training_that_takes_longer_than_asked_for_is_said(data, tried, capsys):
+    from rich.console import Console
+
+    init(Request(data / "out", data / "photos", hours=0.01), console=Console(width=200))
+    assert "takes about 0.1 hours here, not 0.01: fewer than 496 steps" in capsys.readouterr().out
+    init(Request(data / "other", data / "photos", hours=1.0), console=Console(width=200))
+    assert "fewer than" not in capsys.readouterr().out
 
 
 def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square, capsys):

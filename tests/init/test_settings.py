@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semiseg.data.order import ClassBalanced
 from semiseg.init import recipe
 from semiseg.init.settings import Facts, Setting, choose, kind_of, steps
 from semiseg.recipe import file as recipe_file
@@ -45,6 +46,17 @@ def test_rare_classes_are_shown_more_often():
     assert "data.labeled_order" not in chosen()
     assert chosen(images_of_class={0: 20, 1: 2})["data.labeled_order"] == "class_balanced"
     assert "data.labeled_order" not in chosen(images_of_class={0: 4, 1: 2}, labeled=4)  # everything is rare
+
+
+def test_frequent_classes_are_still_shown():
+    """One image of a class on a thousandth of the pixels; another class fills a tenth of them."""
+    temperature = chosen(images_of_class={0: 20, 1: 10, 2: 1}, classes=("background", "frequent", "rare"))[
+        "data.temperature"
+    ]
+    counts = [{0: 1800, 1: 200}] * 10 + [{0: 1980, 2: 20}]
+    order = ClassBalanced.of(counts, float(str(temperature)), seed=0)
+    shown = sum(order.index(turn) < 10 for turn in range(200))
+    assert 40 < shown < 120
 
 
 MANY = tuple(f"c{number}" for number in range(9))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from semiseg.data.annotated import AnnotatedConfig
 from semiseg.data.catalog import folded
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
@@ -54,7 +55,7 @@ class Report:
     Attributes:
         parts: "labeled", "unlabeled" and "validation".
         meaning: what the values and colors of all masks mean.
-        kinds: number of masks of each kind, e.g. "8-bit gray PNG".
+        kinds: number of masks of each kind, e.g. "8-bit gray PNG" or "drawn from annotations".
         unused: files that are not used.
         notes: what may be wrong or is worth knowing, one sentence each.
     """
@@ -158,7 +159,8 @@ def check(
         notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
         notes.append("There are no unlabeled images: only supervised training is possible.")
-    kinds = Counter(content.kind for content in contents.values())
+    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made these files
+    kinds = Counter("drawn from annotations" if drawn else content.kind for content in contents.values())
     return Report(parts, meaning, dict(kinds), dataset.unused, tuple(notes))
 
 

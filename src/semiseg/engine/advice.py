@@ -14,7 +14,11 @@ LOST = 0.01  # IoU of a class that the network has lost
 
 
 def advice(
-    train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], steps: int, names: Sequence[str]
+    train: Sequence[Mapping[str, Any]],
+    val: Sequence[Mapping[str, Any]],
+    steps: int,
+    names: Sequence[str],
+    balanced: bool = False,
 ) -> dict[str, str]:
     """Returns what is wrong, by a short name of the sign.
 
@@ -23,12 +27,13 @@ def advice(
         val: the validation records so far.
         steps: steps of the whole run.
         names: the names of the classes.
+        balanced: whether data.labeled_order is class_balanced already.
     """
     if steps < _SHORT or not train or train[-1]["step"] < (_EARLY + _LONG) * steps:
         return {}
     done = train[-1]["step"]
     recent = [record for record in train if record["step"] > done - _LONG * steps]
-    return {**_kept(recent, done), **_without(recent, val, names), **_falling(val)}
+    return {**_kept(recent, done), **_without(recent, val, names, balanced), **_falling(val)}
 
 
 def _kept(recent: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
@@ -50,7 +55,7 @@ def _kept(recent: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
 
 
 def _without(
-    recent: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], names: Sequence[str]
+    recent: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], names: Sequence[str], balanced: bool
 ) -> dict[str, str]:
     shares = [record["pseudo_shares"] for record in recent if "pseudo_shares" in record]
     if not shares or not any(map(sum, shares)):
@@ -65,8 +70,7 @@ def _without(
         return {}
     return {
         f"without {name}": f"{name}: no confident pseudo-label since step {recent[0]['step']}, so unlabeled images "
-        "teach other classes in its place; lower method.threshold, set data.labeled_order=class_balanced, or label "
-        "more images that show it"
+        f"teach other classes in its place; lower method.threshold,{_order(balanced)} or label more images that show it"
         for name in gone
     }
 
@@ -85,8 +89,14 @@ def _falling(val: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def lost(iou: Sequence[float | None], names: Sequence[str]) -> str | None:
+def _order(balanced: bool) -> str:
+    return "" if balanced else " set data.labeled_order=class_balanced,"
+
+
+def lost(iou: Sequence[float | None], names: Sequence[str], balanced: bool = False) -> str | None:
     """Says which classes the network has lost, and what would help; None if it has lost none.
+
+    `balanced` tells whether data.labeled_order is class_balanced already.
 
     Example:
         >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"])
@@ -97,6 +107,6 @@ data.labeled_order=class_balanced, or use larger images (data.long_side) if they
     if not gone:
         return None
     return (
-        f"lost classes (IoU below 1 %): {', '.join(gone)}; label more images that show them, set "
-        "data.labeled_order=class_balanced, or use larger images (data.long_side) if they are thin"
+        f"lost classes (IoU below 1 %): {', '.join(gone)}; label more images that show them,{_order(balanced)} "
+        "or use larger images (data.long_side) if they are thin"
     )

@@ -220,7 +220,8 @@ class Log:
         if not self.runtime.is_main:
             return
         said = {event["sign"] for event in self.run.events() if event["event"] == "advice"}
-        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, self.dataset.classes.names)
+        names, balanced = self.dataset.classes.names, self.dataset.class_counts is not None
+        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, names, balanced)
         for sign, text in found.items():
             if sign not in said:
                 self.event("advice", done, sign=sign, text=text)

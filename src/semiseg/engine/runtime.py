@@ -6,7 +6,7 @@ import gc
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,12 @@ def _end_communication() -> None:
     if torch.distributed.is_initialized():
         gc.collect()  # deletes wrappers that still refer to the group
         torch.distributed.destroy_process_group()
+
+
+def return_freed_memory() -> None:
+    """Returns freed memory to the system, with glibc: a process that computes on the CPU keeps it for later tensors."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_freed_memory() -> None:

@@ -53,15 +53,16 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
     request = checked(request)
     with filling(request.out) as work:
         section = data_section(request, work, ask, console)
-        dataset, report = _look(section, request, work, console)
+        dataset, _ = _look(section, request, work, console)
+        section = validated(request, section, dataset, work, console)
+        dataset, report = _look(section, request, work, console)  # with these validation images, as in training
         say(console, f"photographs: {_formats(dataset)}")
         for table in tables(report, dataset.classes.names):
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
             say(console, f"note: {note}", "yellow")
-        section, dataset = validated(request, section, dataset, work, console)
         chosen = [*section, *choose(facts := _facts(dataset, request))]
-        chosen += tried(request, chosen, work, facts)
+        chosen += tried(request, chosen, work, facts, console)
         head = _head(request, dataset, facts)
         (work / RECIPE).write_text(recipe.text(head, chosen), encoding="utf-8")
         _show(console, [setting for setting in chosen if (setting.section, setting.key) in _SHOWN])

@@ -128,7 +128,10 @@ def _order(facts: Facts) -> list[Setting]:
         return []
     named = ", ".join(rare[:4]) + (f" and {len(rare) - 4} more" if len(rare) > 4 else "")
     why = f"fewer than {_RARE_IMAGES} labeled images show {named}; they are shown more often"
-    return [Setting("data", "labeled_order", "class_balanced", why)]
+    return [
+        Setting("data", "labeled_order", "class_balanced", why),
+        Setting("data", "temperature", 0.1, "larger than the usual 0.01, with which frequent classes are hardly shown"),
+    ]
 
 
 def _model(facts: Facts) -> list[Setting]:

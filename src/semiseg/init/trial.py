@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from semiseg import api
+from semiseg.engine.progress import say
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
@@ -23,7 +24,7 @@ _CPU_BATCHES, _GPU_BATCHES = (4, 2), (16, 8, 4, 2)
 _MEMORY = 0.6  # share of a machine's memory that a training may take
 
 
-def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts) -> list[Setting]:
+def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts, console: Console) -> list[Setting]:
     """Takes real steps to find a batch that fits, and the number of steps that fit into the time."""
     for batch in _GPU_BATCHES if facts.on_gpu else _CPU_BATCHES:
         found = _rehearsed(chosen, request, work, batch, "auto")
@@ -44,6 +45,12 @@ def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts)
         why += f"; {facts.labeled} labels need no more"
     elif hours > 1.1 * request.hours:
         why += "; fewer would teach nothing"
+        say(
+            console,
+            f"note: training takes about {hours:.1f} hours here, not {request.hours:g}: fewer than {length} steps "
+            "would teach nothing; semiseg train has --set engine.steps=N",
+            "yellow",
+        )
     tried = f"labeled images a step; tried: {found.train_mb:.0f} MB"
     return [
         Setting("engine", "steps", length, why),

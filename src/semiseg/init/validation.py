@@ -23,8 +23,8 @@ from semiseg.types import IGNORE
 
 def validated(
     request: Request, section: list[Setting], dataset: Dataset, work: Path, console: Console
-) -> tuple[list[Setting], Dataset]:
-    """Chooses validation images, and writes their list."""
+) -> list[Setting]:
+    """Chooses validation images, writes their list, and adds the setting that names it."""
     masked = tuple(sorted((*dataset.labeled, *dataset.val), key=lambda sample: sample.name))
     with counting("looking for near-duplicates", console) as count:
         alike = twins.groups(masked, count)
@@ -34,14 +34,11 @@ def validated(
             f"{len(masked)} images have masks, of which {len(val)} are for validation; both training and validation "
             "need at least one: label more"
         )
-    names = {sample.name for sample in val}
-    labeled = tuple(sample for sample in masked if sample.name not in names)
     (work / "splits").mkdir()
     (work / "splits" / "val.txt").write_text(lines_of(val), encoding="utf-8")
     here = any(setting.key == "root" and setting.value == str(request.out) for setting in section)
     path = "splits/val.txt" if here else str(request.out / "splits" / "val.txt")
-    section = [*section, Setting("data", "val", path, why)]
-    return section, replace(dataset, labeled=labeled, val=val)
+    return [*section, Setting("data", "val", path, why)]
 
 
 def _validation(

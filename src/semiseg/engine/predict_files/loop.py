@@ -28,7 +28,7 @@ from semiseg.engine.predict_files.raster import (
     opened,
 )
 from semiseg.engine.predict_files.segment import segment
-from semiseg.engine.runtime import Runtime
+from semiseg.engine.runtime import Runtime, return_freed_memory
 from semiseg.errors import UnreadableError, UserError
 
 _SHOWN = 5  # broken images in a message
@@ -190,6 +190,7 @@ class _Share:
                 picture = open_files.enter_context(opened(task.item.file, self.model.white))
             write = self._writing(task, picture)
         del picture  # its memory is needed for writing
+        return_freed_memory()
         writer.submit(write)
         writer.finish()
 

@@ -68,6 +68,7 @@ def _in_windows(
         label[rows, columns] = _as_label(most_likely(block[None]))
         if kept is not None:
             kept[:, rows, columns] = block.numpy()
+        del block  # its memory is needed for the next window
     return label, kept
 
 

@@ -32,7 +32,7 @@ def blended(
     whole width, which is a quarter of `window` where there are many.
 
     Args:
-        predict: computes the probabilities of one window.
+        predict: computes the probabilities of one window, in memory that may be overwritten.
         height: px of the image.
         width: px of the image.
         window: side of the windows, px.
@@ -50,7 +50,7 @@ def blended(
         for column, left in enumerate(lefts):
             weight = row_weights[row][:, None] * column_weights[column]
             found = predict(top, left, rows, columns)
-            found = (found.float() * weight.to(found.device)).cpu()
+            found = found.float().mul_(weight.to(found.device)).cpu()
             if open_ is not None:
                 found[:, :, : open_.shape[2]] += open_
             ready = (lefts[column + 1] if column + 1 < len(lefts) else width) - left
@@ -63,6 +63,7 @@ def blended(
             if shared is not None:
                 shared[:, : rows - done, across] = block[:, done:]
             yield slice(top, top + done), across, block[:, :done]
+            del found, block  # their memory is needed for the next window
         known = rows - done
 
 
