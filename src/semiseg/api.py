@@ -80,7 +80,11 @@ def train(
 
 
 def rehearse(
-    recipe: Recipe | Path | str, overrides: Iterable[str] = (), console: Console | None = None, steps: int = 3
+    recipe: Recipe | Path | str,
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+    steps: int = 3,
+    full: bool = True,
 ) -> Rehearsal | None:
     """Makes the checks of `train`, takes real steps and evaluates an image. It writes nothing to disk.
 
@@ -89,6 +93,7 @@ def rehearse(
         overrides: settings that replace those of the recipe.
         console: shows the numbers of images and the progress. None: nothing is shown.
         steps: number of real steps to take.
+        full: whether to decode every photograph, as `train` does. Otherwise only their headers are read.
 
     Returns:
         What the run would need; None on all processes but the first.
@@ -101,7 +106,7 @@ def rehearse(
         dataset = _load(recipe.data, console)
         if runtime.is_main:
             check_settings(recipe, dataset, runtime)
-            _print_report(dataset, _check(recipe, dataset, console), console)
+            _print_report(dataset, _check(recipe, dataset, console, full), console)
         if recipe.data.labeled_order == "class_balanced":
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
@@ -258,9 +263,9 @@ def _acquire(lock: Lock, console: Console) -> None:
         _print(console, f"{lock.run.path}: {gone} has ended without a word; this command takes over")
 
 
-def _check(recipe: Recipe, dataset: Dataset, console: Console) -> Report:
+def _check(recipe: Recipe, dataset: Dataset, console: Console, full: bool = True) -> Report:
     with counting("checking the data", console) as count:
-        return check_files(dataset, recipe.data, on_image=count)
+        return check_files(dataset, recipe.data, full, count)
 
 
 def _print_report(dataset: Dataset, report: Report, console: Console) -> None:

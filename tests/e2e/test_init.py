@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from semiseg.data.check import check as check_files
 
 
 def photographs(folder: Path) -> None:
@@ -23,10 +26,25 @@ def photographs(folder: Path) -> None:
             Image.fromarray(mask).save(folder / f"labels/{number:02}_mask.png")
 
 
-def test_init_train_predict(semiseg, here):
+@pytest.fixture
+def decoded(monkeypatch) -> list[bool]:
+    """For each check of the data, whether it decoded every photograph."""
+    found = []
+
+    def check(dataset, config, full=True, *more):
+        found.append(full)
+        return check_files(dataset, config, full, *more)
+
+    monkeypatch.setattr("semiseg.api.check_files", check)
+    return found
+
+
+def test_init_train_predict(semiseg, here, decoded):
     photographs(here)
     done = semiseg("init out --images photos --classes ground,square --hours 0.02 --yes")
     assert (done.code, done.err) == (0, "")
+    assert decoded
+    assert not any(decoded)  # 10,000 photographs are decoded in a minute: training does that
     assert "as the folder of the masks? yes (the default answer)" in done.out
     assert "0 is ground, 255 is square" in done.out
     command = re.search(r"the next command: semiseg (.*)$", done.out, re.MULTILINE)

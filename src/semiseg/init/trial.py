@@ -72,7 +72,7 @@ def _rehearsed(
     values["data"] |= {"workers": 0, "cache": False}
     values["engine"] = {"steps": 10, "batch_size": batch, "precision": precision, "device": request.device}
     try:
-        return api.rehearse(validate(dict(values), "init"), console=Console(quiet=True), steps=_TRIED)
+        return api.rehearse(validate(dict(values), "init"), console=Console(quiet=True), steps=_TRIED, full=False)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
