@@ -10,13 +10,15 @@ command goes on after an interruption. It writes comparison.json into `--out`, f
 
 import argparse
 import csv
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 
 from semiseg import compare as comparing
 from semiseg import data
+from semiseg.data.dataset import Dataset
 from semiseg.rank import Request, rank
 from semiseg.rank.request import TABLE
 from semiseg.recipe.load import load_recipe
@@ -46,10 +48,11 @@ def main() -> None:
     comparison_files.write(joined(results), found.out)
 
 
+@dataclass
 class Study:
     """The trainings of one pack.
 
-    Args:
+    Attributes:
         recipe: what is trained.
         settings: settings for all trainings.
         base: the method whose networks rank.
@@ -58,12 +61,17 @@ class Study:
         out: folder of all runs.
     """
 
-    def __init__(self, recipe: Path, settings: list[str], base: str, then: str, count: int, out: Path) -> None:
-        self.recipe, self.settings, self.base, self.then, self.count, self.out = (
-            recipe, settings, base, then, count, out,
-        )  # fmt: skip
-        self.dataset = data.load(load_recipe(recipe, settings).data)
-        self.console = Console()
+    recipe: Path
+    settings: list[str]
+    base: str
+    then: str
+    count: int
+    out: Path
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Returns the images and the first labels."""
+        return data.load(load_recipe(self.recipe, self.settings).data)
 
     def train(self, rule: str, seed: int) -> tuple[str, Comparison]:
         """Trains with the labels of one rule; the base is trained first, unless it is there."""
@@ -88,13 +96,13 @@ class Study:
             images = [sample.image for sample in self.dataset.unlabeled]
             run = self.out / "base" / entry.folder / f"seed-{seed}"
             draw = seed if rule == "random" else None
-            rank(Request(run, images, ranking, self.count, rule, draw, device="cpu"), self.console)
+            rank(Request(run, images, ranking, self.count, rule, draw, device="cpu"), Console())
         name_of = {sample.image.resolve(): sample.name for sample in self.dataset.unlabeled}
         with (ranking / TABLE).open(encoding="utf-8", newline="") as file:
             return [name_of[Path(row["file"]).resolve()] for row in csv.DictReader(file)]
 
     def compare(self, method: str, seed: int, out: Path, settings: list[str]) -> Comparison:
-        return comparing.compare(self.recipe, method, [seed], out, [*self.settings, *settings], self.console)
+        return comparing.compare(self.recipe, method, [seed], out, [*self.settings, *settings], Console())
 
 
 def joined(results: list[tuple[str, Comparison]]) -> Comparison:

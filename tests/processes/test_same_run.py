@@ -94,7 +94,7 @@ def test_the_run_alone(alone):
     )
 
 
-@pytest.mark.parametrize(("count", "micro"), [(3, None), (2, 3)])
+@pytest.mark.parametrize(("count", "micro"), [(2, None), (3, None), (2, 3)])
 def test_the_same_run(processes, recipes, alone, tmp_path, count, micro):
     shared = copy.deepcopy(recipes)
     for values in shared.values():
