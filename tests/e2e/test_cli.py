@@ -1,6 +1,7 @@
 """Every command, as a user calls it, from the files that it reads to those that it writes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -115,6 +116,20 @@ for command in ("", *sys.argv[1:]):
 """
     done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "100000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_waiting_threads_leave_the_cores_to_others(semiseg, monkeypatch, given, spins):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert semiseg("--help").code == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_installed_as_a_command(here):
