@@ -25,7 +25,7 @@ FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
 _HEAD = """# Results
 
 Comparisons that were trained with this code. `python benchmarks/comparisons.py` writes this page from
-`docs/results/*.json`.
+`docs/results/*.json`; `python benchmarks/studies.py` lists the studies from number 10 on and trains what is missing.
 
 - *last*, *best*: mIoU of the last and of the best evaluation on the validation images, %, mean ± deviation over seeds.
 - *gain*: mean of the paired differences of *last* to the first row, same seed by same seed, ± half its 95 % interval
@@ -52,20 +52,46 @@ def main() -> None:
     add.add_argument("--text", help="likewise")
     found = parser.parse_args()
     if found.command == "add":
-        path, comparison = FOLDER / f"{found.name}.json", _read(found.folder / "comparison.json")
-        values = _read(path) if path.exists() else {}
-        values |= {key: given for key in ("title", "text") if (given := getattr(found, key)) is not None}
-        if missing := {"title", "text"} - values.keys():
-            parser.error(f"{found.name} is new: write its --{' and --'.join(sorted(missing))}")
-        if "comparison" in values:
-            try:
-                comparison = as_values(merged(from_values(values["comparison"]), from_values(comparison)))
-            except ValueError as error:
-                parser.error(f"{found.folder}: {error}")
-        values["comparison"] = comparison
-        FOLDER.mkdir(exist_ok=True)
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        try:
+            store(found.name, read(found.folder / "comparison.json"), found.title, found.text)
+        except ValueError as error:
+            parser.error(f"{found.folder}: {error}")
     PAGE.write_text(page(FOLDER), encoding="utf-8")
+
+
+def read(path: Path) -> Comparison:
+    """Returns the comparison of a comparison.json."""
+    return from_values(_read(path))
+
+
+def stored(name: str) -> Comparison | None:
+    """Returns a comparison of `docs/results`; None if there is none of this name."""
+    path = FOLDER / f"{name}.json"
+    return from_values(_read(path)["comparison"]) if path.exists() else None
+
+
+def store(name: str, comparison: Comparison, title: str | None = None, text: str | None = None) -> None:
+    """Adds rows and seeds to a comparison of `docs/results`, or makes a new one.
+
+    Args:
+        name: its name.
+        comparison: the new rows and seeds.
+        title: of the section; None: as it is.
+        text: what was asked, likewise.
+
+    Raises:
+        ValueError: a new one has no title or text, or the protocol is another than that of the earlier rows.
+    """
+    path = FOLDER / f"{name}.json"
+    values = _read(path) if path.exists() else {}
+    values |= {key: given for key, given in {"title": title, "text": text}.items() if given is not None}
+    if missing := {"title", "text"} - values.keys():
+        raise ValueError(f"{name} is new: write its --{' and --'.join(sorted(missing))}")
+    if earlier := stored(name):
+        comparison = merged(earlier, comparison)
+    values["comparison"] = as_values(comparison)
+    FOLDER.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

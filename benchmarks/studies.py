@@ -1,0 +1,195 @@
+"""The studies of the small protocol: what was compared with what, each by a name, so that anyone can repeat them.
+
+    python benchmarks/studies.py                                    lists them, and how much of each is done
+    python benchmarks/studies.py 10-methods-wbc --data ~/data --out runs/studies --at-once 2
+    python benchmarks/studies.py 11-switches-wbc --data ~/data --out runs/studies --devices 0,0,0,0,0,0 --minutes 8
+
+`--data` is the folder with the packs. Rows and seeds that are in docs/results already are not trained again; new ones
+are added to it when they are complete, also when the time is over. The same command goes on.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comparisons
+from rich.console import Console
+
+from semiseg import compare as comparing
+from semiseg.compare import Entry
+from semiseg.methods import names
+from semiseg.report.comparison import Comparison
+
+# FixMatch with an EMA teacher, whose unlabeled weight rises over the whole run
+PLAIN = "fixmatch:teacher=ema:ema_decay=0.99:threshold=0.9:ramp=1.0:strong=jitter"
+# iMAS on one strong view with the same settings; `OFF` switches the three adaptations off, which is PLAIN
+VIEW = "imas_views:views=1:ema_decay=0.99:threshold=0.9:ramp=1.0"
+OFF = {"loss": "standard", "intensity": "standard", "pairs": "standard"}
+# Their teachers are made for long runs; in a short one they would lag behind
+_FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
+_JITTER = "method.labeled=jitter"
+_STAGES = ("st_pp",)  # trained by `semiseg self-train`
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods and settings that are compared on one pack.
+
+    Attributes:
+        title: of the section in docs/results.md.
+        text: what was asked.
+        pack: name of the pack and of its recipe `small/<pack>`.
+        rows: methods as `semiseg compare --methods` takes them; gains are differences to the first one.
+        settings: for all of them.
+        seeds: each row is trained once with each.
+    """
+
+    title: str
+    text: str
+    pack: str
+    rows: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = field(default=(0, 1, 2))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Returns the rows as `semiseg.compare` takes them."""
+        return comparing.entries(",".join(self.rows))
+
+    def missing(self, known: Comparison | None) -> Iterator[tuple[list[Entry], list[int]]]:
+        """Yields rows and seeds that are not in a comparison, those of the first seeds first."""
+        found = {row.name: set(row.results) for row in known.rows} if known else {}
+        groups: dict[tuple[str, ...], tuple[list[Entry], list[int]]] = {}
+        for seed in self.seeds:
+            left = [entry for entry in self.entries if seed not in found.get(entry.name, ())]
+            if left:
+                groups.setdefault(tuple(entry.name for entry in left), (left, []))[1].append(seed)
+        yield from groups.values()
+
+
+def methods_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
+    """Makes the study of every method on a pack."""
+    others = [name for name in names() if name not in ("supervised", *_STAGES)]
+    rows = [f"{name}={name}:ema_decay=0.99" if name in _FASTER_TEACHER else name for name in others]
+    ramped = ("plain+ramp=" + PLAIN, "imas_views+ramp=imas_views:ema_decay=0.99:threshold=0.9:ramp=1.0")
+    asked = (
+        f"Recipe `small/{pack}`, every method with its own defaults, but for a teacher that is made for long runs: its "
+        f"EMA is 0.99. {text}*plain+ramp*: FixMatch with an EMA teacher, whose unlabeled weight rises over the whole "
+        "run; *imas_views+ramp* likewise."
+    )
+    return Study(f"{title}: every method", asked, pack, ("supervised", *rows, *ramped), settings)
+
+
+def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) -> Study:
+    """Makes the study of one switch at a time: each row differs from the first, *plain*, in one setting."""
+    off = "".join(f":{key}={value}" for key, value in OFF.items())
+    other = "null" if _JITTER in settings else "jitter"
+    one, two = VIEW + off, VIEW.replace("views=1", "views=2") + off
+    rows = [
+        f"plain={PLAIN}",
+        "supervised",
+        "supervised+class-balanced=supervised:data.labeled_order=class_balanced",
+        *(f"weight {value}={PLAIN}:unlabeled_weight={value}" for value in (0.5, 3)),
+        *(f"ramp {value}={PLAIN}:ramp={value}" for value in (0, 0.3)),
+        *(f"threshold {value}={PLAIN}:threshold={value}" for value in (0, 0.7, 0.95)),
+        f"encoder 0.1={PLAIN}:optim.lr=0.005:optim.head_lr_factor=10",
+        f"encoder 0.025={PLAIN}:optim.lr=0.00125:optim.head_lr_factor=40",
+        *(f"EMA {value}={PLAIN}:ema_decay={value}" for value in (0.9, 0.98, 0.996)),
+        *(f"CutMix {value}={PLAIN}:cutmix_probability={value}" for value in (0, 1)),
+        f"class-balanced={PLAIN}:data.labeled_order=class_balanced",
+        *(f"strong {pool}={PLAIN}:strong={pool}" for pool in ("mild", "intensity")),
+        *(f"labeled {pool}={PLAIN}:labeled={pool}" for pool in ("mild", "intensity", other)),
+        f"two views={two}:feature_dropout=none",
+        f"two views+dropout={two}",
+        f"paste={one}:paste={{}}",
+        f"alignment={one}:alignment=0.7",
+        "class-wise thresholds=ael:ema_decay=0.99",
+    ]
+    asked = (
+        f"Recipe `small/{pack}`. *plain* is FixMatch with an EMA teacher (0.99): jitter, gray and blur, CutMix with "
+        f"probability 0.5, threshold 0.9, weight 1 that rises over the whole run. {text}Each other row differs in what "
+        "its name says. *encoder*: its learning rate over that of the head, which is 0.2 in *plain*. *labeled*: the "
+        "pool on labeled images. *class-wise thresholds*: AEL."
+    )
+    return Study(f"{title}: one switch at a time", asked, pack, tuple(rows), settings)
+
+
+def adaptations_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
+    """Makes the study of Table 5 of iMAS: each adaptation alone, all together, and none."""
+
+    def row(name: str, *on: str) -> str:
+        return f"{name}={VIEW}" + "".join(f":{key}={'adaptive' if key in on else value}" for key, value in OFF.items())
+
+    rows = (
+        row("standard"), *(row(f"adaptive {key}", key) for key in OFF), row("all three", *OFF), "supervised"
+    )  # fmt: skip
+    asked = (
+        f"Do the adaptations of iMAS pay? Table 5 in kind, recipe `small/{pack}`, one strong view (jitter, gray, blur)"
+        ", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99. *standard* has none of them."
+    )
+    return Study(f"{title}: the adaptations of iMAS", asked, pack, rows, settings, (0, 1, 2, 3, 4))
+
+
+_LONG = "engine.steps=2000", "engine.eval_every=250"
+_CELLS, _CAMVID = "White blood cells, 5 labels", "CamVid, 23 labels"
+_TILES, _VOC = "Magnetic tile defects, 24 labels", "Small VOC photographs, 83 labels"
+
+STUDIES: dict[str, Study] = {
+    "10-methods-wbc": methods_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
+    "10-methods-camvid": methods_study("camvid", _CAMVID),
+    "10-methods-tile": methods_study("tile", _TILES),
+    "10-methods-voc-mini": methods_study("voc-mini", _VOC),
+    "11-adaptations-wbc": adaptations_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
+    "11-adaptations-camvid": adaptations_study("camvid", f"{_CAMVID}, 2000 steps", _LONG),
+    "12-switches-wbc": switches_study(
+        "wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG), "Labeled images are jittered, too. "
+    ),
+    "12-switches-camvid": switches_study("camvid", f"{_CAMVID}, 2000 steps", _LONG, ""),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*STUDIES, []], metavar="NAME")
+    parser.add_argument("--data", type=Path, help="the folder with the packs")
+    parser.add_argument("--out", type=Path, help="folder of the runs")
+    parser.add_argument("--minutes", type=float, help="when to stop, over all studies")
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--devices", default="", help="numbers of GPUs; one training at once on each, e.g. 0,0,0")
+    found = parser.parse_args()
+    if not found.names:
+        for name, study in STUDIES.items():
+            left = sum(len(entries) * len(seeds) for entries, seeds in study.missing(comparisons.stored(name)))
+            print(f"{name}: {left} of {len(study.rows) * len(study.seeds)} runs are missing. {study.title}")
+        return
+    if found.data is None or found.out is None:
+        parser.error("name the folder of the packs with --data, and one for the runs with --out")
+    until = None if found.minutes is None else time.monotonic() + 60 * found.minutes
+    devices = found.devices.split(",") if found.devices else ()
+    for name in found.names:
+        train(name, found.data.expanduser().absolute(), found.out, until, found.at_once, devices)
+
+
+def train(
+    name: str, packs: Path, out: Path, until: float | None = None, at_once: int = 1, devices: Sequence[str] = ()
+) -> None:
+    """Trains what is missing of a study, and adds what is complete to docs/results."""
+    study, made = STUDIES[name], out / name / "comparison.json"
+    settings = [f"data.root={packs / study.pack}", *study.settings]
+    for entries, seeds in [*study.missing(comparisons.stored(name))]:
+        minutes = None if until is None else (until - time.monotonic()) / 60
+        if minutes is not None and minutes <= 0:
+            return
+        recipe = f"small/{study.pack}"
+        try:
+            comparing.compare(recipe, entries, seeds, out / name, settings, Console(), minutes, at_once, devices)
+        finally:  # also what was complete before a training failed
+            if made.exists():
+                comparisons.store(name, comparisons.read(made), study.title, study.text)
+                comparisons.PAGE.write_text(comparisons.page(comparisons.FOLDER), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
