@@ -134,10 +134,11 @@ def test_jobs_run_in_their_order_and_a_failure_stops_no_other(jobs, tmp_path, ca
     assert failed == {"bad/seed-0": "semiseg: data.root: there is no such folder"}
     assert [line.split()[0] for line in (tmp_path / "order").read_text().splitlines()] == [job.name for job in todo]
     out = capsys.readouterr().out
+    assert out.startswith(f"runs to train: 3; each has a log, first {todo[0].log}\n")
     assert "a/seed-0: mIoU 50.00, 0:00" in out
     assert "bad/seed-0: semiseg: data.root" in out
     assert queue.work(todo[::2], Console()) == {}  # complete: nothing starts again
-    assert "2 of 2 runs are complete already" in capsys.readouterr().out
+    assert capsys.readouterr().out == "2 of 2 runs are complete already\n"
     assert len((tmp_path / "order").read_text().splitlines()) == 3
 
 

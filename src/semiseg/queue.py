@@ -193,6 +193,8 @@ class _Board:
         self.bars: dict[str, TaskID] = {}
         if complete:
             self._say(f"{complete} of {len(jobs)} runs are complete already")
+        if (first := next((job for job in jobs if not job.complete), None)) and not draws_bars(console):
+            self._say(f"runs to train: {len(jobs) - complete}; each has a log, first {first.log}")
 
     def __enter__(self) -> "_Board":
         self.progress.start()
