@@ -293,6 +293,22 @@ def test_validation_images_have_a_file_of_their_own(root, values):
         config(root, val="val.txt", val_fraction=0.5)
 
 
+def test_a_folder_for_tests_may_be_annotated_for_validation(root, values):
+    for number in range(8):
+        path = root / f"images/{'train' if number < 5 else 'test'}/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        (root / f"images/{number}.png").rename(path)
+    val = copy.deepcopy(values)
+    val["images"], val["annotations"] = [{"id": "x", "file_name": "test/6.png"}], [thing("x", 7, square(0, 0, 1, 1))]
+    write(root, val, "val.json")
+    for image in values["images"]:
+        image["file_name"] = f"train/{image['file_name']}"
+    write(root, values)
+    dataset = load(config(root, val_annotations="val.json"))
+    assert (ids(dataset.val), ids(dataset.unlabeled)) == (["test/6"], ["train/4"])
+    assert [[path.name for path in one.files] for one in dataset.unused if one.matters] == [["5.png", "7.png"]]
+
+
 def test_a_list_chooses_among_the_annotations_for_validation(root, values):
     val = copy.deepcopy(values)
     val["images"], val["annotations"] = val["images"][:2], val["annotations"][:2]

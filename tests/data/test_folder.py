@@ -53,8 +53,24 @@ def test_a_test_folder_is_kept_apart(folder):
     assert sorted(ids(dataset.labeled + dataset.val)) == [f"train/{number:02}" for number in range(6)]
     assert dataset.unlabeled == ()
     assert len(next(iter(reasons(dataset).values()))) == 6
-    everything = load(Config(root=folder, val_fraction=0.5))
-    assert len(everything.unlabeled) == 4
+
+
+def test_a_test_folder_is_trained_on_if_a_list_names_its_images_only(folder):
+    moved(folder, {"train": range(4), "val": (4, 5), "test": range(6, 12)})
+    train = {f"train/{number:02}" for number in range(4)} | {"val/04", "val/05"}
+    (folder / "val.txt").write_text("train/01\n")
+    for chosen in ({"val": "val.txt"}, {"val_fraction": 0.5}):
+        dataset = load(Config(root=folder, **chosen))
+        assert {*ids(dataset.labeled + dataset.val)} == train
+        assert dataset.unlabeled == ()
+        assert [len(files) for files in reasons(dataset).values()] == [6]
+    (folder / "unlabeled.txt").write_text("test/08\ntest/09\n")
+    (folder / "val.txt").write_text("test/06\n")
+    dataset = load(Config(root=folder, val="val.txt", unlabeled="unlabeled.txt"))
+    assert (ids(dataset.val), ids(dataset.unlabeled)) == (["test/06"], ["test/08", "test/09"])
+    assert {*ids(dataset.labeled)} == train
+    (files,) = reasons(dataset).values()
+    assert files == ["07.png", "10.png", "11.png"]
 
 
 def test_other_folder_names_mean_nothing(folder):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from semiseg import data as loading
 from semiseg.engine.rehearse import Rehearsal
 from semiseg.errors import UserError
 from semiseg.init import Request, init, trial
@@ -61,7 +63,6 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
 
 def test_what_is_there_is_said(data, tried, capsys):
     from PIL import Image
-    from rich.console import Console
 
     with Image.open(data / "photos/11.png") as image:
         exif = image.getexif()
@@ -77,8 +78,6 @@ def test_what_is_there_is_said(data, tried, capsys):
 
 def test_the_lists_that_are_shown_are_those_of_a_training(tmp_path, photo, write, square, tried, capsys):
     """The first look at the data knows no validation images; one mask shows a class of its own."""
-    from rich.console import Console
-
     from semiseg.data import load
 
     for number in range(8):
@@ -100,8 +99,6 @@ def test_the_lists_that_are_shown_are_those_of_a_training(tmp_path, photo, write
 
 
 def test_a_training_that_takes_longer_than_asked_for_is_said(data, tried, capsys):
-    from rich.console import Console
-
     init(Request(data / "out", data / "photos", hours=0.01), console=Console(width=200))
     assert "takes about 0.1 hours here, not 0.01: fewer than 496 steps" in capsys.readouterr().out
     init(Request(data / "other", data / "photos", hours=1.0), console=Console(width=200))
@@ -109,8 +106,6 @@ def test_a_training_that_takes_longer_than_asked_for_is_said(data, tried, capsys
 
 
 def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square, capsys):
-    from rich.console import Console
-
     write("layers/dog/none.png", square(6, inside=255))
     for number in range(6):
         write(f"layers/dog/{number:02}.png", square(6, inside=255))
@@ -144,8 +139,6 @@ def test_dark_photographs_of_sixteen_bits(data, tried, write):
 
 
 def test_photographs_that_all_look_alike_can_be_split(data, tried, write, capsys):
-    from rich.console import Console
-
     for number in range(12):
         write(f"photos/{number:02}.png", np.full((32, 40, 3), 90, np.uint8))
     init(Request(data / "out", data / "photos"), console=Console(width=200))
@@ -162,12 +155,28 @@ def test_folders_of_parts_are_kept(data, tried, photo, write, square):
     init(Request(data / "out", data / "sorted"))
     recipe = load_recipe(data / "out")
     assert (recipe.data.images, recipe.data.masks) == (Path("imgs"), Path("labels"))
-    from semiseg import data as loading
-
     found = loading.load(recipe.data)
     assert [[one.name for one in part] for part in (found.labeled, found.unlabeled, found.val)] == [
         ["train/20", "train/21", "train/22", "train/23"], ["train/30"], ["val/24", "val/25"],
     ]  # fmt: skip
+
+
+def test_a_folder_for_tests_is_trained_on_by_no_means(data, tried, photo, write, square, capsys):
+    for number in range(20, 28):
+        part = "train" if number < 24 else "test"
+        photo(f"sorted/{part}/{number}.png", number)
+        write(f"labels/{part}/{number}.png", square(8, inside=255))
+    for val in (None, data / "sorted/test"):
+        init(
+            Request(data / "out", data / "sorted", data / "labels", val=val, overwrite=True), console=Console(width=200)
+        )
+        found = loading.load(load_recipe(data / "out").data)
+        trained = {one.name for one in found.labeled}
+        assert trained <= {f"train/{number}" for number in range(20, 24)}
+        assert found.unlabeled == ()
+        shown = capsys.readouterr().out
+        assert ("images in the folder for tests, not used: 4" in shown) == (val is None)
+        assert len(found.val) == (1 if val is None else 4)
 
 
 @pytest.mark.parametrize("form", ["folder", "list"])
@@ -179,8 +188,6 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
     if form == "list":
         place = data / "val.txt"
         place.write_text("test/20.png\ntest/21\n")
-    from rich.console import Console
-
     init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
     assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
     assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out

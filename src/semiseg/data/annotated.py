@@ -13,9 +13,9 @@ from semiseg.data.added import of_layout, with_added
 from semiseg.data.catalog import CONTROL, Catalog, folded
 from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
-from semiseg.data.lists import assemble, read_lists, rest
+from semiseg.data.lists import Lists, assemble, read_lists, rest
 from semiseg.data.memory import Memory
-from semiseg.data.parts import by_folder, held_out
+from semiseg.data.parts import Parts, by_folder, held_out
 from semiseg.data.rasterize import Drawing, OnImage, mask_colors, mask_files
 from semiseg.data.read import read_header
 from semiseg.data.scan import scan
@@ -229,17 +229,18 @@ def as_dataset(
         unused += not_added
     catalog = Catalog(config.root, samples)
     given = read_lists(config, catalog, listed_masks=False)
-    train, official_val, kept_apart = _parts(catalog.samples, config, val)
-    masked = tuple(sample for sample in train if sample.mask)
-    chosen = given.val or official_val
+    parts = _parts(catalog.samples, config, given, val)
+    masked = tuple(sample for sample in parts.train if sample.mask)
+    chosen = given.val or parts.val
     chosen = chosen or held_out(of_layout(masked), config.val_fraction or 0.2, given.labeled, given.unlabeled)
     labeled = given.labeled or rest(masked, chosen, given.unlabeled)
-    unlabeled = given.unlabeled or rest(train, chosen, labeled)
+    unlabeled = given.unlabeled or rest(parts.train, chosen, labeled)
     coding = MaskCoding(len(classes), None, colors, config.mask_orientation)
     remedy = f"annotate it in {source}"
     if config.empty == "unlabeled":
         remedy += ", or set data.empty=labeled if an image without any object shows nothing but background"
-    return assemble(labeled, unlabeled, chosen, classes, coding, remedy, (*unused, *kept_apart), notes)
+    dataset = assemble(labeled, unlabeled, chosen, classes, coding, remedy, (*unused, *parts.unused), notes)
+    return replace(dataset, tests=parts.tests)
 
 
 def draw(
@@ -264,17 +265,17 @@ def draw(
     return mask_files(drawings, fill, mask_colors(classes), config.root, on_image)
 
 
-def _parts(
-    samples: tuple[Sample, ...], config: AnnotatedConfig, val: frozenset[str] | None
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Unused, ...]]:
-    """Returns images for training, annotated images for validation, and those that are used for neither."""
-    if val is not None:
-        named = tuple(sample for sample in samples if sample.name in val)
-        chosen = tuple(sample for sample in named if sample.mask)
-        left = tuple(sample.image for sample in named if not sample.mask)
-        what = "images without any object in data.val_annotations, not used"
-        return rest(samples, named), chosen, (Unused(what, left),) if left else ()
-    return (samples, (), ()) if config.val or config.val_fraction else by_folder(samples)
+def _parts(samples: tuple[Sample, ...], config: AnnotatedConfig, given: Lists, val: frozenset[str] | None) -> Parts:
+    """Sorts images by their folders, or by the annotations for validation if `val` has the names of their images."""
+    if val is None:
+        return by_folder(samples, given, chosen=bool(config.val or config.val_fraction))
+    named = tuple(sample for sample in samples if sample.name in val)
+    parts = by_folder(samples, replace(given, val=named), chosen=True)
+    left = tuple(sample.image for sample in named if not sample.mask)
+    what = "images without any object in data.val_annotations, not used"
+    unused = (Unused(what, left),) if left else ()
+    chosen = tuple(sample for sample in named if sample.mask)
+    return replace(parts, train=rest(parts.train, named), val=chosen, unused=(*unused, *parts.unused))
 
 
 def _drawings(annotations: Sequence[Annotation], classes: ClassTable, config: AnnotatedConfig) -> list[Drawing]:

@@ -83,6 +83,7 @@ class Dataset:
         unused: files below the folders that are not used.
         notes: what the layout has found that is worth knowing, one sentence each.
         class_counts: number of pixels of each class in each labeled image; None if they were not counted.
+        tests: samples in a folder for tests, which are used for nothing.
     """
 
     labeled: tuple[Sample, ...]
@@ -93,6 +94,7 @@ class Dataset:
     unused: tuple[Unused, ...] = ()
     notes: tuple[str, ...] = ()
     class_counts: tuple[dict[int, int], ...] | None = None
+    tests: tuple[Sample, ...] = ()
 
 
 class DataConfig(BaseModel):

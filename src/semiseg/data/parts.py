@@ -2,10 +2,12 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from semiseg.data.dataset import Sample, Unused
-from semiseg.data.lists import rest
+from semiseg.data.lists import Lists, rest
 from semiseg.rng import folded_seed
 
 # Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images ...
@@ -13,27 +15,62 @@ _PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "va
           "validation": "val", "eval": "val", "test": "test", "testing": "test"}  # fmt: skip
 
 
-def by_folder(samples: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[Unused, ...]]:
+@dataclass(frozen=True)
+class Parts:
+    """Images sorted by their folders.
+
+    Attributes:
+        train: images that may be trained on.
+        val: images with masks in the folder for validation.
+        tests: images in the folder for tests.
+        unused: what is used for neither training nor validation, in words for users.
+    """
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...] = ()
+    tests: tuple[Sample, ...] = ()
+    unused: tuple[Unused, ...] = ()
+
+
+def by_folder(samples: tuple[Sample, ...], given: Lists, chosen: bool) -> Parts:
     """Sorts images by their folder, if people made folders for training and for validation or test.
 
-    Returns:
-        Images for training, images with masks for validation, and those that are used for neither. Without such
-        folders all are for training.
+    Without such folders all are for training. Images in a folder for tests are not, unless a list names them.
+
+    Args:
+        samples: all images.
+        given: the lists that the config names.
+        chosen: whether a setting says which images are for validation. Then those in the folder for validation are as
+            all others.
     """
     parts: dict[str | None, list[Sample]] = defaultdict(list)
     for sample in samples:
         parts[_part(sample)].append(sample)
     if not parts["train"] or not (parts["val"] or parts["test"]):
-        return samples, (), ()
-    val = tuple(sample for sample in parts["val"] if sample.mask)
-    left = {
-        "images without a mask in the folder for validation, not used": (rest(parts["val"], val), ""),
-        "images in the folder for tests, not used": (parts["test"], "data.val or data.val_fraction make them usable"),
-    }
-    unused = tuple(
-        Unused(what, tuple(one.image for one in found), remedy) for what, (found, remedy) in left.items() if found
+        return Parts(samples)
+    listed = (given.labeled, given.unlabeled, given.val)
+    tests = rest(parts["test"], *listed)
+    val = () if chosen else tuple(sample for sample in parts["val"] if sample.mask)
+    without_mask = () if chosen else rest(parts["val"], val, *listed)
+    train = ("train", "val", None) if chosen else ("train", None)
+    left = (
+        Unused("images without a mask in the folder for validation, not used", _images(without_mask)),
+        Unused(
+            "images in the folder for tests, not used",
+            _images(tests),
+            "a list of data.labeled, data.unlabeled or data.val may name them",
+        ),
     )
-    return tuple(sample for sample in samples if _part(sample) in ("train", None)), val, unused
+    return Parts(
+        tuple(sample for sample in samples if _part(sample) in train),
+        val,
+        tests,
+        tuple(one for one in left if one.files),
+    )
+
+
+def _images(samples: Iterable[Sample]) -> tuple[Path, ...]:
+    return tuple(sample.image for sample in samples)
 
 
 def _part(sample: Sample) -> str | None:

@@ -129,12 +129,16 @@ def _facts(dataset: Dataset, request: Request) -> Facts:
 
 
 def _head(request: Request, dataset: Dataset, facts: Facts) -> list[str]:
+    method, baseline = "supervised, as there are no unlabeled images", []
+    if facts.unlabeled:
+        method = f"method of recipe recommended/{kind_of(facts)}"
+        baseline = [f"  semiseg train {request.out} --baseline      also says what the unlabeled images were worth"]
     return [
         f"{facts.labeled} labeled, {facts.unlabeled} unlabeled and {len(dataset.val)} validation images of "
-        f"{request.images}; {len(facts.classes)} classes; method of recipe recommended/{kind_of(facts)}.",
+        f"{request.images}; {len(facts.classes)} classes; {method}.",
         "",
         f"  semiseg train {request.out}",
-        f"  semiseg train {request.out} --baseline      also says what the unlabeled images were worth",
+        *baseline,
         f"  semiseg tune {request.out} --out tuned.yaml  measures which changes of color help",
         "",
         "Each setting may be changed here. New masks are used when training starts anew.",

@@ -25,7 +25,8 @@ def validated(
     request: Request, section: list[Setting], dataset: Dataset, work: Path, console: Console
 ) -> list[Setting]:
     """Chooses validation images, writes their list, and adds the setting that names it."""
-    masked = tuple(sorted((*dataset.labeled, *dataset.val), key=lambda sample: sample.name))
+    tests = () if request.val is None else tuple(sample for sample in dataset.tests if sample.mask)
+    masked = tuple(sorted((*dataset.labeled, *dataset.val, *tests), key=lambda sample: sample.name))
     with counting("looking for near-duplicates", console) as count:
         alike = twins.groups(masked, count)
     val, why = _validation(request, masked, alike, dataset, work, console)

@@ -9,6 +9,7 @@ unlabeled is every other image, and validation is a share (`val_fraction`) of th
 validation images depends on their names alone, so every run of every method is evaluated on the same images.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,14 +70,15 @@ def load(config: Config) -> Dataset:
     if not (found or given.labeled):
         raise UserError(_no_match(images, masks, unused, config))
     chosen = bool(config.val or config.val_fraction)
-    train, official_val, kept_apart = (catalog.samples, (), ()) if chosen else by_folder(catalog.samples)
-    masked = tuple(sample for sample in train if sample.mask)
-    val = given.val or official_val
+    parts = by_folder(catalog.samples, given, chosen)
+    masked = tuple(sample for sample in parts.train if sample.mask)
+    val = given.val or parts.val
     val = val or held_out(of_layout(masked), config.val_fraction or 0.2, given.labeled, given.unlabeled)
     labeled = given.labeled or rest(masked, val, given.unlabeled)
-    unlabeled = given.unlabeled or rest(train, val, labeled)
+    unlabeled = given.unlabeled or rest(parts.train, val, labeled)
     where = f"put one of the same name into {config.root / config.masks}"
-    return assemble(labeled, unlabeled, val, classes, coding, where, (*unused, *unmatched, *kept_apart))
+    dataset = assemble(labeled, unlabeled, val, classes, coding, where, (*unused, *unmatched, *parts.unused))
+    return replace(dataset, tests=parts.tests)
 
 
 def _coding(config: Config, num_classes: int, stated: dict[tuple[int, int, int], int]) -> MaskCoding:
