@@ -537,6 +537,31 @@ def test_without_weights_nothing_is_imported_or_read(monkeypatch):
     make("deeplabv3plus", "mobilenet_v2")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "options", "computed"),
+    [
+        ("deeplabv3plus", "tu-tf_efficientnet_lite0", {"encoder_depth": 4, "decoder_atrous_rates": [3, 6, 9]}, 5),
+        ("deeplabv3plus", "tu-tf_efficientnet_lite0", {}, 7),
+        ("unet", "tu-mobilenetv3_small_100", {"encoder_depth": 3, "decoder_channels": [16, 16, 8]}, 2),
+    ],
+)
+def test_stages_without_influence_are_not_computed(architecture, encoder, options, computed, monkeypatch):
+    network = make(architecture, encoder, options=options)
+    monkeypatch.setattr("semiseg.models.build._skip_unused", lambda net: None)
+    whole = make(architecture, encoder, options=options)
+    called = []
+    stages = encoder_of(network).model.blocks
+    for number, stage in enumerate(stages):
+        stage[0].register_forward_hook(lambda *_, number=number: called.append(number))
+    assert torch.equal(network.eval()(IMAGE), whole.eval()(IMAGE))
+    assert called == [*range(computed)]
+    assert len(stages) > computed or not options
+    assert network.state_dict().keys() == whole.state_dict().keys()  # as other programs expect it
+    called.clear()
+    assert torch.equal(copy.deepcopy(network)(IMAGE), whole(IMAGE))
+    assert called == [*range(computed)]
+
+
 @pytest.mark.parametrize(("depth", "unused"), [(5, 0), (4, 15), (3, 30)])
 def test_what_has_no_influence_is_frozen(depth, unused):
     """Stages of the encoder behind `encoder_depth` stay in the network and would never have a gradient."""

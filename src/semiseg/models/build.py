@@ -266,6 +266,7 @@ def build(config: Config, num_classes: int, channels: int = 3) -> Network:
     net.eval()  # so no random numbers are drawn and batch norm does not change
     stride, logits = _find_stride(net, config, channels)
     _freeze_unused(net, logits)
+    _skip_unused(net)
     smallest = _find_smallest(net, stride, channels)
     return Network(net.train(), normalization, stride, smallest)
 
@@ -321,6 +322,24 @@ def _freeze_unused(net: nn.Module, logits: Tensor) -> None:
     gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
+
+
+def _skip_unused(net: nn.Module) -> None:
+    """Leaves out the last stages of an encoder of timm if nothing that they compute is used.
+
+    timm computes all stages of some encoders, e.g. of EfficientNet with `encoder_depth` 4, where the unused ones take
+    half of the time of a forward pass. The stages stay in the state dict, as other programs expect it.
+    """
+    stages = getattr(getattr(net.encoder, "model", None), "blocks", ())
+    for stage in reversed(stages):
+        parameters = [*stage.parameters()]
+        if not parameters or any(parameter.requires_grad for parameter in parameters):
+            break
+        stage.forward = _same  # a copy of the network keeps it
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
 def _check_encoder(name: str) -> None:
