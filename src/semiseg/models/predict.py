@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from semiseg.models.build import Network
+from semiseg.models.folded import folded
 from semiseg.types import Prediction
 
 _CACHED = 2**18  # fp32 values that fit into a CPU's cache
@@ -135,7 +136,7 @@ def whole(network: Network, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b
 
     It calls `network.forward` because `network(...)` would compile a network that training compiles, for each new size.
     """
-    with evaluating(network):
+    with evaluating(network), folded(network):
         return network.forward(image).float().softmax(1)
 
 
