@@ -86,6 +86,22 @@ def test_folders_of_parts_may_have_other_words_in_their_names(folder, train, val
     assert ids(load(Config(root=folder)).val) == [f"{val}/06", f"{val}/07"]
 
 
+def test_folders_of_labeled_and_unlabeled_images_are_for_training(folder):
+    moved(folder, {"labeled": range(4), "val": (4, 5), "test": (6, 7), "Unlabelled": range(8, 12)})
+    dataset = load(Config(root=folder))
+    assert ids(dataset.labeled) == [f"labeled/{number:02}" for number in range(4)]
+    assert ids(dataset.val) == ["val/04", "val/05"]
+    assert ids(dataset.unlabeled) == [f"Unlabelled/{number:02}" for number in range(8, 12)]
+    assert ids(dataset.tests) == ["test/06", "test/07"]
+
+
+def test_the_part_of_a_folder_goes_before_whether_it_is_labeled(folder):
+    moved(folder, {"labeled/train": range(4), "labeled/val": (4, 5), "test_labeled": (6, 7)})
+    dataset = load(Config(root=folder))
+    assert ids(dataset.val) == ["labeled/val/04", "labeled/val/05"]
+    assert ids(dataset.tests) == ["test_labeled/06", "test_labeled/07"]
+
+
 def test_a_folder_of_two_parts_is_none(folder):
     moved(folder, {"train": range(4), "val_test": range(4, 8)})
     assert len(load(Config(root=folder)).labeled) == 6

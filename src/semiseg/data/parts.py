@@ -13,6 +13,7 @@ from semiseg.rng import folded_seed
 # Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images ...
 _PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "dev": "val",
           "validation": "val", "eval": "val", "test": "test", "testing": "test"}  # fmt: skip
+_FOR_TRAINING = frozenset({"labeled", "labelled", "unlabeled", "unlabelled"})  # if no other folder says a part
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,19 @@ def _images(samples: Iterable[Sample]) -> tuple[Path, ...]:
 
 def _part(sample: Sample) -> str | None:
     folders = sample.name.split("/")[:-1]
-    return next((part for folder in folders if (part := part_named(folder))), None)
+    if said := [part for folder in folders if (part := part_named(folder))]:
+        return said[0]
+    return "train" if any(_FOR_TRAINING.intersection(_words(folder)) for folder in folders) else None
 
 
 def part_named(folder: str) -> str | None:
     """Returns the part that the name of a folder says. A name that says two says none."""
-    said = {_PARTS[word] for word in re.split("[^a-z]+", folder.lower()) if word in _PARTS}
+    said = {_PARTS[word] for word in _words(folder) if word in _PARTS}
     return said.pop() if len(said) == 1 else None
+
+
+def _words(folder: str) -> list[str]:
+    return re.split("[^a-z]+", folder.lower())
 
 
 def held_out(samples: Sequence[Sample], fraction: float, *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:
