@@ -79,11 +79,17 @@ def test_other_folder_names_mean_nothing(folder):
     assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
 
 
-@pytest.mark.parametrize("train", ["train2017", "01_Training", "train_images", "ds/trainval"])
-@pytest.mark.parametrize("val", ["val2017", "02_valid", "val_images", "ds/dev"])
+@pytest.mark.parametrize("train", ["train2017", "01_Training", "train_images", "ds/TrainVal", "TrainDataset"])
+@pytest.mark.parametrize("val", ["val2017", "02_valid", "val_images", "ds/dev", "valset"])
 def test_folders_of_parts_may_have_other_words_in_their_names(folder, train, val):
     moved(folder, {train: range(6), val: (6, 7)})
     assert ids(load(Config(root=folder)).val) == [f"{val}/06", f"{val}/07"]
+
+
+@pytest.mark.parametrize("test", ["TestDataset", "testset", "test2017", "TEST", "testA"])
+def test_folders_for_tests_may_have_other_words_in_their_names(folder, test):
+    moved(folder, {"TrainDataset": range(6), test: range(6, 12)})
+    assert ids(load(Config(root=folder)).tests) == [f"{test}/{number:02}" for number in range(6, 12)]
 
 
 def test_folders_of_labeled_and_unlabeled_images_are_for_training(folder):
