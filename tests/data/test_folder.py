@@ -129,6 +129,23 @@ def test_parts_may_stand_above_images_and_masks(folder):
     assert all(sample.mask.parent == folder / "train/masks" for sample in dataset.labeled)
 
 
+@pytest.mark.parametrize("name", ["unlabeled", "more"])
+def test_folders_beside_those_of_parts_are_used(folder, name):
+    for number in range(12):
+        part = "train" if number < 6 else "val" if number < 8 else name
+        for kind in ("images", "masks"):
+            path = folder / kind / f"{number:02}.png"
+            if path.exists():
+                (folder / part / kind).mkdir(parents=True, exist_ok=True)
+                path.rename(folder / part / kind / path.name)
+    (folder / "images").rmdir()
+    (folder / ".trash/images").mkdir(parents=True)
+    (folder / ".trash/images/08.png").write_bytes((folder / f"{name}/images/08.png").read_bytes())
+    dataset = load(Config(root=folder))
+    assert ids(dataset.unlabeled) == [f"{name}/{number:02}" for number in range(8, 12)]
+    assert (len(dataset.labeled), ids(dataset.val)) == (6, ["val/06", "val/07"])
+
+
 def test_masks_below_the_images_are_no_photographs(folder):
     for path in sorted((folder / "images").iterdir()):
         path.rename(folder / path.name)

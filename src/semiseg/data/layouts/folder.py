@@ -96,7 +96,8 @@ def _coding(config: Config, num_classes: int, stated: dict[tuple[int, int, int],
 def _files(config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unused, ...]]:
     """Finds all images and masks by their names, and the files that are neither.
 
-    The folders of a part may stand above those of images and masks: train/images, train/masks, val/images ...
+    The folders of parts may stand above those of images and masks: train/images, train/masks, val/images ... Then
+    images in folders beside them, e.g. unlabeled/images, are used, too.
     """
     images, masks = config.root / config.images, config.root / config.masks
     if not images.is_dir():
@@ -148,7 +149,7 @@ def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and part_named(path.name))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unused, ...], config: Config) -> str:
