@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from semiseg import data as loading
@@ -62,8 +63,6 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
 
 
 def test_what_is_there_is_said(data, tried, capsys):
-    from PIL import Image
-
     with Image.open(data / "photos/11.png") as image:
         exif = image.getexif()
         exif[0x0112] = 3
@@ -118,8 +117,6 @@ def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, squ
 
 
 def test_photographs_that_exif_turns(data, tried):
-    from PIL import Image
-
     for number in range(12):
         with Image.open(data / f"photos/{number:02}.png") as image:
             exif = image.getexif()
@@ -190,6 +187,18 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
         place.write_text("test/20.png\ntest/21\n")
     init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
     assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
+    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+
+
+def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, photo, write, square, capsys):
+    for number in range(20, 28):
+        part = "train" if number < 24 else "val"
+        photo(f"sorted/{part}/{number}.png", number)
+        write(f"labels/{part}/{number}.png", square(8, inside=255))
+    pixels = np.asarray(Image.open(photo("sorted/val/24.png", 20))).copy()
+    pixels[0, 0] ^= 1
+    write("sorted/val/24.png", pixels)
+    init(Request(data / "out", data / "sorted", data / "labels"), console=Console(width=200))
     assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
 
 
