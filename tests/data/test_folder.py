@@ -163,6 +163,17 @@ def test_images_and_masks_in_one_folder(folder):
     assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
 
 
+def test_a_second_mask_of_an_image_in_one_folder_is_no_photograph(folder):
+    for path in sorted((folder / "masks").iterdir()):
+        path.rename(folder / f"images/{path.stem}_mask.png")
+    (folder / "images/00_mask_1.png").write_bytes((folder / "images/00_mask.png").read_bytes())
+    dataset = load(Config(root=folder, masks="images", mask_suffix="_mask"))
+    assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+    ((reason, files),) = reasons(dataset).items()
+    assert "they are several for one image" in reason
+    assert files == ["00_mask_1.png"]
+
+
 def test_masks_of_another_suffix_or_case(folder):
     for number in range(4):
         path = folder / f"masks/{number:02}.png"

@@ -154,7 +154,7 @@ def _joined(found: Masks, request: Request, work: Path, console: Console) -> Rea
     if table is not None and sorted(table) not in (sorted(names), sorted(["background", *names])):
         raise UserError(f"--classes: names {', '.join(table)}, but the masks are called {', '.join(names)}")
     every = ("background", *names)
-    say(console, f"masks: one file for each class ({', '.join(names)}), joined; the rest is background")
+    say(console, f"masks: files of one class each ({', '.join(names)}), joined; the rest is background")
     return Reading(every, colors(len(every), background=True), "", None, 0)
 
 

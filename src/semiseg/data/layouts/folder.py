@@ -21,7 +21,7 @@ from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.data.masks import parse_color
-from semiseg.data.match import match, remedy, without_suffix
+from semiseg.data.match import match, numbered, remedy, without_suffix
 from semiseg.data.parts import by_folder, held_out, part_named
 from semiseg.data.scan import scan, without_used
 from semiseg.errors import UserError
@@ -138,6 +138,7 @@ def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path],
         )
     found = scan(folder)
     masks = {name: path for name, path in found.images.items() if without_suffix(name, config.mask_suffix) != name}
+    masks |= {name: found.images[name] for name in numbered(masks, found.images)}  # of no image, so they are noted
     images = {name: path for name, path in found.images.items() if name not in masks}
     return images, masks, _not_ours(found.unused, config)
 
