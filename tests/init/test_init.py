@@ -116,6 +116,18 @@ def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, squ
     assert load_recipe(data / "out").data.masks == Path("masks")
 
 
+def test_folders_of_masks_that_share_no_image_may_be_no_classes(data, tried, write, square):
+    for number in range(8):
+        write(f"parts/{'one' if number < 4 else 'two'}/{number:02}.png", square(6, inside=255))
+    asked: list[str] = []
+    request = Request(data / "out", data / "photos", data / "parts")
+    init(request, lambda question, default: asked.append(question) or default)
+    assert asked == ["no image has masks in two of the folders one, two; is each a class?"]
+    assert (data / "out/classes.txt").read_text().split()[2::2] == ["one", "two"]
+    with pytest.raises(UserError, match="put the masks of all images into one folder"):
+        init(Request(data / "no", data / "photos", data / "parts"), lambda question, default: False)
+
+
 def test_photographs_that_exif_turns(data, tried):
     for number in range(12):
         with Image.open(data / f"photos/{number:02}.png") as image:

@@ -86,6 +86,10 @@ def test_folders_of_parts_are_no_classes(tmp_path, write):
         write(f"photos/{name}.jpg", IMAGE)
         write(f"masks/{name}.png", MASK)
     assert sorted(find(tmp_path / "photos", tmp_path / "masks").files) == ["train/a", "val/b"]
+    for name in ("a", "b"):
+        write(f"flat/{name}.jpg", IMAGE)
+    with pytest.raises(UserError, match=r"in another folder: move train/a\.png to a\.png"):
+        find(tmp_path / "flat", tmp_path / "masks")
 
 
 @pytest.mark.parametrize(

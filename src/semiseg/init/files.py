@@ -49,7 +49,7 @@ def data_section(request: Request, work: Path, ask: Ask, console: Console) -> li
         Setting("data", "images", str(request.images), ""),
     ]
     if found.layers:
-        reading = _joined(found, request, work, console)
+        reading = _joined(found, request, work, ask, console)
         settings.append(Setting("data", "masks", "masks", "joined from files of one class each; the originals stay"))
     else:
         reading = _read(found, request, ask, console)
@@ -139,7 +139,11 @@ def _how(found: Masks) -> str:
     return f"named as the images, with {found.suffix!r} at the end" if found.suffix else "named as the images"
 
 
-def _joined(found: Masks, request: Request, work: Path, console: Console) -> Reading:
+def _joined(found: Masks, request: Request, work: Path, ask: Ask, console: Console) -> Reading:
+    folders = sorted({of_class for files in found.layers.values() for of_class in files})
+    apart = len(folders) > 1 and all(len(files) == 1 for files in found.layers.values())
+    if apart and not ask(f"no image has masks in two of the folders {', '.join(folders)}; is each a class?", True):
+        raise UserError(f"--masks {found.folder}: put the masks of all images into one folder, named as the images")
     with counting("joining masks", console) as count:
         names, overlaps = layers.merge(found.layers, work / "masks", count)
     if found.left:

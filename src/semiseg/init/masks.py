@@ -7,6 +7,7 @@ from pathlib import Path
 
 from semiseg.data.catalog import folded
 from semiseg.data.match import match, numbered, remedy, rests
+from semiseg.data.parts import part_named
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 
@@ -114,7 +115,8 @@ def _layers_by_folder(images: dict[str, Path], masks: dict[str, Path], folder: P
             layers[rest][of_class] = [path]
         else:
             left.append(path)
-    if 2 * len(left) > len(masks) or len({of_class for files in layers.values() for of_class in files}) < 2:
+    classes = {of_class for files in layers.values() for of_class in files}
+    if 2 * len(left) > len(masks) or len(classes) < 2 or all(map(part_named, classes)):
         return None
     return Masks(images, folder, layers=dict(sorted(layers.items())), left=tuple(left))
 
