@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from semiseg import data
 from semiseg.data.check import check
@@ -103,8 +104,6 @@ def test_updates_add_up(made, labelme, contents):
 
 
 def test_validation_and_labeled_images_stay_as_they_are(made, labelme, capsys):
-    from rich.console import Console
-
     before = loaded(made)
     labelme(before.val[0].name, 1, 9)
     labelme(before.labeled[0].name, 1, 9)
@@ -119,6 +118,28 @@ def test_validation_and_labeled_images_stay_as_they_are(made, labelme, capsys):
     assert "labels of validation images, not taken" in says
     assert "labels of images that are labeled already, not taken: 1" in says
     assert sorted(path.name for path in (made / "added").iterdir()) == ["11.png"]
+
+
+def test_labels_of_test_images_are_not_those_of_training_images(tmp_path, photo, write, square, tried, capsys):
+    for number in range(8):
+        photo(f"photos/train/{number}.png", number)
+        photo(f"photos/test/{number}.png", 20 + number)
+        if number < 6:
+            write(f"masks/train/{number}.png", square(5 + number))
+    made = tmp_path / "out"
+    init(Request(made, tmp_path / "photos"))
+    write("new/6.png", square(9))
+    with pytest.raises(UserError, match=r"6\.png: can be the mask of .*train/6\.png or .*test/6\.png; rename it"):
+        update(Update(made, masks=tmp_path / "new"))
+    content = {
+        "images": [{"id": 1, "file_name": "test/7.png"}, {"id": 2, "file_name": "train/6.png"}],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [{"image_id": n, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]} for n in (1, 2)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    update(Update(made, coco=tmp_path / "coco.json"), Console(width=400))
+    assert names(loaded(made).unlabeled) == ["train/7"]
+    assert "labels of images in the folder for tests, not taken: 1" in capsys.readouterr().out
 
 
 def test_masks_of_class_indices(made, write):

@@ -56,7 +56,8 @@ def read_labels(
     Raises:
         UserError: an annotation is wrong, or none belongs to an image.
     """
-    samples = [replace(one, mask=None) for one in (*dataset.labeled, *dataset.unlabeled, *dataset.val)]
+    every = (*dataset.labeled, *dataset.unlabeled, *dataset.val, *dataset.tests)
+    samples = [replace(one, mask=None) for one in every]
     catalog = Catalog(root, samples)
     read = {"masks": _of_masks, "labelme": _of_labelme, "coco": _of_coco}[kind]
     labels, unused = read(dataset, catalog, source, accept, on_image)
