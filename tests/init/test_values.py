@@ -53,6 +53,11 @@ def test_255_between_a_class_and_nothing_is_a_question():
     assert "is 255 not labeled (ignored)?" in others.doubt
     assert others.other is not None
     assert others.other.values == {7: 1, 11: 2, 255: 3}
+    for values in ({0: 9, 1: 1, 255: 1}, {1: 9, 2: 1, 255: 1}):  # a class that no mask shows, or the last one
+        named = propose(masks(values), ["sky", "sea", "sun"])
+        assert (named.names, named.values) == (("sky", "sea", "sun"), None)
+        assert "3 names for the values" in named.doubt
+        assert named.other.values[255] == 2
 
 
 def test_a_palette_gives_the_classes_their_colors():

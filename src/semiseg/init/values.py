@@ -150,6 +150,10 @@ def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Seque
         return _reading(others, palette, names, f"{what}: class indices; negative values are ignored", values, total)
     as_class = _reading(found, palette, names, f"{what}: each value is a class", values, total)
     as_void = _reading(others, palette, names, f"{what}: each value is a class{_void(found)}", values, total)
+    if IGNORE in found and count == len(found) and all(value < count for value in others):  # one shows in no mask
+        some = _reading(range(count), palette, names, f"{what}: class indices{_void(found)}", values, total)
+        doubt = f"{count} names for the values {', '.join(map(str, found))}; is 255 not labeled (ignored)?"
+        return _with(some, doubt, as_class)
     if IGNORE not in found or count == len(found):
         return as_class
     if count == len(others):
