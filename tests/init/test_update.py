@@ -156,6 +156,25 @@ def test_masks_of_class_indices(made, write):
     assert np.array_equal(read_pair(after["09"], loaded(made).coding)[1], np.where(label == 255, 0, label))
 
 
+def test_black_and_white_masks_are_no_class_indices(tmp_path, photo, write, square, tried):
+    for number in range(8):
+        photo(f"photos/{number}.png", number)
+        if number < 6:
+            write(f"masks/{number}.png", square(5 + number))
+    made = tmp_path / "out"
+    init(Request(made, tmp_path / "photos"))
+    label = square(9, inside=255)
+    for pixels in (label, np.stack([label] * 3, -1)):
+        write("new/6.png", pixels)
+        with pytest.raises(UserError, match=r"6\.png: holds 0 and 255 alone, .* e\.g\. 1 \(object\)"):
+            update(Update(made, masks=tmp_path / "new"))
+    image = Image.fromarray(label)
+    image.putpalette([0, 0, 0] * 255 + [224, 224, 192])  # as semiseg writes pixels that do not count
+    image.save(tmp_path / "new/6.png")
+    update(Update(made, masks=tmp_path / "new"))
+    assert "6" in names(loaded(made).labeled)
+
+
 def test_ignored_pixels_stay_ignored(made, labelme):
     """255 is class 2 in the masks of this folder, and not counted in added ones."""
     path = labelme("08", 4, 14)
