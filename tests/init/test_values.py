@@ -8,7 +8,7 @@ from semiseg.data.masks import Content
 from semiseg.errors import UserError
 from semiseg.init.colors import colors
 from semiseg.init.values import propose
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, voc_color
 
 
 def masks(counts, palette=None, blended=0.0) -> dict[Path, Content]:
@@ -77,6 +77,16 @@ def test_colors_become_classes_black_first():
     assert (named.names, named.colors, named.ignored) == (("sea", "sun"), (blue, red), (black,))
     assert named.doubt is not None
     assert "#0000ff is sea, #ff0000 is sun" in named.doubt
+
+
+@pytest.mark.parametrize("names", [None, ["ground", "sea", "sun"]])
+def test_borders_in_the_color_of_voc_are_ignored(names):
+    counts = {voc_color(0): 9, voc_color(1): 3, voc_color(2): 2, voc_color(IGNORE): 4}
+    found = propose(masks(counts), names)
+    assert found.names == tuple(names or ("background", "color_800000", "color_008000"))
+    assert (found.colors, found.ignored) == (tuple(counts)[:3], (voc_color(IGNORE),))
+    others = propose(masks(counts | {(1, 2, 3): 1}))  # not VOC's colors
+    assert (len(others.names), others.ignored) == (5, ())
 
 
 def test_gray_levels_in_color_files_are_values():
