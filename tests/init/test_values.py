@@ -80,8 +80,8 @@ def test_colors_become_classes_black_first():
 
 
 @pytest.mark.parametrize("names", [None, ["ground", "sea", "sun"]])
-def test_borders_in_the_color_of_voc_are_ignored(names):
-    counts = {voc_color(0): 9, voc_color(1): 3, voc_color(2): 2, voc_color(IGNORE): 4}
+def test_colors_of_voc_have_its_order_and_borders_are_ignored(names):
+    counts = {voc_color(0): 9, voc_color(1): 2, voc_color(2): 3, voc_color(IGNORE): 4}
     found = propose(masks(counts), names)
     assert found.names == tuple(names or ("background", "color_800000", "color_008000"))
     assert (found.colors, found.ignored) == (tuple(counts)[:3], (voc_color(IGNORE),))

@@ -97,7 +97,10 @@ def _refuse_soft_edges(masks: Mapping[Path, Content], pixels: Mapping[int | Colo
 
 
 def _by_color(pixels: dict[Color, int], names: Sequence[str] | None) -> Reading:
-    """Each color is a class; black comes first, then the most frequent ones. VOC's color of void is ignored."""
+    """Each color is a class; black comes first, then the most frequent ones, or VOC's in their order.
+
+    VOC's color of void is ignored.
+    """
     order = sorted(pixels, key=lambda color: (color != (0, 0, 0), -pixels[color], color))
     what = f"color masks with {len(order)} colors: {shares({key: pixels[key] for key in order}, sum(pixels.values()))}"
     ignored: tuple[Color, ...] = ()
@@ -105,6 +108,8 @@ def _by_color(pixels: dict[Color, int], names: Sequence[str] | None) -> Reading:
     if void in pixels and len(order) > 2 and palette.issuperset(order) and (names is None or len(names) < len(order)):
         ignored, order = (void,), [color for color in order if color != void]
         what += f"; {hex_color(void)}, VOC's color of borders, is ignored"
+    of_voc = [voc_color(index) for index in range(len(order))]
+    order = of_voc if {*order} == {*of_voc} else order
     if names is not None and len(names) == len(order) - 1 and order[0] == (0, 0, 0):
         ignored, order = (*ignored, (0, 0, 0)), order[1:]
         what += "; black, which has no name, is ignored"
