@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from semiseg.errors import UserError
 from semiseg.init.layers import merge
@@ -122,8 +123,6 @@ def test_the_folder_beside_or_below_is_guessed_if_it_is_the_only_one(tmp_path, w
 
 
 def test_joined_masks_by_hand(tmp_path, write):
-    from PIL import Image
-
     big, small = MASK.copy(), MASK.copy()
     big[:, :4] = 255
     small[0, 3:5] = 255
@@ -140,6 +139,22 @@ def test_joined_masks_by_hand(tmp_path, write):
     assert merge({"b": objects}, tmp_path / "out") == (["thing"], 0)
     with Image.open(tmp_path / "out/b.png") as image:
         assert np.array_equal(np.asarray(image), expected > 0)
+
+
+def test_masks_that_may_be_inverted_are_not_joined(tmp_path, write):
+    shown = MASK.copy()
+    shown[0, :3] = 1
+    for name, colors in (("plain", [0, 0, 0, 255, 255, 255]), ("inverted", [255, 255, 255, 0, 0, 0])):
+        image = Image.fromarray(shown)
+        image.putpalette(colors)
+        image.save(tmp_path / f"{name}.png")
+    image = Image.fromarray(MASK + 1)
+    image.putpalette(colors)
+    image.save(tmp_path / "none.png")  # nothing is shown
+    assert merge({"a": {"dog": [tmp_path / "plain.png"]}}, tmp_path / "out") == (["dog"], 0)
+    for path in (tmp_path / "inverted.png", tmp_path / "none.png", write("fax.tif", shown * 255, tiffinfo={262: 0})):
+        with pytest.raises(UserError, match=f"{path.name}: stores black as another value than 0"):
+            merge({"a": {"dog": [path]}}, tmp_path / "out")
 
 
 def test_masks_that_cannot_be_joined(tmp_path, write):

@@ -33,7 +33,7 @@ def merge(
         The names of the classes from index 1 on, and the number of pixels that several files show.
 
     Raises:
-        UserError: a file holds more than two values, or the files of an image differ in size.
+        UserError: a file holds more than two values, it may be inverted, or the files of an image differ in size.
     """
     pixels: Counter[str] = Counter()
     with ThreadPoolExecutor() as threads:
@@ -81,6 +81,13 @@ def _shown(path: Path) -> tuple[np.ndarray, int]:
         raise UserError(
             f"{path}: holds {len(values)} values; a mask of one class has two, 0 and another: save it without soft "
             "edges"
+        )
+    palette = stored.content.palette
+    black = (0, 0, 0)
+    if palette.get(0) != black and black in palette.values():
+        raise UserError(
+            f"{path}: stores black as another value than 0, so its class may be black or the other color; save it as "
+            "gray PNG, black where the class is not"
         )
     pixels = stored.pixels if stored.pixels.ndim == 2 else stored.pixels.max(2)
     shown = pixels > 0
