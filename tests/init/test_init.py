@@ -128,6 +128,28 @@ def test_folders_of_masks_that_share_no_image_may_be_no_classes(data, tried, wri
         init(Request(data / "no", data / "photos", data / "parts"), lambda question, default: False)
 
 
+def test_numbers_of_masks_are_objects_where_they_count_them(data, tried, write, square):
+    for number in range(8):
+        for more in range(4):
+            write(f"one_hot/{number:02}_{more}.png", square(5 + number, at=3 + 4 * more, inside=255))
+            if more <= number % 3:
+                write(f"objects/{number:02}_cell{more}.png", square(5 + number, at=3 + 4 * more, inside=255))
+    asked: list[tuple[str, bool]] = []
+
+    def ask(question: str, default: bool) -> bool:
+        asked.append((question, default))
+        return default
+
+    for masks in ("one_hot", "objects"):
+        init(Request(data / "out" / masks, data / "photos", data / masks), ask)
+    assert asked == [
+        ("images have masks called 0, 1, 2, 3; is each a class, not an object?", True),
+        ("images have masks called cell0, cell1, cell2; is each a class, not an object?", False),
+    ]
+    assert (data / "out/one_hot/classes.txt").read_text().split()[::2] == ["background", "0", "1", "2", "3"]
+    assert (data / "out/objects/classes.txt").read_text().split()[::2] == ["background", "cell"]
+
+
 def test_photographs_that_exif_turns(data, tried):
     for number in range(12):
         with Image.open(data / f"photos/{number:02}.png") as image:

@@ -78,6 +78,15 @@ def test_numbered_masks_of_an_image_show_objects_of_one_class(tmp_path, write):
     assert {name: {of: len(files) for of, files in each.items()} for name, each in found.layers.items()} == {
         "a (1)": {"mask": 1}, "a (2)": {"mask": 3}, "a (3)": {"mask": 1}, "a (4)": {"mask": 2},
     }  # fmt: skip
+    for number in (1, 2, 3, 4):
+        write(f"other/a ({number}).png", MASK)
+        for more in range(1, number + 1):
+            write(f"other/a ({number})_{more}.png", MASK)
+    found = find(tmp_path / "photos", tmp_path / "other")
+    assert {name: {of: len(files) for of, files in each.items()} for name, each in found.layers.items()} == {
+        f"a ({number})": {"object": number + 1} for number in (1, 2, 3, 4)
+    }
+    assert not found.left
     with pytest.raises(UserError, match=r"several masks of one image \(3 more\), e.g. .*a \(2\)_mask_1.png; move"):
         find(tmp_path / "one/folder", tmp_path / "one/folder")
 

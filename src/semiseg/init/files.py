@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from string import digits
 
 from rich.console import Console
 
@@ -140,10 +143,7 @@ def _how(found: Masks) -> str:
 
 
 def _joined(found: Masks, request: Request, work: Path, ask: Ask, console: Console) -> Reading:
-    folders = sorted({of_class for files in found.layers.values() for of_class in files})
-    apart = len(folders) > 1 and all(len(files) == 1 for files in found.layers.values())
-    if apart and not ask(f"no image has masks in two of the folders {', '.join(folders)}; is each a class?", True):
-        raise UserError(f"--masks {found.folder}: put the masks of all images into one folder, named as the images")
+    found = _asked(found, ask)
     with counting("joining masks", console) as count:
         names, overlaps = layers.merge(found.layers, work / "masks", count)
     if found.left:
@@ -160,6 +160,29 @@ def _joined(found: Masks, request: Request, work: Path, ask: Ask, console: Conso
     every = ("background", *names)
     say(console, f"masks: files of one class each ({', '.join(names)}), joined; the rest is background")
     return Reading(every, colors(len(every), background=True), "", None, 0)
+
+
+def _asked(found: Masks, ask: Ask) -> Masks:
+    """Asks whether names and numbers of files of one class each are those of classes, where that is in doubt."""
+    names = sorted({of_class for each in found.layers.values() for of_class in each})
+    said = ", ".join(names)
+    if len(names) > 1 and all(len(each) == 1 for each in found.layers.values()):
+        if not ask(f"no image has masks in two of the folders {said}; is each a class?", True):
+            raise UserError(f"--masks {found.folder}: put the masks of all images into one folder, named as the images")
+    elif len(names) > 1 and len({name.rstrip(digits) for name in names}) == 1:
+        question = f"images have masks called {said}; is each a class, not an object?"
+        if not ask(question, _is_one_hot(found)):
+            name = names[0].rstrip(digits).strip(" _-.") or "object"
+            joined = {image: {name: [*chain(*each.values())]} for image, each in found.layers.items()}
+            return replace(found, layers=joined)
+    return found
+
+
+def _is_one_hot(found: Masks) -> bool:
+    """Returns whether numbers at the ends of masks are classes: objects are counted anew in each image."""
+    numbers = [sorted(int("0" + name[len(name.rstrip(digits)) :]) for name in each) for each in found.layers.values()]
+    counted = all(each == list(range(each[0], each[0] + len(each))) and each[0] < 2 for each in numbers)
+    return not counted or len({*map(len, numbers)}) == 1
 
 
 def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading:

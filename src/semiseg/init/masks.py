@@ -125,8 +125,9 @@ def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> M
     found, left = match(images, masks, None)
     suffix, ends = None, rests(images, masks)
     if len(found) < len(masks) / 2 and ends:
-        if _several_for_one(ends):
-            return _layers_by_end(images, masks, ends, folder)
+        every = ends | {name: (name, "") for name in masks if name in images}
+        if _several_for_one(every):
+            return _layers_by_end(images, masks, every, folder)
         suffix = Counter(rest for _, rest in ends.values()).most_common(1)[0][0]
         found, left = match(images, masks, suffix)
     if not found:
@@ -156,6 +157,6 @@ def _layers_by_end(
 ) -> Masks:
     layers: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for mask, kind in _kinds(ends).items():
-        layers[ends[mask][0]][kind.strip(" _-.")].append(masks[mask])
+        layers[ends[mask][0]][kind.strip(" _-.") or "object"].append(masks[mask])
     left = tuple(path for mask, path in masks.items() if mask not in ends)
     return Masks(images, folder, layers=dict(sorted(layers.items())), left=left)
