@@ -326,6 +326,19 @@ def test_a_check_that_was_stopped_goes_on_where_it_was(folder, monkeypatch):
     assert len(decoded) == 8  # no mask twice
 
 
+def test_masks_of_images_that_nobody_has_labeled_are_noted(folder, write):
+    names = ["background", *(f"c{number}" for number in range(1, 24))]
+    write("classes.txt", "\n".join(names))
+    first, second = [sample.mask for sample in layout.load(layout.Config(root=folder)).labeled[:2]]
+    for path in (first, second):
+        write(f"masks/{path.name}", np.zeros((20, 24), np.uint8))
+    (note,) = run(folder)
+    assert note.startswith(f"Labeled masks that show background alone: 2 of 6, e.g. {first}")
+    write("classes.txt", "\n".join(["ground", *names[1:]]))
+    assert run(folder) == []
+    assert run(folder, background="ground") == [note]
+
+
 def test_a_class_of_few_pixels_is_noted(folder, monkeypatch):
     monkeypatch.setattr(check_module, "_HARDLY", 0.001)  # of these small masks
     labeled = {sample.mask for sample in layout.load(layout.Config(root=folder, crop=16)).labeled}

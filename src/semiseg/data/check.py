@@ -149,10 +149,12 @@ def check(
         "validation": _part(val, dataset),
     }
     _check_classes(parts, dataset, config)
+    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made the files of the masks
     notes = [
         *dataset.notes,
         *meaning.notes,
         *_class_notes(parts, dataset, labeled),
+        *([] if drawn else _empty_notes(labeled, dataset)),
         *_orientation_notes(labeled | val, dataset),
         *_depth_notes(labeled | val | unlabeled, config),
         *_twins(dataset),
@@ -164,7 +166,6 @@ def check(
         notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
         notes.append("There are no unlabeled images: only supervised training is possible.")
-    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made these files
     kinds = Counter("drawn from annotations" if drawn else content.kind for content in contents.values())
     return Report(parts, meaning, dict(kinds), dataset.unused, tuple(notes))
 
@@ -285,6 +286,24 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
             "show the other classes, too (data.val)."
         )
     return found
+
+
+def _empty_notes(labeled: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
+    """Notes masks of background alone: programs write them for images that nobody has labeled, too."""
+    names, background = dataset.classes.names, dataset.classes.background
+    nothing = {index for index, name in enumerate(names) if index == background or folded(name) == "background"}
+    counts = {
+        sample.mask: class_pixels(facts.content, dataset.coding)
+        for sample, facts in labeled.items()
+        if facts.content is not None and not sample.pseudo and not sample.indexed
+    }
+    empty = [mask for mask, pixels in counts.items() if len(pixels) == 1 and nothing.issuperset(pixels)]
+    if not empty:
+        return []
+    return [
+        f"Labeled masks that show background alone: {len(empty)} of {len(labeled)}, e.g. {empty[0]}; if nobody has "
+        "labeled these images yet, remove their masks: then they are unlabeled."
+    ]
 
 
 def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
