@@ -220,6 +220,26 @@ def test_dark_photographs_are_noted(folder, write):
     assert run(folder) == []
 
 
+def test_further_pages_of_photographs_are_noted(folder):
+    def save(number: int, kind: int, size: tuple[int, int]) -> None:
+        path = folder / f"images/{number:02}.png"
+        with Image.open(path) as image:
+            image.load()
+        path.unlink()
+        page = image.resize(size)
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+        image.save(path.with_suffix(".tif"), save_all=True, append_images=[page])
+
+    save(0, kind=1, size=(12, 10))  # a smaller copy
+    save(1, kind=4, size=(24, 20))  # a mask of transparency
+    assert run(folder) == []
+    for number in (2, 9):
+        save(number, kind=0, size=(24, 20))
+    (note,) = run(folder, full=False)
+    assert note.startswith(f"Photographs with several pages: 2, e.g. {folder}/images/")
+    assert "the first page alone is used" in note
+
+
 def test_photographs_that_look_like_masks_are_noted(folder):
     Image.fromarray(np.eye(24, dtype=np.uint8)[:20]).save(folder / "images/11.png")
     Image.new("RGB", (24, 20)).save(folder / "images/10.png")  # a black photograph
@@ -304,6 +324,19 @@ def test_a_check_that_was_stopped_goes_on_where_it_was(folder, monkeypatch):
     assert len(decoded) == 8
     run(folder)
     assert len(decoded) == 8  # no mask twice
+
+
+def test_masks_of_images_that_nobody_has_labeled_are_noted(folder, write):
+    names = ["background", *(f"c{number}" for number in range(1, 24))]
+    write("classes.txt", "\n".join(names))
+    first, second = [sample.mask for sample in layout.load(layout.Config(root=folder)).labeled[:2]]
+    for path in (first, second):
+        write(f"masks/{path.name}", np.zeros((20, 24), np.uint8))
+    (note,) = run(folder)
+    assert note.startswith(f"Labeled masks that show background alone: 2 of 6, e.g. {first}")
+    write("classes.txt", "\n".join(["ground", *names[1:]]))
+    assert run(folder) == []
+    assert run(folder, background="ground") == [note]
 
 
 def test_a_class_of_few_pixels_is_noted(folder, monkeypatch):

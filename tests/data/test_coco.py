@@ -397,6 +397,23 @@ def test_images_that_are_missing(root, values):
     refused(config(root), "a.json", "none of its 6 images", "'gone0.png'", "data.images")
 
 
+def test_an_image_that_is_missing_is_not_the_one_of_its_name_in_another_folder(root, values):
+    for number in range(6):
+        picture(root / f"images/cam2/{number}.png", number)
+        (root / "images/cam1").mkdir(exist_ok=True)
+        (root / f"images/{number}.png").rename(root / f"images/cam1/{number}.png")
+        values["images"][number]["file_name"] = f"images/cam1/{number}.png"
+    (root / "images/cam1/2.png").unlink()
+    write(root, values)
+    dataset = load(config(root))
+    assert sorted(annotated(dataset)) == ["cam1/0", "cam1/1", "cam1/3"]
+    assert any("1 of 6" in note and "cam1/2.png" in note for note in dataset.notes)
+    for number in range(6):
+        (root / f"images/cam2/{number}.png").rename(root / f"images/cam2/new{number}.png")
+    (root / "images/cam1/3.png").rename(root / "images/cam2/3.png")  # it was moved: no name occurs twice
+    assert sorted(annotated(load(config(root)))) == ["cam1/0", "cam1/1", "cam2/3"]
+
+
 def test_images_stand_where_the_config_says(root):
     (root / "images").rename(root / "photos")
     refused(config(root), "data.images", "no folder")

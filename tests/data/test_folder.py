@@ -79,11 +79,34 @@ def test_other_folder_names_mean_nothing(folder):
     assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
 
 
-@pytest.mark.parametrize("train", ["train2017", "01_Training", "train_images", "ds/trainval"])
-@pytest.mark.parametrize("val", ["val2017", "02_valid", "val_images", "ds/dev"])
+@pytest.mark.parametrize("train", ["train2017", "01_Training", "train_images", "ds/TrainVal", "TrainDataset"])
+@pytest.mark.parametrize("val", ["val2017", "02_valid", "val_images", "ds/dev", "valset"])
 def test_folders_of_parts_may_have_other_words_in_their_names(folder, train, val):
     moved(folder, {train: range(6), val: (6, 7)})
     assert ids(load(Config(root=folder)).val) == [f"{val}/06", f"{val}/07"]
+
+
+@pytest.mark.parametrize("test", ["TestDataset", "testset", "test2017", "TEST", "testA"])
+def test_folders_for_tests_may_have_other_words_in_their_names(folder, test):
+    moved(folder, {"TrainDataset": range(6), test: range(6, 12)})
+    assert ids(load(Config(root=folder)).tests) == [f"{test}/{number:02}" for number in range(6, 12)]
+
+
+def test_folders_of_labeled_and_unlabeled_images_are_for_training(folder):
+    british = "Unlabel" + "led"
+    moved(folder, {"labeled": range(4), "val": (4, 5), "test": (6, 7), british: range(8, 12)})
+    dataset = load(Config(root=folder))
+    assert ids(dataset.labeled) == [f"labeled/{number:02}" for number in range(4)]
+    assert ids(dataset.val) == ["val/04", "val/05"]
+    assert ids(dataset.unlabeled) == [f"{british}/{number:02}" for number in range(8, 12)]
+    assert ids(dataset.tests) == ["test/06", "test/07"]
+
+
+def test_the_part_of_a_folder_goes_before_whether_it_is_labeled(folder):
+    moved(folder, {"labeled/train": range(4), "labeled/val": (4, 5), "test_labeled": (6, 7)})
+    dataset = load(Config(root=folder))
+    assert ids(dataset.val) == ["labeled/val/04", "labeled/val/05"]
+    assert ids(dataset.tests) == ["test_labeled/06", "test_labeled/07"]
 
 
 def test_a_folder_of_two_parts_is_none(folder):
@@ -107,6 +130,23 @@ def test_parts_may_stand_above_images_and_masks(folder):
     assert all(sample.mask.parent == folder / "train/masks" for sample in dataset.labeled)
 
 
+@pytest.mark.parametrize("name", ["unlabeled", "more"])
+def test_folders_beside_those_of_parts_are_used(folder, name):
+    for number in range(12):
+        part = "train" if number < 6 else "val" if number < 8 else name
+        for kind in ("images", "masks"):
+            path = folder / kind / f"{number:02}.png"
+            if path.exists():
+                (folder / part / kind).mkdir(parents=True, exist_ok=True)
+                path.rename(folder / part / kind / path.name)
+    (folder / "images").rmdir()
+    (folder / ".trash/images").mkdir(parents=True)
+    (folder / ".trash/images/08.png").write_bytes((folder / f"{name}/images/08.png").read_bytes())
+    dataset = load(Config(root=folder))
+    assert ids(dataset.unlabeled) == [f"{name}/{number:02}" for number in range(8, 12)]
+    assert (len(dataset.labeled), ids(dataset.val)) == (6, ["val/06", "val/07"])
+
+
 def test_masks_below_the_images_are_no_photographs(folder):
     for path in sorted((folder / "images").iterdir()):
         path.rename(folder / path.name)
@@ -122,6 +162,17 @@ def test_images_and_masks_in_one_folder(folder):
     refused(Config(**same), "data.mask_suffix")
     dataset = load(Config(**same, mask_suffix="_label"))
     assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+
+
+def test_a_second_mask_of_an_image_in_one_folder_is_no_photograph(folder):
+    for path in sorted((folder / "masks").iterdir()):
+        path.rename(folder / f"images/{path.stem}_mask.png")
+    (folder / "images/00_mask_1.png").write_bytes((folder / "images/00_mask.png").read_bytes())
+    dataset = load(Config(root=folder, masks="images", mask_suffix="_mask"))
+    assert (len(dataset.labeled), len(dataset.val), len(dataset.unlabeled)) == (6, 2, 4)
+    ((reason, files),) = reasons(dataset).items()
+    assert "they are several for one image" in reason
+    assert files == ["00_mask_1.png"]
 
 
 def test_masks_of_another_suffix_or_case(folder):

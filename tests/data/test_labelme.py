@@ -273,6 +273,19 @@ def test_a_file_beside_its_image_means_no_image_of_another_folder(root):
     assert dataset.unused[0].files[0].name == "9.json"
 
 
+@pytest.mark.parametrize("path", ["9.png", "../../images/day/9.png"])
+def test_an_image_that_is_missing_is_not_the_one_of_its_name_in_another_folder(root, path):
+    for name in ("day/8", "night/8", "night/9"):
+        picture(root / f"images/{name}.png", 9)
+    (root / "labels").mkdir()
+    for number in range(4):
+        (root / f"images/{number}.json").rename(root / f"labels/{number}.json")
+    write(root / "labels/day/9.json", content("9", shape("cat", LEFT), imagePath=path))
+    dataset = load(Config(root=root, annotations="labels"))
+    assert {"night/8", "night/9"} <= {*ids(dataset.unlabeled)}
+    assert [path.name for one in dataset.unused if one.matters for path in one.files] == ["9.json"]
+
+
 def test_files_that_contradict_each_other(root):
     write(root / "images/0.json", content("1", shape("cat", LEFT)))
     refused(Config(root=root), "0.json", "0.png", "imagePath is '1.png'", "correct one")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from semiseg import data as loading
@@ -62,8 +63,6 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
 
 
 def test_what_is_there_is_said(data, tried, capsys):
-    from PIL import Image
-
     with Image.open(data / "photos/11.png") as image:
         exif = image.getexif()
         exif[0x0112] = 3
@@ -117,9 +116,41 @@ def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, squ
     assert load_recipe(data / "out").data.masks == Path("masks")
 
 
-def test_photographs_that_exif_turns(data, tried):
-    from PIL import Image
+def test_folders_of_masks_that_share_no_image_may_be_no_classes(data, tried, write, square):
+    for number in range(8):
+        write(f"parts/{'one' if number < 4 else 'two'}/{number:02}.png", square(6, inside=255))
+    asked: list[str] = []
+    request = Request(data / "out", data / "photos", data / "parts")
+    init(request, lambda question, default: asked.append(question) or default)
+    assert asked == ["no image has masks in two of the folders one, two; is each a class?"]
+    assert (data / "out/classes.txt").read_text().split()[2::2] == ["one", "two"]
+    with pytest.raises(UserError, match="put the masks of all images into one folder"):
+        init(Request(data / "no", data / "photos", data / "parts"), lambda question, default: False)
 
+
+def test_numbers_of_masks_are_objects_where_they_count_them(data, tried, write, square):
+    for number in range(8):
+        for more in range(4):
+            write(f"one_hot/{number:02}_{more}.png", square(5 + number, at=3 + 4 * more, inside=255))
+            if more <= number % 3:
+                write(f"objects/{number:02}_cell{more}.png", square(5 + number, at=3 + 4 * more, inside=255))
+    asked: list[tuple[str, bool]] = []
+
+    def ask(question: str, default: bool) -> bool:
+        asked.append((question, default))
+        return default
+
+    for masks in ("one_hot", "objects"):
+        init(Request(data / "out" / masks, data / "photos", data / masks), ask)
+    assert asked == [
+        ("images have masks called 0, 1, 2, 3; is each a class, not an object?", True),
+        ("images have masks called cell0, cell1, cell2; is each a class, not an object?", False),
+    ]
+    assert (data / "out/one_hot/classes.txt").read_text().split()[::2] == ["background", "0", "1", "2", "3"]
+    assert (data / "out/objects/classes.txt").read_text().split()[::2] == ["background", "cell"]
+
+
+def test_photographs_that_exif_turns(data, tried):
     for number in range(12):
         with Image.open(data / f"photos/{number:02}.png") as image:
             exif = image.getexif()
@@ -190,6 +221,18 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
         place.write_text("test/20.png\ntest/21\n")
     init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
     assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
+    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+
+
+def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, photo, write, square, capsys):
+    for number in range(20, 28):
+        part = "train" if number < 24 else "val"
+        photo(f"sorted/{part}/{number}.png", number)
+        write(f"labels/{part}/{number}.png", square(8, inside=255))
+    pixels = np.asarray(Image.open(photo("sorted/val/24.png", 20))).copy()
+    pixels[0, 0] ^= 1
+    write("sorted/val/24.png", pixels)
+    init(Request(data / "out", data / "sorted", data / "labels"), console=Console(width=200))
     assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from semiseg.errors import UserError
 from semiseg.init.layers import merge
@@ -64,11 +65,41 @@ def test_one_file_for_each_class(tmp_path, write, form):
     assert not found.files
 
 
+def test_numbered_masks_of_an_image_show_objects_of_one_class(tmp_path, write):
+    for name in ("a (1)", "a (2)", "a (3)", "a (4)"):
+        for place in ("photos", "one/folder"):
+            write(f"{place}/{name}.png", IMAGE)
+        for place in ("masks", "one/folder"):
+            write(f"{place}/{name}_mask.png", MASK)
+    for more in ("a (2)_mask_1", "a (2)_mask_2", "a (4)_mask_1"):
+        write(f"masks/{more}.png", MASK)
+        write(f"one/folder/{more}.png", MASK)
+    found = find(tmp_path / "photos", tmp_path / "masks")
+    assert {name: {of: len(files) for of, files in each.items()} for name, each in found.layers.items()} == {
+        "a (1)": {"mask": 1}, "a (2)": {"mask": 3}, "a (3)": {"mask": 1}, "a (4)": {"mask": 2},
+    }  # fmt: skip
+    for number in (1, 2, 3, 4):
+        write(f"other/a ({number}).png", MASK)
+        for more in range(1, number + 1):
+            write(f"other/a ({number})_{more}.png", MASK)
+    found = find(tmp_path / "photos", tmp_path / "other")
+    assert {name: {of: len(files) for of, files in each.items()} for name, each in found.layers.items()} == {
+        f"a ({number})": {"object": number + 1} for number in (1, 2, 3, 4)
+    }
+    assert not found.left
+    with pytest.raises(UserError, match=r"several masks of one image \(3 more\), e.g. .*a \(2\)_mask_1.png; move"):
+        find(tmp_path / "one/folder", tmp_path / "one/folder")
+
+
 def test_folders_of_parts_are_no_classes(tmp_path, write):
     for name in ("train/a", "val/b"):
         write(f"photos/{name}.jpg", IMAGE)
         write(f"masks/{name}.png", MASK)
     assert sorted(find(tmp_path / "photos", tmp_path / "masks").files) == ["train/a", "val/b"]
+    for name in ("a", "b"):
+        write(f"flat/{name}.jpg", IMAGE)
+    with pytest.raises(UserError, match=r"in another folder: move train/a\.png to a\.png"):
+        find(tmp_path / "flat", tmp_path / "masks")
 
 
 @pytest.mark.parametrize(
@@ -101,12 +132,10 @@ def test_the_folder_beside_or_below_is_guessed_if_it_is_the_only_one(tmp_path, w
 
 
 def test_joined_masks_by_hand(tmp_path, write):
-    from PIL import Image
-
     big, small = MASK.copy(), MASK.copy()
     big[:, :4] = 255
     small[0, 3:5] = 255
-    files = {"wide": write("m/1.png", big), "dot": write("m/2.png", small)}
+    files = {"wide": [write("m/1.png", big)], "dot": [write("m/2.png", small)]}
     assert merge({"x/a": files}, tmp_path / "out") == (["dot", "wide"], 1)
     with Image.open(tmp_path / "out/x/a.png") as image:
         assert image.mode == "P"
@@ -115,13 +144,33 @@ def test_joined_masks_by_hand(tmp_path, write):
     expected[:, :4] = 2
     expected[0, 3:5] = 1  # dot has fewer pixels, so it is above
     assert index.tolist() == expected.tolist()
+    objects = {"thing": [write("m/1.png", big), write("m/2.png", small)]}  # two objects of one class
+    assert merge({"b": objects}, tmp_path / "out") == (["thing"], 0)
+    with Image.open(tmp_path / "out/b.png") as image:
+        assert np.array_equal(np.asarray(image), expected > 0)
+
+
+def test_masks_that_may_be_inverted_are_not_joined(tmp_path, write):
+    shown = MASK.copy()
+    shown[0, :3] = 1
+    for name, colors in (("plain", [0, 0, 0, 255, 255, 255]), ("inverted", [255, 255, 255, 0, 0, 0])):
+        image = Image.fromarray(shown)
+        image.putpalette(colors)
+        image.save(tmp_path / f"{name}.png")
+    image = Image.fromarray(MASK + 1)
+    image.putpalette(colors)
+    image.save(tmp_path / "none.png")  # nothing is shown
+    assert merge({"a": {"dog": [tmp_path / "plain.png"]}}, tmp_path / "out") == (["dog"], 0)
+    for path in (tmp_path / "inverted.png", tmp_path / "none.png", write("fax.tif", shown * 255, tiffinfo={262: 0})):
+        with pytest.raises(UserError, match=f"{path.name}: stores black as another value than 0"):
+            merge({"a": {"dog": [path]}}, tmp_path / "out")
 
 
 def test_masks_that_cannot_be_joined(tmp_path, write):
     soft = MASK.copy()
     soft[0, :3] = (10, 100, 255)
     with pytest.raises(UserError, match=r"soft\.png: holds 4 values; a mask of one class has two"):
-        merge({"a": {"dog": write("soft.png", soft)}}, tmp_path / "out")
-    files = {"dog": write("1.png", MASK), "cat": write("2.png", np.zeros((5, 6), np.uint8))}
+        merge({"a": {"dog": [write("soft.png", soft)]}}, tmp_path / "out")
+    files = {"dog": [write("1.png", MASK)], "cat": [write("2.png", np.zeros((5, 6), np.uint8))]}
     with pytest.raises(UserError, match="has another size"):
         merge({"a": files}, tmp_path / "out")

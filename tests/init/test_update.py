@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from semiseg import data
 from semiseg.data.check import check
@@ -103,8 +104,6 @@ def test_updates_add_up(made, labelme, contents):
 
 
 def test_validation_and_labeled_images_stay_as_they_are(made, labelme, capsys):
-    from rich.console import Console
-
     before = loaded(made)
     labelme(before.val[0].name, 1, 9)
     labelme(before.labeled[0].name, 1, 9)
@@ -121,6 +120,28 @@ def test_validation_and_labeled_images_stay_as_they_are(made, labelme, capsys):
     assert sorted(path.name for path in (made / "added").iterdir()) == ["11.png"]
 
 
+def test_labels_of_test_images_are_not_those_of_training_images(tmp_path, photo, write, square, tried, capsys):
+    for number in range(8):
+        photo(f"photos/train/{number}.png", number)
+        photo(f"photos/test/{number}.png", 20 + number)
+        if number < 6:
+            write(f"masks/train/{number}.png", square(5 + number))
+    made = tmp_path / "out"
+    init(Request(made, tmp_path / "photos"))
+    write("new/6.png", square(9))
+    with pytest.raises(UserError, match=r"6\.png: can be the mask of .*train/6\.png or .*test/6\.png; rename it"):
+        update(Update(made, masks=tmp_path / "new"))
+    content = {
+        "images": [{"id": 1, "file_name": "test/7.png"}, {"id": 2, "file_name": "train/6.png"}],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [{"image_id": n, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]} for n in (1, 2)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    update(Update(made, coco=tmp_path / "coco.json"), Console(width=400))
+    assert names(loaded(made).unlabeled) == ["train/7"]
+    assert "labels of images in the folder for tests, not taken: 1" in capsys.readouterr().out
+
+
 def test_masks_of_class_indices(made, write):
     label = np.full((32, 40), 255, np.uint8)
     label[:10], label[10:20], label[20:22] = 0, 1, 2
@@ -133,6 +154,25 @@ def test_masks_of_class_indices(made, write):
     update(Update(made, masks=made.parent / "new"))
     after = {sample.name: sample for sample in loaded(made).labeled}
     assert np.array_equal(read_pair(after["09"], loaded(made).coding)[1], np.where(label == 255, 0, label))
+
+
+def test_black_and_white_masks_are_no_class_indices(tmp_path, photo, write, square, tried):
+    for number in range(8):
+        photo(f"photos/{number}.png", number)
+        if number < 6:
+            write(f"masks/{number}.png", square(5 + number))
+    made = tmp_path / "out"
+    init(Request(made, tmp_path / "photos"))
+    label = square(9, inside=255)
+    for pixels in (label, np.stack([label] * 3, -1)):
+        write("new/6.png", pixels)
+        with pytest.raises(UserError, match=r"6\.png: holds 0 and 255 alone, .* e\.g\. 1 \(object\)"):
+            update(Update(made, masks=tmp_path / "new"))
+    image = Image.fromarray(label)
+    image.putpalette([0, 0, 0] * 255 + [224, 224, 192])  # as semiseg writes pixels that do not count
+    image.save(tmp_path / "new/6.png")
+    update(Update(made, masks=tmp_path / "new"))
+    assert "6" in names(loaded(made).labeled)
 
 
 def test_ignored_pixels_stay_ignored(made, labelme):

@@ -8,7 +8,7 @@ from semiseg.data.masks import Content
 from semiseg.errors import UserError
 from semiseg.init.colors import colors
 from semiseg.init.values import propose
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, voc_color
 
 
 def masks(counts, palette=None, blended=0.0) -> dict[Path, Content]:
@@ -53,6 +53,11 @@ def test_255_between_a_class_and_nothing_is_a_question():
     assert "is 255 not labeled (ignored)?" in others.doubt
     assert others.other is not None
     assert others.other.values == {7: 1, 11: 2, 255: 3}
+    for values in ({0: 9, 1: 1, 255: 1}, {1: 9, 2: 1, 255: 1}):  # a class that no mask shows, or the last one
+        named = propose(masks(values), ["sky", "sea", "sun"])
+        assert (named.names, named.values) == (("sky", "sea", "sun"), None)
+        assert "3 names for the values" in named.doubt
+        assert named.other.values[255] == 2
 
 
 def test_a_palette_gives_the_classes_their_colors():
@@ -72,6 +77,16 @@ def test_colors_become_classes_black_first():
     assert (named.names, named.colors, named.ignored) == (("sea", "sun"), (blue, red), (black,))
     assert named.doubt is not None
     assert "#0000ff is sea, #ff0000 is sun" in named.doubt
+
+
+@pytest.mark.parametrize("names", [None, ["ground", "sea", "sun"]])
+def test_colors_of_voc_have_its_order_and_borders_are_ignored(names):
+    counts = {voc_color(0): 9, voc_color(1): 2, voc_color(2): 3, voc_color(IGNORE): 4}
+    found = propose(masks(counts), names)
+    assert found.names == tuple(names or ("background", "color_800000", "color_008000"))
+    assert (found.colors, found.ignored) == (tuple(counts)[:3], (voc_color(IGNORE),))
+    others = propose(masks(counts | {(1, 2, 3): 1}))  # not VOC's colors
+    assert (len(others.names), others.ignored) == (5, ())
 
 
 def test_gray_levels_in_color_files_are_values():

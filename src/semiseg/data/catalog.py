@@ -74,6 +74,26 @@ class Catalog:
             found[folded(tail)] += samples
         return found
 
+    def is_elsewhere(self, path: str, sample: Sample) -> bool:
+        """Whether `path` leads into another folder of images than the sample's, and names occur in both folders.
+
+        Then a sample of the same name is another image: that of `path` is missing.
+        """
+        own = self._folders[sample.name.rpartition("/")[0]]
+        parts = path.split("/")[:-1]
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        named = next((self._folders[tail] for tail in tails if tail in self._folders), own)
+        return named is not own and not named.isdisjoint(own)
+
+    @functools.cached_property
+    def _folders(self) -> dict[str, set[str]]:
+        """Folder of images -> the names in it."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for sample in self.samples:
+            folder, _, name = sample.name.rpartition("/")
+            found[folder].add(name)
+        return dict(found)
+
     def is_below_root(self, path: Path) -> bool:
         """Whether `path` leads through the root, by whatever links, and not out of it again."""
         root = self._real(str(self.root))

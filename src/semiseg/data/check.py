@@ -5,7 +5,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
 from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_stored
 from semiseg.data.memory import Memory
-from semiseg.data.read import Header, fit, largest_value, read_header, read_image
+from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
@@ -74,6 +74,7 @@ class _Facts:
     header: Header
     content: Content | None = None
     is_flat: bool = False  # the photograph has as few colors as a mask
+    has_pages: bool = False  # the file holds other photographs or channels, too
 
     @property
     def size(self) -> Size:
@@ -109,7 +110,10 @@ def check(
     def look(sample: Sample) -> _Facts:
         header = read_header(sample.image)
         is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
-        return _Facts(header, is_flat=is_flat and header.largest <= 255)  # dark photographs of 16 bits are flat, too
+        is_flat = is_flat and header.largest <= 255  # dark photographs of 16 bits are flat, too
+        is_tiff = header.format == "TIFF"
+        has_pages = is_tiff and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
+        return _Facts(header, is_flat=is_flat, has_pages=has_pages)
 
     def look_at_both(sample: Sample) -> _Facts:
         facts = look(sample)
@@ -118,7 +122,7 @@ def check(
         coding = coding_of(sample, dataset.coding)
         swapped = coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
         check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size, coding)
-        return _Facts(facts.header, content, facts.is_flat)
+        return replace(facts, content=content)
 
     def count() -> None:
         on_image(next(numbers), total)
@@ -145,21 +149,23 @@ def check(
         "validation": _part(val, dataset),
     }
     _check_classes(parts, dataset, config)
+    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made the files of the masks
     notes = [
         *dataset.notes,
         *meaning.notes,
         *_class_notes(parts, dataset, labeled),
+        *([] if drawn else _empty_notes(labeled, dataset)),
         *_orientation_notes(labeled | val, dataset),
         *_depth_notes(labeled | val | unlabeled, config),
         *_twins(dataset),
         *_same_masks(labeled | val),
         *_flat_notes(labeled | val | unlabeled),
+        *_page_notes(labeled | val | unlabeled),
     ]
     if skipped:
         notes.append(f"Images that cannot be read and are skipped: {len(skipped)}, e.g. {skipped[0]}.")
     if not dataset.unlabeled:
         notes.append("There are no unlabeled images: only supervised training is possible.")
-    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made these files
     kinds = Counter("drawn from annotations" if drawn else content.kind for content in contents.values())
     return Report(parts, meaning, dict(kinds), dataset.unused, tuple(notes))
 
@@ -282,6 +288,24 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     return found
 
 
+def _empty_notes(labeled: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
+    """Notes masks of background alone: programs write them for images that nobody has labeled, too."""
+    names, background = dataset.classes.names, dataset.classes.background
+    nothing = {index for index, name in enumerate(names) if index == background or folded(name) == "background"}
+    counts = {
+        sample.mask: class_pixels(facts.content, dataset.coding)
+        for sample, facts in labeled.items()
+        if facts.content is not None and not sample.pseudo and not sample.indexed
+    }
+    empty = [mask for mask, pixels in counts.items() if len(pixels) == 1 and nothing.issuperset(pixels)]
+    if not empty:
+        return []
+    return [
+        f"Labeled masks that show background alone: {len(empty)} of {len(labeled)}, e.g. {empty[0]}; if nobody has "
+        "labeled these images yet, remove their masks: then they are unlabeled."
+    ]
+
+
 def _orientation_notes(masked: Mapping[Sample, _Facts], dataset: Dataset) -> list[str]:
     """Notes photographs that EXIF turns, unless sizes of masks show that these are drawn on turned photographs."""
     if dataset.coding.orientation is not None:
@@ -388,6 +412,16 @@ def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
     return [
         f"Photographs of {_FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
         "masks, move them out of the folder of photographs (data.images), or set data.mask_suffix."
+    ]
+
+
+def _page_notes(found: Mapping[Sample, _Facts]) -> list[str]:
+    paged = [sample.image for sample, facts in found.items() if facts.has_pages]
+    if not paged:
+        return []
+    return [
+        f"Photographs with several pages: {len(paged)}, e.g. {paged[0]}; the first page alone is used; if the pages "
+        "are channels, save them as one RGB image, and if they are photographs, as files of their own."
     ]
 
 

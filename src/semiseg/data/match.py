@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from semiseg.data.catalog import folded
@@ -47,7 +47,7 @@ def match(
     if not left:
         return found, ()
     what = f"masks that belong to no image (of {len(masks)})"
-    return found, (Unused(what, tuple(left.values()), remedy(images, left)),)
+    return found, (Unused(what, tuple(left.values()), remedy(images, left, found)),)
 
 
 def without_suffix(name: str, suffix: str) -> str:
@@ -55,17 +55,18 @@ def without_suffix(name: str, suffix: str) -> str:
     return name[: -len(suffix)] if folded(name[-len(suffix) :]) == folded(suffix) else name
 
 
-def remedy(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
+def remedy(images: Mapping[str, Path], masks: Mapping[str, Path], others: Collection[str] = ()) -> str:
     """Says why masks have no image of their name, and what to do.
 
     Args:
         images: name -> file.
         masks: name -> file, those without an image.
+        others: the images that have another mask.
     """
     found = rests(images, masks)
     per_image = Counter(image for image, _ in found.values())
     common = Counter(rest for _, rest in found.values()).most_common(1)
-    if per_image and per_image.most_common(1)[0][1] > 1:
+    if any(number > 1 or image in others for image, number in per_image.items()):
         return (
             "they are several for one image, maybe one for each class or object; semiseg wants one mask for each "
             "image, whose values are class indices: merge them"
@@ -103,4 +104,20 @@ def rests(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tu
             if (image := names.get(folded(mask[:end]))) is not None:
                 found[mask] = (image, mask[end:])
                 break
+    return found
+
+
+def numbered(names: Collection[str], others: Iterable[str]) -> dict[str, str]:
+    """Finds those of `others` that are one of `names` with a number at the end: the masks of further objects.
+
+    Example:
+        >>> numbered(["a_mask"], ["a_mask", "a_mask_1", "a_mask (2)", "a_mask_new"])
+        {'a_mask_1': 'a_mask', 'a_mask (2)': 'a_mask'}
+    """
+    known = {folded(name): name for name in names}
+    found = {}
+    for other in others:
+        base = known.get(folded(re.sub(r"[\s_.-]*\(?\d+\)?$", "", other)))
+        if base is not None and folded(base) != folded(other):
+            found[other] = base
     return found

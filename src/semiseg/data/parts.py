@@ -10,9 +10,11 @@ from semiseg.data.dataset import Sample, Unused
 from semiseg.data.lists import Lists, rest
 from semiseg.rng import folded_seed
 
-# Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images ...
+# Words in names of folders that people use for the parts of a dataset: train2017, 01_train, val_images, TestDataset ...
 _PARTS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val", "dev": "val",
-          "validation": "val", "eval": "val", "test": "test", "testing": "test"}  # fmt: skip
+          "validation": "val", "eval": "val", "test": "test", "testing": "test", "tests": "test", "trainset": "train",
+          "valset": "val", "testset": "test"}  # fmt: skip
+_FOR_TRAINING = re.compile("(un)?label+ed")  # in British English, too; if no other folder says a part
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,24 @@ def _images(samples: Iterable[Sample]) -> tuple[Path, ...]:
 
 def _part(sample: Sample) -> str | None:
     folders = sample.name.split("/")[:-1]
-    return next((part for folder in folders if (part := part_named(folder))), None)
+    if said := [part for folder in folders if (part := part_named(folder))]:
+        return said[0]
+    words = (word for folder in folders for word in _words(folder)[1])
+    return "train" if any(map(_FOR_TRAINING.fullmatch, words)) else None
 
 
 def part_named(folder: str) -> str | None:
     """Returns the part that the name of a folder says. A name that says two says none."""
-    said = {_PARTS[word] for word in re.split("[^a-z]+", folder.lower()) if word in _PARTS}
-    return said.pop() if len(said) == 1 else None
+    for words in _words(folder):
+        if said := {_PARTS[word] for word in words if word in _PARTS}:
+            return said.pop() if len(said) == 1 else None
+    return None
+
+
+def _words(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the words in a name, and those that capital letters separate, too: TestDataset."""
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", " ", folder)
+    return re.split("[^a-z]+", folder.lower()), re.split("[^a-z]+", apart.lower())
 
 
 def held_out(samples: Sequence[Sample], fraction: float, *taken: Sequence[Sample] | None) -> tuple[Sample, ...]:

@@ -30,6 +30,7 @@ with suppress(OSError, AttributeError):  # on some systems it is not found there
 
 _SAMPLE_FORMAT = 339  # a tag of TIFF; its value 3 means floating point
 _MOST_CHANNELS = 5  # red, green, blue and two more, which are dropped
+_SUBFILE_TYPE, _COPY_OR_MASK = 254, 0b101  # a tag of TIFF, and its bits for smaller copies and masks of transparency
 _SWAP = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 _STRETCHED = ("PPM", "JPEG2000")  # formats that state their largest value; Pillow stretches it to 8 or 16 bits
 
@@ -165,6 +166,24 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
     elif orientation in _SWAP:
         size = size[::-1]
     return Header(size[::-1], stored[::-1], orientation, str(image.format), channels, largest)
+
+
+def has_more_pages(path: Path) -> bool:
+    """Returns whether a TIFF holds further images of the size of the first one. Smaller copies and masks are none.
+
+    Raises:
+        UserError: as in `read_size`.
+    """
+    with open_image(path) as image:
+        if not isinstance(image, TiffImageFile):
+            return False
+        size = image.size
+        with suppress(Exception):  # a page that cannot be read is none that somebody means
+            for page in range(1, image.n_frames):
+                image.seek(page)
+                if image.size == size and not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
+                    return True
+    return False
 
 
 def fit(height: int, width: int, long_side: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from semiseg.data.annotated import AnnotatedConfig, Annotation, draw
 from semiseg.data.catalog import Catalog
 from semiseg.data.dataset import Dataset, MaskCoding, Sample, Unused
 from semiseg.data.layouts import coco, labelme
-from semiseg.data.masks import read_mask, read_pair
+from semiseg.data.masks import Content, read_mask, read_pair, read_stored
 from semiseg.data.rasterize import OnImage, mask_colors
 from semiseg.data.scan import scan
 from semiseg.engine.pictures import background
@@ -56,7 +56,8 @@ def read_labels(
     Raises:
         UserError: an annotation is wrong, or none belongs to an image.
     """
-    samples = [replace(one, mask=None) for one in (*dataset.labeled, *dataset.unlabeled, *dataset.val)]
+    every = (*dataset.labeled, *dataset.unlabeled, *dataset.val, *dataset.tests)
+    samples = [replace(one, mask=None) for one in every]
     catalog = Catalog(root, samples)
     read = {"masks": _of_masks, "labelme": _of_labelme, "coco": _of_coco}[kind]
     labels, unused = read(dataset, catalog, source, accept, on_image)
@@ -97,7 +98,7 @@ def _mask(sample: Sample, path: Path, dataset: Dataset) -> UInt8[Tensor, "h w"]:
     """Reads a mask of class indices, or of the colors of the classes.
 
     Raises:
-        UserError: it does not fit its image, or its values may mean what `data.values` says.
+        UserError: it does not fit its image, its values may mean what `data.values` says, or it is black and white.
     """
     plain = MaskCoding(len(dataset.classes), None, mask_colors(dataset.classes), "upright")
     label = read_pair(replace(sample, mask=path), plain)[1]
@@ -105,13 +106,24 @@ def _mask(sample: Sample, path: Path, dataset: Dataset) -> UInt8[Tensor, "h w"]:
         try:
             other = read_mask(path, dataset.coding)
         except UserError:  # the values of the folder's masks do not explain this one
-            return label
+            other = label
         if not torch.equal(label, other):
             raise UserError(
                 f"{path}: its values may be class indices, as semiseg writes them, or those of data.values "
                 f"{dataset.coding.values}; put masks of such values into the folder of the masks (data.masks)"
             )
+    if _is_black_and_white(read_stored(path).content) and mark_of(path) is None:
+        raise UserError(
+            f"{path}: holds 0 and {IGNORE} alone, and {IGNORE} does not count here; save the object as the index of "
+            f"its class, e.g. 1 ({dataset.classes.names[1]})"
+        )
     return label
+
+
+def _is_black_and_white(content: Content) -> bool:
+    """Returns whether a mask stores 0 and 255 alone, and no palette shows that 255 is no object."""
+    values = {key[0] if isinstance(key, tuple) and len({*key}) == 1 else key for key in content.counts}
+    return values == {0, IGNORE} and all(len({*color}) == 1 for color in content.palette.values())
 
 
 def _of_labelme(

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from string import digits
 
 from rich.console import Console
 
@@ -49,7 +52,7 @@ def data_section(request: Request, work: Path, ask: Ask, console: Console) -> li
         Setting("data", "images", str(request.images), ""),
     ]
     if found.layers:
-        reading = _joined(found, request, work, console)
+        reading = _joined(found, request, work, ask, console)
         settings.append(Setting("data", "masks", "masks", "joined from files of one class each; the originals stay"))
     else:
         reading = _read(found, request, ask, console)
@@ -139,7 +142,8 @@ def _how(found: Masks) -> str:
     return f"named as the images, with {found.suffix!r} at the end" if found.suffix else "named as the images"
 
 
-def _joined(found: Masks, request: Request, work: Path, console: Console) -> Reading:
+def _joined(found: Masks, request: Request, work: Path, ask: Ask, console: Console) -> Reading:
+    found = _asked(found, ask)
     with counting("joining masks", console) as count:
         names, overlaps = layers.merge(found.layers, work / "masks", count)
     if found.left:
@@ -154,8 +158,31 @@ def _joined(found: Masks, request: Request, work: Path, console: Console) -> Rea
     if table is not None and sorted(table) not in (sorted(names), sorted(["background", *names])):
         raise UserError(f"--classes: names {', '.join(table)}, but the masks are called {', '.join(names)}")
     every = ("background", *names)
-    say(console, f"masks: one file for each class ({', '.join(names)}), joined; the rest is background")
+    say(console, f"masks: files of one class each ({', '.join(names)}), joined; the rest is background")
     return Reading(every, colors(len(every), background=True), "", None, 0)
+
+
+def _asked(found: Masks, ask: Ask) -> Masks:
+    """Asks whether names and numbers of files of one class each are those of classes, where that is in doubt."""
+    names = sorted({of_class for each in found.layers.values() for of_class in each})
+    said = ", ".join(names)
+    if len(names) > 1 and all(len(each) == 1 for each in found.layers.values()):
+        if not ask(f"no image has masks in two of the folders {said}; is each a class?", True):
+            raise UserError(f"--masks {found.folder}: put the masks of all images into one folder, named as the images")
+    elif len(names) > 1 and len({name.rstrip(digits) for name in names}) == 1:
+        question = f"images have masks called {said}; is each a class, not an object?"
+        if not ask(question, _is_one_hot(found)):
+            name = names[0].rstrip(digits).strip(" _-.") or "object"
+            joined = {image: {name: [*chain(*each.values())]} for image, each in found.layers.items()}
+            return replace(found, layers=joined)
+    return found
+
+
+def _is_one_hot(found: Masks) -> bool:
+    """Returns whether numbers at the ends of masks are classes: objects are counted anew in each image."""
+    numbers = [sorted(int("0" + name[len(name.rstrip(digits)) :]) for name in each) for each in found.layers.values()]
+    counted = all(each == list(range(each[0], each[0] + len(each))) and each[0] < 2 for each in numbers)
+    return not counted or len({*map(len, numbers)}) == 1
 
 
 def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading:

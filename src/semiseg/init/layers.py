@@ -15,7 +15,7 @@ from semiseg.init.colors import colors
 
 
 def merge(
-    layers: Mapping[str, Mapping[str, Path]],
+    layers: Mapping[str, Mapping[str, Sequence[Path]]],
     out: Path,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[str], int]:
@@ -24,7 +24,8 @@ def merge(
     Where two files show their classes in one pixel, the class with fewer pixels in all files counts.
 
     Args:
-        layers: image name -> class name -> file; 0 in a file is "not this class", any one other value is "this class".
+        layers: image name -> class name -> files; 0 in a file is "not this class", any one other value is "this class".
+            Several files of a class show its objects.
         out: the folder of the masks.
         on_image: called with the number of images that are done and the number of all images.
 
@@ -32,11 +33,11 @@ def merge(
         The names of the classes from index 1 on, and the number of pixels that several files show.
 
     Raises:
-        UserError: a file holds more than two values, or the files of an image differ in size.
+        UserError: a file holds more than two values, it may be inverted, or the files of an image differ in size.
     """
     pixels: Counter[str] = Counter()
     with ThreadPoolExecutor() as threads:
-        files = [(name, path) for each in layers.values() for name, path in each.items()]
+        files = [(name, path) for each in layers.values() for name, paths in each.items() for path in paths]
         for (name, _), count in zip(files, threads.map(lambda file: _shown(file[1])[1], files), strict=True):
             pixels[name] += count
     names = sorted(pixels)
@@ -54,19 +55,21 @@ def merge(
     return names, overlaps
 
 
-def _index(files: Mapping[str, Path], names: Sequence[str], order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the index mask of an image, and how many files show their class in each pixel."""
+def _index(
+    files: Mapping[str, Sequence[Path]], names: Sequence[str], order: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the index mask of an image, and in how many classes the files show each pixel."""
     index = times = np.zeros(0, dtype=np.uint8)
     for name in order:
-        if name not in files:
-            continue
-        shown, _ = _shown(files[name])
-        if not times.size:
-            index, times = np.zeros(shown.shape, dtype=np.uint8), np.zeros(shown.shape, dtype=np.uint8)
-        if shown.shape != times.shape:
-            raise UserError(f"{files[name]}: has another size than the masks of other classes of the same image")
-        index[shown] = names.index(name) + 1
-        times += shown
+        value = names.index(name) + 1
+        for path in files.get(name, ()):
+            shown, _ = _shown(path)
+            if not times.size:
+                index, times = np.zeros(shown.shape, dtype=np.uint8), np.zeros(shown.shape, dtype=np.uint8)
+            if shown.shape != times.shape:
+                raise UserError(f"{path}: has another size than the other masks of the same image")
+            times += shown & (index != value)
+            index[shown] = value
     return index, times
 
 
@@ -78,6 +81,13 @@ def _shown(path: Path) -> tuple[np.ndarray, int]:
         raise UserError(
             f"{path}: holds {len(values)} values; a mask of one class has two, 0 and another: save it without soft "
             "edges"
+        )
+    palette = stored.content.palette
+    black = (0, 0, 0)
+    if palette.get(0) != black and black in palette.values():
+        raise UserError(
+            f"{path}: stores black as another value than 0, so its class may be black or the other color; save it as "
+            "gray PNG, black where the class is not"
         )
     pixels = stored.pixels if stored.pixels.ndim == 2 else stored.pixels.max(2)
     shown = pixels > 0

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semiseg.data.catalog import folded
-from semiseg.data.match import match, remedy, rests
+from semiseg.data.match import match, numbered, remedy, rests
+from semiseg.data.parts import part_named
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 
@@ -26,7 +27,8 @@ class Masks:
         folder: the folder of the masks.
         files: image name -> its mask; empty if there are `layers`.
         suffix: what names of masks have more than those of images at their end; None if nothing.
-        layers: image name -> class name -> file that shows this class alone; empty if a mask shows all classes.
+        layers: image name -> class name -> files that show this class alone, e.g. one for each object; empty if a
+            mask shows all classes.
         left: masks that belong to no image.
     """
 
@@ -34,7 +36,7 @@ class Masks:
     folder: Path
     files: dict[str, Path] = field(default_factory=dict)
     suffix: str | None = None
-    layers: dict[str, dict[str, Path]] = field(default_factory=dict)
+    layers: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
     left: tuple[Path, ...] = ()
 
 
@@ -93,6 +95,11 @@ def _in_one_folder(names: dict[str, Path], folder: Path) -> Masks:
         )
     suffix = ends.most_common(1)[0][0]
     masks = {name: path for name, path in names.items() if folded(name).endswith(folded(suffix))}
+    if more := numbered(masks, names):
+        raise UserError(
+            f"--masks {folder}: has several masks of one image ({len(more)} more), e.g. {names[min(more)]}; move all "
+            "masks into a folder of their own, and they are joined"
+        )
     images = {name: path for name, path in names.items() if name not in masks}
     found, left = match(images, masks, suffix)
     return Masks(images, folder, found, suffix, left=tuple(path for one in left for path in one.files))
@@ -100,15 +107,16 @@ def _in_one_folder(names: dict[str, Path], folder: Path) -> Masks:
 
 def _layers_by_folder(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> Masks | None:
     """Finds masks `<class>/<name of the image>`; None if they are not stored in this way."""
-    layers: dict[str, dict[str, Path]] = defaultdict(dict)
+    layers: dict[str, dict[str, list[Path]]] = defaultdict(dict)
     left = []
     for name, path in masks.items():
         of_class, _, rest = name.partition("/")
         if name not in images and rest in images:
-            layers[rest][of_class] = path
+            layers[rest][of_class] = [path]
         else:
             left.append(path)
-    if 2 * len(left) > len(masks) or len({of_class for files in layers.values() for of_class in files}) < 2:
+    classes = {of_class for files in layers.values() for of_class in files}
+    if 2 * len(left) > len(masks) or len(classes) < 2 or all(map(part_named, classes)):
         return None
     return Masks(images, folder, layers=dict(sorted(layers.items())), left=tuple(left))
 
@@ -117,8 +125,9 @@ def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> M
     found, left = match(images, masks, None)
     suffix, ends = None, rests(images, masks)
     if len(found) < len(masks) / 2 and ends:
-        if _several_for_one(ends):
-            return _layers_by_end(images, masks, ends, folder)
+        every = ends | {name: (name, "") for name in masks if name in images}
+        if _several_for_one(every):
+            return _layers_by_end(images, masks, every, folder)
         suffix = Counter(rest for _, rest in ends.values()).most_common(1)[0][0]
         found, left = match(images, masks, suffix)
     if not found:
@@ -132,15 +141,22 @@ def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> M
 def _several_for_one(ends: Mapping[str, tuple[str, str]]) -> bool:
     """Returns whether images have several masks, and their ends are few: the names of classes, not numbers."""
     per_image = Counter(image for image, _ in ends.values())
-    names = {rest for _, rest in ends.values()}
+    names = {*_kinds(ends).values()}
     return max(per_image.values()) > 1 and len(names) <= max(2, len(ends) // 2)
+
+
+def _kinds(ends: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Returns the end that each mask has without a number, if there is such an end: `_mask_1` is one more `_mask`."""
+    known = dict.fromkeys(rest for _, rest in ends.values())
+    more = numbered(known, known)
+    return {mask: more.get(rest, rest) for mask, (_, rest) in ends.items()}
 
 
 def _layers_by_end(
     images: dict[str, Path], masks: dict[str, Path], ends: Mapping[str, tuple[str, str]], folder: Path
 ) -> Masks:
-    layers: dict[str, dict[str, Path]] = defaultdict(dict)
-    for mask, (image, rest) in ends.items():
-        layers[image][rest.strip(" _-.")] = masks[mask]
+    layers: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for mask, kind in _kinds(ends).items():
+        layers[ends[mask][0]][kind.strip(" _-.") or "object"].append(masks[mask])
     left = tuple(path for mask, path in masks.items() if mask not in ends)
     return Masks(images, folder, layers=dict(sorted(layers.items())), left=left)

@@ -166,14 +166,16 @@ def _new(
         UserError: an earlier update took another label of an image, and it may not be replaced.
     """
     labeled = {sample.name: sample for sample in dataset.labeled if not sample.pseudo}
-    val = {sample.name for sample in dataset.val}
+    val, tests = ({sample.name for sample in samples} for samples in (dataset.val, dataset.tests))
     new: list[tuple[Corrected, Label]] = []
-    for_val, had, same = [], [], []
+    for_val, for_tests, had, same = [], [], [], []
     for one in found:
         name = one.sample.name
         known = labeled.get(name)
         if name in val:
             for_val.append(one.file)
+        elif name in tests:
+            for_tests.append(one.file)
         elif known is not None and not known.indexed:
             had.append(one.file)
         else:
@@ -190,6 +192,7 @@ def _new(
             new.append((one, label))
     kinds = (
         ("labels of validation images, not taken: these stay validation images with their own labels", for_val),
+        ("labels of images in the folder for tests, not taken", for_tests),
         ("labels of images that are labeled already, not taken", had),
         ("labels that an earlier update took, unchanged", same),
     )

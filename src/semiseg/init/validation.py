@@ -54,8 +54,8 @@ def _validation(
         folder for sample in dataset.val for folder in sample.name.split("/")[:-1] if part_named(folder) == "val"
     }
     if request.val is None and folders and all({*sample.name.split("/")} & folders for sample in dataset.val):
-        return dataset.val, f"the folder {', '.join(sorted(folders))}"
-    if request.val is None:
+        val, why = dataset.val, f"the folder {', '.join(sorted(folders))}"
+    elif request.val is None:
         counts = count_classes(replace(dataset, labeled=tuple(masked)), work)
         sets = {sample.name: frozenset(each) - {IGNORE} for sample, each in zip(masked, counts, strict=True)}
         usable = [tuple(one for one in group if sets[one.name]) for group in alike]
@@ -67,7 +67,7 @@ def _validation(
         if several := [group for group in alike if group[1:]]:
             why += f"; {sum(map(len, several))} near-duplicates stay together"
         return val, why
-    if request.val.is_dir():
+    elif request.val.is_dir():
         val = tuple(sample for sample in masked if sample.image.is_relative_to(request.val))
         why = f"those in {request.val}"
         if not val:

@@ -9,7 +9,7 @@ from pathlib import Path
 from semiseg.data.masks import Color, Content, hex_color, shares
 from semiseg.errors import UserError
 from semiseg.init.colors import colors as colors_of
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, voc_color
 
 _MOST_CLASSES = 254
 _RARE, _MANY = 0.25, 32  # of many values, the share of all but the most frequent ones that soft edges make
@@ -97,19 +97,28 @@ def _refuse_soft_edges(masks: Mapping[Path, Content], pixels: Mapping[int | Colo
 
 
 def _by_color(pixels: dict[Color, int], names: Sequence[str] | None) -> Reading:
-    """Each color is a class; black comes first, then the most frequent ones."""
+    """Each color is a class; black comes first, then the most frequent ones, or VOC's in their order.
+
+    VOC's color of void is ignored.
+    """
     order = sorted(pixels, key=lambda color: (color != (0, 0, 0), -pixels[color], color))
     what = f"color masks with {len(order)} colors: {shares({key: pixels[key] for key in order}, sum(pixels.values()))}"
     ignored: tuple[Color, ...] = ()
+    void, palette = voc_color(IGNORE), {voc_color(index) for index in range(IGNORE + 1)}
+    if void in pixels and len(order) > 2 and palette.issuperset(order) and (names is None or len(names) < len(order)):
+        ignored, order = (void,), [color for color in order if color != void]
+        what += f"; {hex_color(void)}, VOC's color of borders, is ignored"
+    of_voc = [voc_color(index) for index in range(len(order))]
+    order = of_voc if {*order} == {*of_voc} else order
     if names is not None and len(names) == len(order) - 1 and order[0] == (0, 0, 0):
-        ignored, order = ((0, 0, 0),), order[1:]
+        ignored, order = (*ignored, (0, 0, 0)), order[1:]
         what += "; black, which has no name, is ignored"
     if names is not None and len(names) != len(order):
         raise UserError(
             f"--classes: names {len(names)} classes, but the masks hold {len(order)} colors "
             f"({', '.join(map(hex_color, order))}); name each, or give a file with lines such as 'road #804080'"
         )
-    background = 0 if order[0] == (0, 0, 0) and not ignored else None
+    background = 0 if order[0] == (0, 0, 0) else None
     found = tuple(names) if names else tuple(
         "background" if index == background else f"color_{hex_color(color)[1:]}" for index, color in enumerate(order)
     )  # fmt: skip
@@ -150,6 +159,10 @@ def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Seque
         return _reading(others, palette, names, f"{what}: class indices; negative values are ignored", values, total)
     as_class = _reading(found, palette, names, f"{what}: each value is a class", values, total)
     as_void = _reading(others, palette, names, f"{what}: each value is a class{_void(found)}", values, total)
+    if IGNORE in found and count == len(found) and all(value < count for value in others):  # one shows in no mask
+        some = _reading(range(count), palette, names, f"{what}: class indices{_void(found)}", values, total)
+        doubt = f"{count} names for the values {', '.join(map(str, found))}; is 255 not labeled (ignored)?"
+        return _with(some, doubt, as_class)
     if IGNORE not in found or count == len(found):
         return as_class
     if count == len(others):

@@ -255,13 +255,14 @@ def _samples(path: Path, entries: Mapping[Id, dict[str, Any]], catalog: Catalog)
 def _find(file_name: str, catalog: Catalog) -> list[Sample]:
     """Finds the images that a file_name can mean: by its path, then by shorter and shorter ends of it.
 
+    An image in another folder is not meant if the folders have names in common: cam2/1.jpg is not cam1/1.jpg.
     Label Studio writes URLs (percent signs, `?d=`), and 8 characters before the names of files that were uploaded.
     """
     for text in _spellings(file_name.replace("\\", "/")):
         parts = [part for part in text.split("/") if part not in ("", ".", "..")]
         for start in range(len(parts)):
             if found := catalog.find("/".join(parts[start:])):
-                return found
+                return [one for one in found if not catalog.is_elsewhere("/".join(parts), one)]
     return []
 
 

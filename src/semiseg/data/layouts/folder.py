@@ -21,7 +21,7 @@ from semiseg.data.classes import read_classes
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.lists import assemble, read_lists, rest
 from semiseg.data.masks import parse_color
-from semiseg.data.match import match, remedy, without_suffix
+from semiseg.data.match import match, numbered, remedy, without_suffix
 from semiseg.data.parts import by_folder, held_out, part_named
 from semiseg.data.scan import scan, without_used
 from semiseg.errors import UserError
@@ -96,7 +96,8 @@ def _coding(config: Config, num_classes: int, stated: dict[tuple[int, int, int],
 def _files(config: Config) -> tuple[dict[str, Path], dict[str, Path], tuple[Unused, ...]]:
     """Finds all images and masks by their names, and the files that are neither.
 
-    The folders of a part may stand above those of images and masks: train/images, train/masks, val/images ...
+    The folders of parts may stand above those of images and masks: train/images, train/masks, val/images ... Then
+    images in folders beside them, e.g. unlabeled/images, are used, too.
     """
     images, masks = config.root / config.images, config.root / config.masks
     if not images.is_dir():
@@ -137,6 +138,7 @@ def _files_of_one_folder(folder: Path, config: Config) -> tuple[dict[str, Path],
         )
     found = scan(folder)
     masks = {name: path for name, path in found.images.items() if without_suffix(name, config.mask_suffix) != name}
+    masks |= {name: found.images[name] for name in numbered(masks, found.images)}  # of no image, so they are noted
     images = {name: path for name, path in found.images.items() if name not in masks}
     return images, masks, _not_ours(found.unused, config)
 
@@ -148,7 +150,7 @@ def _not_ours(unused: tuple[Unused, ...], config: Config) -> tuple[Unused, ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and part_named(path.name))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _no_match(images: dict[str, Path], masks: dict[str, Path], others: tuple[Unused, ...], config: Config) -> str:

@@ -218,11 +218,13 @@ def _find(path: Path, folder: Path, content: Mapping[str, Any] | None, catalog: 
     named: list[Sample] = []
     if isinstance(stated, str) and stated:
         stated = stated.replace("\\", "/")
-        named = _at(posixpath.normpath(f"{path.parent.relative_to(folder).as_posix()}/{stated}"), catalog)
+        place = posixpath.normpath(f"{path.parent.relative_to(folder).as_posix()}/{stated}")
+        named = _at(place, catalog)
         if apart and not named:  # beside its image, a file means the image at that very place
             parts = [part for part in stated.split("/") if part not in ("", ".", "..")]
             tails = ("/".join(parts[start:]) for start in range(len(parts)))
             named = next((samples for tail in tails if (samples := catalog.find(tail))), [])
+            named = [one for one in named if not catalog.is_elsewhere(place, one)]
     if own:
         if named and own[0] not in named:
             raise UserError(
