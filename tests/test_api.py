@@ -231,6 +231,22 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
     assert run.config.read_bytes() == before
 
 
+def test_a_run_does_not_go_on_with_other_validation_images(moved):
+    """As many as before: its scores would be of two lists, and the best checkpoint chosen among them."""
+    run, recipe = moved
+    images, masks = (recipe.data.root / kind / "val" for kind in ("images", "masks"))
+    for folder in (images, masks):
+        (folder / "0003.png").rename(folder / "0009.png")
+    listed = recipe.data.root / "splits/val.txt"
+    listed.write_text(listed.read_text().replace("0003", "0009"))
+    with pytest.raises(semiseg.UserError, match=r"run: holds a run on other validation images than .*scenes has now;"):
+        api.train(recipe, run.path)
+    environment = run.environment()
+    del environment["labels"]["val_partition"]  # a run of an earlier semiseg
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    api.train(recipe, run.path)
+
+
 CHANGED = {  # what a user does to the names in classes.txt, and what the message says
     "swapped": (lambda names: [names[0], names[2], names[1], *names[3:]], "1: {1} -> {2}; 2: {2} -> {1}"),
     "added": (lambda names: [*names, "new"], "6: none -> new"),

@@ -213,12 +213,16 @@ def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
             "as they were, or name another directory with --out"
         )
     listed, now = run.unlabeled(), _names(dataset)
-    if labels(dataset) != run.environment()["labels"] or listed != now:
+    before, found = run.environment()["labels"], labels(dataset)
+    if "val_partition" not in before:  # an earlier semiseg did not write it
+        del found["val_partition"]
+    if found != before or listed != now:
         differing = sorted({*listed} ^ {*now})
         of_them = f", e.g. {differing[0]}" if differing else ""
+        only_val = before | {"val_partition": found.get("val_partition")} == found and listed == now
         raise UserError(
-            f"{run.path}: holds a run on other images than {recipe.data.root} has now{of_them}; put them back as they "
-            "were, or name another directory with --out"
+            f"{run.path}: holds a run on other {'validation ' if only_val else ''}images than {recipe.data.root} has "
+            f"now{of_them}; put them back as they were, or name another directory with --out"
         )
 
 
