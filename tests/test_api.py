@@ -264,6 +264,18 @@ def moved(tmp_path, trained, scenes, recipe) -> tuple[Run, Recipe]:
     return run, validate(recipe(data={"root": str(root)}), "recipe")
 
 
+def test_a_run_does_not_go_on_with_exchanged_colors(moved):
+    """They exchange the classes of masks that store colors."""
+    run, recipe = moved
+    colors = [f"#{bytes(color).hex()}" for color in run.environment()["classes"]["colors"]]
+    colors[1:3] = colors[2:0:-1]
+    lines = [f"{name} {color}\n" for name, color in zip(CLASSES, colors, strict=True)]
+    (recipe.data.root / "classes.txt").write_text("".join(lines))
+    says = f"{colors[2]}: {CLASSES[1]} -> {CLASSES[2]}; {colors[1]}: {CLASSES[2]} -> {CLASSES[1]}"
+    with pytest.raises(semiseg.UserError, match=rf"a run of other classes than .* has now \({says}\); put them back"):
+        api.train(recipe, run.path)
+
+
 @pytest.mark.parametrize("named_by", ["environment", "checkpoint"])
 @pytest.mark.parametrize("kind", CHANGED)
 def test_a_run_does_not_go_on_with_other_classes(moved, kind, named_by):
