@@ -231,6 +231,22 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, recipe, scenes, gone):
     assert run.config.read_bytes() == before
 
 
+def test_a_run_does_not_go_on_with_other_validation_images(moved):
+    """As many as before: its scores would be of two lists, and the best checkpoint chosen among them."""
+    run, recipe = moved
+    images, masks = (recipe.data.root / kind / "val" for kind in ("images", "masks"))
+    for folder in (images, masks):
+        (folder / "0003.png").rename(folder / "0009.png")
+    listed = recipe.data.root / "splits/val.txt"
+    listed.write_text(listed.read_text().replace("0003", "0009"))
+    with pytest.raises(semiseg.UserError, match=r"run: holds a run on other validation images than .*scenes has now;"):
+        api.train(recipe, run.path)
+    environment = run.environment()
+    del environment["labels"]["val_partition"]  # a run of an earlier semiseg
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    api.train(recipe, run.path)
+
+
 CHANGED = {  # what a user does to the names in classes.txt, and what the message says
     "swapped": (lambda names: [names[0], names[2], names[1], *names[3:]], "1: {1} -> {2}; 2: {2} -> {1}"),
     "added": (lambda names: [*names, "new"], "6: none -> new"),
@@ -246,6 +262,18 @@ def moved(tmp_path, trained, scenes, recipe) -> tuple[Run, Recipe]:
     root = shutil.copytree(scenes, tmp_path / "scenes")
     run = Run(shutil.copytree(trained, tmp_path / "run"))
     return run, validate(recipe(data={"root": str(root)}), "recipe")
+
+
+def test_a_run_does_not_go_on_with_exchanged_colors(moved):
+    """They exchange the classes of masks that store colors."""
+    run, recipe = moved
+    colors = [f"#{bytes(color).hex()}" for color in run.environment()["classes"]["colors"]]
+    colors[1:3] = colors[2:0:-1]
+    lines = [f"{name} {color}\n" for name, color in zip(CLASSES, colors, strict=True)]
+    (recipe.data.root / "classes.txt").write_text("".join(lines))
+    says = f"{colors[2]}: {CLASSES[1]} -> {CLASSES[2]}; {colors[1]}: {CLASSES[2]} -> {CLASSES[1]}"
+    with pytest.raises(semiseg.UserError, match=rf"a run of other classes than .* has now \({says}\); put them back"):
+        api.train(recipe, run.path)
 
 
 @pytest.mark.parametrize("named_by", ["environment", "checkpoint"])

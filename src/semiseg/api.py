@@ -207,18 +207,23 @@ def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
     Raises:
         UserError: it was not.
     """
-    if renamed := _other_classes(_class_names(run), dataset.classes.names):
+    renamed = _other_classes(_class_names(run), dataset.classes.names)
+    if renamed or (renamed := _exchanged_colors(run, dataset)):
         raise UserError(
             f"{run.path}: holds a run of other classes than {_class_file(recipe)} has now ({renamed}); put them back "
             "as they were, or name another directory with --out"
         )
     listed, now = run.unlabeled(), _names(dataset)
-    if labels(dataset) != run.environment()["labels"] or listed != now:
+    before, found = run.environment()["labels"], labels(dataset)
+    if "val_partition" not in before:  # an earlier semiseg did not write it
+        del found["val_partition"]
+    if found != before or listed != now:
         differing = sorted({*listed} ^ {*now})
         of_them = f", e.g. {differing[0]}" if differing else ""
+        only_val = before | {"val_partition": found.get("val_partition")} == found and listed == now
         raise UserError(
-            f"{run.path}: holds a run on other images than {recipe.data.root} has now{of_them}; put them back as they "
-            "were, or name another directory with --out"
+            f"{run.path}: holds a run on other {'validation ' if only_val else ''}images than {recipe.data.root} has "
+            f"now{of_them}; put them back as they were, or name another directory with --out"
         )
 
 
@@ -228,6 +233,18 @@ def _class_names(run: Run) -> Sequence[str]:
         return classes["names"]
     newest = checkpoint.newest(run.checkpoints)
     return newest.classes.names if newest else ()
+
+
+def _exchanged_colors(run: Run, dataset: Dataset) -> str:
+    """Says which colors of masks mean another class now, e.g. `#ff0000: disc -> square`; empty if none does.
+
+    New colors are allowed: where masks hold class indices, colors are only shown.
+    """
+    before, now = run.environment().get("classes", {}), dataset.coding.colors or {}
+    pairs = zip(before.get("names", ()), map(tuple, before.get("colors", ())), strict=False)
+    names = dict(enumerate(dataset.classes.names)) | {IGNORE: "ignored"}
+    found = [(color, old, names[now[color]]) for old, color in pairs if color in now]
+    return "; ".join(f"#{bytes(color).hex()}: {old} -> {new}" for color, old, new in found if old != new)
 
 
 def _other_classes(before: Sequence[str], now: Sequence[str]) -> str:

@@ -304,6 +304,7 @@ def test_the_run_directory(trained, recipe, scenes):
         "val": 4,
         "partition": partition_hash(labels),
         "published": None,
+        "val_partition": partition_hash((scenes / "splits" / "val.txt").read_text().split()),
     }
 
     run = Run(trained)

@@ -12,7 +12,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -171,13 +171,15 @@ def test_of_several_networks_the_mean_probability(recipe, tmp_path):
 
 
 def test_the_code_in_the_card_works(exported, predictor, tmp_path, monkeypatch):
-    """Each block ends with the label of each pixel, at the size for evaluation."""
+    """Each block ends with the label of each pixel, at the size for evaluation. Phones store photographs turned."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported, "FOLDER")
     photo = image(50, 73)[0]
     Path("photos").mkdir()
     for path in ("photo.jpg", "photos/a.png"):
-        Image.fromarray(photo.permute(1, 2, 0).numpy()).save(path, **({"quality": 100} if path[-1] == "g" else {}))
+        stored = Image.fromarray(photo.permute(1, 2, 0).numpy()).transpose(Image.Transpose.ROTATE_90)
+        stored.getexif()[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+        stored.save(path, exif=stored.getexif(), quality=100)
     blocks = re.findall(r"^```python\n(.*?)^```$", Path("FOLDER/README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
     labels = []

@@ -72,3 +72,20 @@ def test_simplified_polygons_stay_near():
 def test_a_region_of_a_single_pixel_keeps_its_vertices():
     [pixel] = regions(np.ones((1, 1), np.uint8), 1)
     assert len(pixel.simplified(0.5).outer) == 4
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 5.0, 1e300])
+def test_what_is_thin_is_not_simplified_to_a_line(tolerance):
+    """A row of 1 px had 2 vertices: LabelMe refuses such a polygon, and COCO tools take its 4 numbers for a box."""
+    row, angle, diagonal, slit = (np.zeros((60, 60), np.uint8) for _ in range(4))
+    row[5, 5:40] = 1
+    angle[5, 5:40] = angle[5:40, 5] = 1
+    diagonal[range(30), range(30)] = diagonal[range(30), range(1, 31)] = 1
+    slit[5:50, 5:50], slit[20, 10:40] = 1, 0
+    for label in (row, angle, diagonal, slit):
+        [region] = regions(label, 1)
+        simple = region.simplified(tolerance)
+        assert all(len(line) > 2 for line in (simple.outer, *simple.holes))
+        mask, other = label == 1, filled(simple.outline(), 60, 60)
+        assert (mask & other).sum() / (mask | other).sum() > 0.7
+        assert len(simple.holes) == len(region.holes)

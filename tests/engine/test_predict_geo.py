@@ -40,6 +40,26 @@ def test_the_mask_has_the_same_place(tile, model, tmp_path):
         assert mask.colormap(1)[2][:3] == (0, 0, 251)
 
 
+def test_the_mask_has_the_same_control_points(tile, model, tmp_path):
+    """They say where an image lies that has no transform, e.g. of a radar satellite."""
+    import rasterio
+    from rasterio.control import GroundControlPoint
+
+    corners = [
+        GroundControlPoint(row, column, 10 + column / 99, 50 - row / 99) for row in (0, 20) for column in (0, 30)
+    ]
+    layout = {"driver": "GTiff", "width": 30, "height": 20, "count": 3, "dtype": "uint8"}
+    with rasterio.open(tile) as image:
+        pixels = image.read()
+    with rasterio.open(tile, "w", **layout, gcps=corners, crs="EPSG:4326") as file:
+        file.write(pixels)
+    predict_files(model, tile.parent, tmp_path / "out")
+    with rasterio.open(tmp_path / "out" / "a.tif") as mask:
+        points, crs = mask.gcps
+        assert crs == "EPSG:4326"
+        assert [(one.row, one.col, one.x, one.y) for one in points] == [(p.row, p.col, p.x, p.y) for p in corners]
+
+
 def test_marks_of_geotiffs(tile, color_model, tmp_path):
     import rasterio
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from semiseg.engine.predict_files import inputs
+from semiseg.engine.predict_files import Options, inputs, predict_files
 from semiseg.engine.predict_files.inputs import find
 from semiseg.errors import UserError
 
@@ -33,6 +33,23 @@ def test_files_folders_and_patterns(photos):
     assert names(str(photos / "b*" / "*.png")) == [("below/b.png", "below/b")]
     assert names(["photos/below", "photos/a.png"]) == [("b.png", "b"), ("deep/c.jpg", "deep/c"), ("a.png", "a")]
     assert names(["photos", "photos/a.png", str(photos / "a.png")]) == everything  # each once
+
+
+@pytest.mark.parametrize(("out", "pattern"), [("photos/out", "photos/**/*.[pj]*g"), ("photos", "photos/**/*.jpg")])
+def test_the_same_pattern_does_not_match_what_was_written(photos, model, out, pattern):
+    """The masks of the first command would be predicted by the second, and stand in areas.csv."""
+    place, tables = inputs.Path(out), []
+    for _ in range(2):
+        predict_files(model, pattern, place, options=Options(("masks", "areas")))
+        tables.append((place / "areas.csv").read_text())
+    assert tables[0] == tables[1]
+    mask, told = place / "below/deep/c.png", []
+    assert mask not in [item.file for item in find(["photos/**/*.*"], place, told.append)]
+    assert mask in told[-1].files
+    assert told[-1].what == "files that a prediction wrote into the output folder, not predicted"
+    with pytest.raises(UserError, match=f"^{mask}: was written by a prediction into {out}; name photographs$"):
+        find([mask], place)
+    assert len(find([mask], inputs.Path("elsewhere"))) == 1
 
 
 def test_a_file_whose_name_looks_like_a_pattern(photos, flag):

@@ -202,6 +202,25 @@ def test_overwrite_replaces_what_another_model_wrote(color_model, flag, out, kin
     assert len(other.seen) == 1  # it is done
 
 
+def test_files_of_another_model_that_stay_are_told(color_model, flag, out):
+    """Masks of one network would lie beside areas, overlays and polygons of another, and nothing would say so."""
+    flag("a.png")
+    photos, told = out.parent / "photos", []
+
+    def predict(name: bytes, *write: str, overwrite: bool = False) -> list[str]:
+        told.clear()
+        options = Options(write, overwrite=overwrite)
+        predict_files(color_model(name=name), photos, out, on_unused=told.append, options=options)
+        return [path.relative_to(out).as_posix() for one in told for path in one.files]
+
+    assert predict(b"one", "masks", "overlays", "labelme", "areas") == []
+    assert predict(b"one", "probabilities") == []
+    assert predict(b"two", "masks", overwrite=True) == ["a_overlay.png", "a_probabilities.npz", "a.json", "areas.csv"]
+    assert "of another checkpoint or other options, which stay: 4, e.g." in str(told[0])
+    assert predict(b"two", "masks") == ["a_overlay.png", "a_probabilities.npz", "areas.csv"]
+    assert predict(b"two", "overlays", "probabilities", "labelme", "areas", overwrite=True) == []
+
+
 def test_summaries_do_not_mix_models(color_model, flag, out):
     flag("a.png")
     predict_files(color_model(), out.parent / "photos/a.png", out, options=Options(("areas",)))

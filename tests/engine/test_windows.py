@@ -1,5 +1,6 @@
 """Windows with blended seams."""
 
+import warnings
 import weakref
 from pathlib import Path
 
@@ -186,6 +187,20 @@ def test_large_gray_levels_of_16_bits(small_limit, tmp_path):
     for white in (None, 40000):
         with opened(tmp_path / "deep.tiff", white) as picture:
             assert torch.equal(picture.window(0, 0, 40, 50), unlimited(tmp_path / "deep.tiff", white))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_large_gray_levels_of_few_bits(small_limit, tmp_path, bits):
+    """Scans may have them. As rasterio reads them, 15 of 4 bits would be nearly black."""
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
+    values = np.arange(2000, dtype=np.uint8).reshape(1, 40, 50) % 2**bits
+    layout = {"driver": "GTiff", "height": 40, "width": 50, "count": 1, "dtype": "uint8", "nbits": bits}
+    with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "few.tiff", "w", **layout) as scan:
+        scan.write(values)
+    with opened(tmp_path / "few.tiff", None) as picture:
+        found = picture.window(0, 0, 40, 50)
+        assert torch.equal(found, unlimited(tmp_path / "few.tiff"))
+        assert found.max() == 255
 
 
 @pytest.mark.parametrize("size", [(100, 37), (7, 9), (33, 130)])

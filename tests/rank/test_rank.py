@@ -99,6 +99,22 @@ def test_near_duplicates_are_left_out(trained, photos, scenes, tmp_path):
     assert same <= {row.item.name for row in drawn.rows}  # nothing but chance
 
 
+def test_images_for_tests_are_not_ranked(trained, scenes, tmp_path):
+    """No training uses them, so labels of them would be for nothing."""
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    (root / "images/test").mkdir()
+    name = (root / "splits/unlabeled.txt").read_text().split()[0]
+    file = next((root / "images").rglob(f"{name}.*"))
+    file = file.rename(root / "images/test" / file.name)
+    lists = [f"data.{key}=null" for key in ("labeled", "unlabeled", "val")]
+    found = rank(
+        Request(trained, [root / "images"], tmp_path / "a", 20, "random", overrides=(f"data.root={root}", *lists))
+    )
+    assert file not in [row.item.file for row in found.rows]
+    with pytest.raises(UserError, match="all 1 images are for tests; name images"):
+        rank(Request(trained, [file], tmp_path / "b", overrides=(f"data.root={root}", *lists)))
+
+
 def test_labeled_images_are_not_ranked(trained, scenes, tmp_path):
     found = rank(Request(trained, [scenes / "images"], tmp_path / "ranked", count=20, by="random"))
     assert {row.item.below.as_posix() for row in found.rows} == {*(scenes / "splits/unlabeled.txt").read_text().split()}
@@ -107,7 +123,7 @@ def test_labeled_images_are_not_ranked(trained, scenes, tmp_path):
         for kind in ("labeled", "val")
         for name in (scenes / f"splits/{kind}.txt").read_text().split()
     ]
-    with pytest.raises(UserError, match="all 10 images are labeled already"):
+    with pytest.raises(UserError, match="all 10 images are labeled already; name images"):
         rank(Request(trained, labeled, tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 

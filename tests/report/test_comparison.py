@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "commit": "abc",
     "machine": {"cpu": "a CPU", "threads": 2, "gpus": []},
     "precision": {"used": "fp32"},
-    "labels": {"labeled": 3, "unlabeled": 5, "val": 2, "partition": "1e66"},
+    "labels": {"labeled": 3, "unlabeled": 5, "val": 2, "partition": "1e66", "val_partition": "3b21"},
     "classes": {"names": ["sky", "tree"]},
     "trained_parameters": 2_000_000,
 }
@@ -106,6 +106,7 @@ def test_only_pairs_and_complete_runs_count(run):
         (changed(RECIPE, "data.long_side", 99), ENVIRONMENT, "another size in evaluation"),
         (changed(RECIPE, "engine.eval_every", 5), ENVIRONMENT, "another steps between evaluations"),
         (RECIPE, changed(ENVIRONMENT, "labels.partition", "2f77"), "another partition"),
+        (RECIPE, changed(ENVIRONMENT, "labels.val_partition", "2f77"), "another hash of the validation images"),
         (RECIPE, changed(ENVIRONMENT, "classes.names", ["sky", "road"]), "another classes"),
     ],
 )

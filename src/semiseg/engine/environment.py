@@ -36,7 +36,7 @@ def describe(dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
 
 
 def labels(dataset: Dataset) -> dict[str, Any]:
-    """Returns the numbers of images, and the hash and the published name of the labeled partition."""
+    """Returns numbers of images, hashes of the labeled and the validation ones, and the name if it is published."""
     annotated = [sample.name for sample in dataset.labeled if not sample.pseudo]
     digest, pseudo = partition_hash(annotated), len(dataset.labeled) - len(annotated)
     return {
@@ -46,6 +46,7 @@ def labels(dataset: Dataset) -> dict[str, Any]:
         "val": len(dataset.val),
         "partition": digest,
         "published": published_name(digest),
+        "val_partition": partition_hash([sample.name for sample in dataset.val]),
     }
 
 

@@ -146,13 +146,17 @@ def _refuse_same_names(items: Sequence[Item]) -> None:
 
 
 def _without_known(items: Sequence[Item], dataset: Dataset, console: Console) -> list[Item]:
-    """Removes the images that are labeled already, for training or for validation."""
-    known = {os.path.realpath(sample.image) for sample in _labeled(dataset)}
-    left = [item for item in items if os.path.realpath(item.file) not in known]
+    """Removes the images that are labeled already, for training or for validation, and those that no training uses."""
+    left, why = [*items], {}
+    for what, samples in (("labeled already", _labeled(dataset)), ("for tests", dataset.tests)):
+        known = {os.path.realpath(sample.image) for sample in samples}
+        before, left = len(left), [item for item in left if os.path.realpath(item.file) not in known]
+        if number := before - len(left):
+            why[what] = number
     if not left:
-        raise UserError(f"all {len(items)} images are labeled already; name images without labels")
-    if len(left) < len(items):
-        say(console, f"{len(items) - len(left)} of {len(items)} images are labeled already and are not ranked")
+        raise UserError(f"all {len(items)} images are {' or '.join(why)}; name images without labels")
+    for what, number in why.items():
+        say(console, f"{number} of {len(items)} images are {what} and are not ranked")
     return left
 
 

@@ -141,7 +141,7 @@ def _use(about: Mapping[str, Any]) -> str:
     if used["long_side"]:
         size = f"[round(side * {used['long_side']} / max(image.size)) for side in image.size]"
         resized = [f"image = image.resize({size}, Image.Resampling.BILINEAR)"]
-    opened = ['image = Image.open("photo.jpg").convert("RGB")', *resized]
+    opened = ['image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")', *resized]
     parts = ["## How to use", ""]
     parts += ["With semiseg: `semiseg predict FOLDER photos --out masks`, or from Python:", ""]
     parts += _code("import semiseg", "", 'semiseg.predict("FOLDER", "photos", out="masks")')
@@ -156,7 +156,7 @@ def _use(about: Mapping[str, Any]) -> str:
         parts += _code(
             "import numpy as np",
             "import onnxruntime",
-            "from PIL import Image",
+            "from PIL import Image, ImageOps",
             "",
             *opened,
             "pixels = np.asarray(image).transpose(2, 0, 1)[None]  # uint8, 1 x 3 x height x width",
@@ -172,7 +172,7 @@ def _use(about: Mapping[str, Any]) -> str:
         "import numpy as np",
         "import segmentation_models_pytorch as smp",
         "import torch",
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "",
         *opened,
         "pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None] / 255",

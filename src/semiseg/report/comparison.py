@@ -187,6 +187,7 @@ class _Started:
             "partition": labels["partition"],
             "unlabeled images": labels["unlabeled"],
             "validation images": labels["val"],
+            **({"hash of the validation images": labels["val_partition"]} if "val_partition" in labels else {}),
             "validation list": str(data.get("val")),
             "classes": ", ".join(class_names(self.run)),
             "steps": engine["steps"],

@@ -24,7 +24,7 @@ def keeps(file: Path) -> bool:
 
 
 def save_mask(label: UInt8[np.ndarray, "h w"], classes: ClassTable, source: Path, path: Path, mark: str) -> None:
-    """Writes an index mask as GeoTIFF with palette, with the transform and CRS of its image.
+    """Writes an index mask as GeoTIFF with palette, with the CRS of its image and its transform or control points.
 
     Raises:
         UserError: there is no space or no permission.
@@ -33,7 +33,8 @@ def save_mask(label: UInt8[np.ndarray, "h w"], classes: ClassTable, source: Path
     from rasterio.errors import RasterioError
 
     with rasterio.open(source) as image:
-        place = {"crs": image.crs, "transform": image.transform}
+        points, points_crs = image.gcps  # satellites note ground control points in place of a transform
+        place = {"crs": points_crs, "gcps": points} if points else {"crs": image.crs, "transform": image.transform}
     height, width = label.shape
     layout = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "uint8"}
     tiled = {"tiled": True, "blockxsize": 256, "blockysize": 256} if min(height, width) >= 256 else {}

@@ -1,6 +1,7 @@
 """Finds what is to be predicted: image files, folders, patterns and videos."""
 
 import glob
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 from semiseg.data.dataset import Unused
 from semiseg.data.formats import MISSING, SUFFIXES
 from semiseg.data.scan import scan
-from semiseg.engine.predict_files import video
+from semiseg.engine.predict_files import geo, video
+from semiseg.engine.predict_files.raster import has_rasterio
 from semiseg.errors import UserError
-from semiseg.files import expanded
+from semiseg.files import expanded, mark_of
 
 
 class CannotReadError(UserError):
@@ -39,18 +41,24 @@ def find(
 ) -> list[Item]:
     """Finds the images to predict, in the order in which they are given. Each is in the list once.
 
+    Masks and overlays that an earlier prediction wrote into the output folder are left out: a pattern may match them.
+
     Args:
         given: image files, videos, folders, or patterns as `glob` has them, with `**` for folders of any depth.
         out: the output folder.
-        on_unused: called with files in the folders that are no images.
+        on_unused: called with files in the folders that are no images, and with those that a prediction wrote.
 
     Raises:
         UserError: there is no such file, a pattern matches nothing, a folder has no images or contains the output
-            folder, or a video cannot be read.
+            folder, only files that a prediction wrote are left, or a video cannot be read.
     """
     items: dict[tuple[Path, int | None, Path], Item] = {}
+    written: dict[Path, None] = {}
     for word in given:
         for base, file in _files(str(word), out, on_unused):
+            if _is_prediction(file, out):
+                written[file] = None
+                continue
             relative = file.relative_to(base)
             if file.suffix.lower() in video.SUFFIXES:
                 folder = relative.with_suffix("")
@@ -61,7 +69,19 @@ def find(
             else:
                 found = [Item(file, relative.with_suffix(""), relative.as_posix())]
             items |= {(item.file.absolute(), item.frame, item.below): item for item in found}
+    if written:
+        if not items:
+            raise UserError(f"{next(iter(written))}: was written by a prediction into {out}; name photographs")
+        on_unused(Unused("files that a prediction wrote into the output folder, not predicted", tuple(written)))
     return list(items.values())
+
+
+def _is_prediction(file: Path, out: Path) -> bool:
+    """Returns whether a file is a mask or an overlay that a prediction wrote into the output folder."""
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(out)):  # resolve() fails for circular links
+        return False
+    mark = geo.mark_of if file.suffix.lower() in geo.SUFFIXES and has_rasterio() else mark_of
+    return mark(file) is not None
 
 
 def _files(word: str, out: Path, on_unused: Callable[[Unused], None]) -> list[tuple[Path, Path]]:

@@ -110,6 +110,9 @@ def predict_items(
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
     _note_geo(items, options, on_unused)
+    if plan.others:
+        what = f"files in {out} of another checkpoint or other options, which stay"
+        on_unused(Unused(what, plan.others, "replace them with their kinds in --write and with --overwrite"))
     share = _Share(model, options, plan, done, len(items), on_image)
     failure: UserError | None = None
     try:

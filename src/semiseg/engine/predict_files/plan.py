@@ -30,7 +30,11 @@ class Task:
 
 
 class Plan:
-    """Knows the outputs of each image, and which of them are there."""
+    """Knows the outputs of each image, and which of them are there.
+
+    Attributes:
+        others: files of other kinds that stay beside the new ones and are of another prediction. `tasks` finds them.
+    """
 
     def __init__(self, model: Model, options: Options, out: Path, rank: int, world_size: int) -> None:
         self.model, self.options, self.out = model, options, out
@@ -41,6 +45,7 @@ class Plan:
         traced = self.predictor + repr(options.tracing).encode()
         self.tracing = hashlib.blake2b(traced, digest_size=16).digest()
         self.content: dict[Path, bytes] = {}
+        self.others: tuple[Path, ...] = ()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -60,6 +65,7 @@ class Plan:
             self.out / name: f"the summary {name}" for kind, name in summaries.NAMES.items() if kind in self.kinds
         }
         planned: list[Task] = []
+        others: dict[Path, None] = {}
         for item in items:
             paths = {kind: OUTPUTS[kind].path(item, self.out) for kind in self.kinds}
             for path in paths.values():
@@ -71,6 +77,8 @@ class Plan:
             planned.append(
                 Task(item, {kind: path for kind, path in paths.items() if not self._is_there(item, kind, path)})
             )
+            others |= dict.fromkeys(self._others(planned[-1]))
+        self.others = tuple(others)
         replaced = {path for task in planned for kind, path in task.missing.items() if kind in self.digests}
         summaries.check(self.out, self.kinds, self.digests, replaced, self.model.classes)
         if "probabilities" in self.kinds:
@@ -116,6 +124,21 @@ class Plan:
                 "--out"
             )
         return False
+
+    def _others(self, task: Task) -> list[Path]:
+        """Returns files of an image that are of another prediction and of kinds that are not asked for.
+
+        The mark of polygons depends on their options, too. So they are compared only if other files are replaced.
+        """
+        replaces = any(path.exists() for path in task.missing.values())
+        found = []
+        for kind in KINDS:
+            if kind in self.kinds or (kind in POLYGONS and not replaces):
+                continue
+            path = OUTPUTS[kind].path(task.item, self.out)
+            if path.exists() and OUTPUTS[kind].mark(path) not in (None, self.mark(task.item, kind)):
+                found.append(self.out / summaries.NAMES[kind] if kind in self.digests else path)
+        return found
 
 
 def check_window(options: Options, model: Model) -> None:

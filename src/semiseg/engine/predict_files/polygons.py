@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
 
 _BAND_PX = 2**24  # of a mask that are searched for corners at once
+_CHANGED = 0.25  # of the area inside a line by which simplification may change it
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Region:
         return replace(self, holes=tuple(hole for hole in self.holes if abs(_signed_area(hole)) >= least))
 
     def simplified(self, tolerance: float) -> "Region":
-        """Leaves vertices out as long as no one of them is farther than `tolerance` px from the new line."""
+        """Leaves vertices out as long as no one of them is farther than `tolerance` px from the new line.
+
+        The tolerance is halved as long as the area inside changes by more than a quarter: a region of 1 px width would
+        become a line that encloses nothing.
+        """
         if not tolerance:
             return self
-        holes = [_simplified(hole, tolerance) for hole in self.holes]
-        outer = _simplified(self.outer, tolerance)
-        return Region(outer, tuple(hole for hole in holes if len(hole) > 2), self.pixels)
+        holes = tuple(_simplified(hole, tolerance) for hole in self.holes)
+        return Region(_simplified(self.outer, tolerance), holes, self.pixels)
 
 
 def regions(label: UInt8[np.ndarray, "h w"], index: int) -> list[Region]:
@@ -211,6 +215,14 @@ def _signed_area(loop: Float64[np.ndarray, "n 2"]) -> float:
 
 
 def _simplified(loop: Float64[np.ndarray, "n 2"], tolerance: float) -> Float64[np.ndarray, "m 2"]:
+    """Simplifies a closed line, with a smaller tolerance if the given one changes much of the area inside."""
+    area = _signed_area(loop)
+    while abs(_signed_area(line := _with_fewer_vertices(loop, tolerance)) - area) > _CHANGED * abs(area):
+        tolerance /= 2
+    return line
+
+
+def _with_fewer_vertices(loop: Float64[np.ndarray, "n 2"], tolerance: float) -> Float64[np.ndarray, "m 2"]:
     """Simplifies a closed line by the algorithm of Douglas and Peucker, from two vertices that are far apart."""
     far = int(((loop - loop[0]) ** 2).sum(1).argmax())
     line = np.concatenate([loop, loop[:1]])

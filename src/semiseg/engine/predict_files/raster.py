@@ -143,7 +143,8 @@ def opened(path: Path, white: int | None) -> Iterator[Picture]:
     if header.size[0] * header.size[1] <= LARGE:
         yield InMemory(read_image(path, white=white))
         return
-    if header.format == "TIFF" and header.orientation == 1 and (source := _rasterio_source(path)):
+    plain = header.format == "TIFF" and header.orientation == 1 and header.bits >= 8  # rasterio stretches no 4 bits
+    if plain and (source := _rasterio_source(path)):
         import rasterio
 
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), source:
