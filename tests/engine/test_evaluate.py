@@ -17,6 +17,7 @@ from semiseg.engine.evaluate import evaluate, mean_probabilities
 from semiseg.engine.runtime import Runtime
 from semiseg.metrics import Scores
 from semiseg.models.build import Network, Undivided
+from semiseg.models.folded import folded
 from semiseg.recipe.engine import EvaluateConfig
 from semiseg.rng import fold_in
 from semiseg.types import IGNORE, Normalization
@@ -143,8 +144,14 @@ def test_the_whole_validation_set_once(tiny, cpu, scenes: Path, long_side, worke
     assert scores.accuracy == np.mean(np.stack(masks) == 0)  # every pixel of every mask, at its own size
 
 
+def looked_at(network: Network) -> Network:
+    """Lets `folded` look for what it can fold: it passes an image through the network, once."""
+    with torch.no_grad(), folded(network):
+        return network
+
+
 def test_low_precision_computes_in_it_and_measures_in_fp32(tiny):
-    network, dtypes = tiny(), []
+    network, dtypes = looked_at(tiny()), []
     network.net.segmentation_head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     scores = score(network, items((32, 32)), 3, WHOLE, Runtime("cpu", "bf16"))
     assert dtypes == [torch.bfloat16]
@@ -257,7 +264,7 @@ def test_windows_see_no_further(cpu):
 
 def test_windows_overlap_by_a_third_unless_told(tiny, cpu):
     seen = []
-    network = tiny()
+    network = looked_at(tiny())
     network.net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
     score(network, items((24, 56)), 3, EvaluateConfig(mode="sliding", window=24), cpu)
     assert seen == [24, 24, 24]  # at 0, 16, 32
