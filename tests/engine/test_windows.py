@@ -181,6 +181,19 @@ def test_a_large_image_is_gone_before_its_files_are_written(small_limit, model, 
     assert alive == [None]
 
 
+@pytest.mark.parametrize(("long_side", "window", "noted"), [(24, None, 1), (24, 48, 0), (None, None, 0)])
+def test_large_images_that_are_shrunk_are_noted(small_limit, color_model, flag, tmp_path, long_side, window, noted):
+    for name, size in {"large": (90, 40), "small": (30, 20)}.items():
+        flag(f"photos/{name}.png", *size)
+    notes = []
+    options = Options(window=window)
+    predict_files(
+        color_model(long_side=long_side), tmp_path / "photos", tmp_path / "out", on_unused=notes.append, options=options
+    )
+    assert [path.name for note in notes for path in note.files] == ["large.png"] * noted
+    assert all("long side of 24 px" in str(note) for note in notes)
+
+
 def test_large_gray_levels_of_16_bits(small_limit, tmp_path):
     values = np.arange(2000, dtype=np.uint16).reshape(40, 50) * 30
     Image.fromarray(values).save(tmp_path / "deep.tiff")

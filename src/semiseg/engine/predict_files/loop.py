@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -110,6 +110,7 @@ def predict_items(
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
     _note_geo(items, options, on_unused)
+    _note_shrunk(items, options, model, on_unused)
     if plan.others:
         what = f"files in {out} of another checkpoint or other options, which stay"
         on_unused(Unused(what, plan.others, "replace them with their kinds in --write and with --overwrite"))
@@ -268,6 +269,21 @@ def _readable(file: Path) -> Iterator[None]:
         raise
     except UserError as error:
         raise CannotReadError(str(error)) from error
+
+
+def _note_shrunk(items: Iterable[Item], options: Options, model: Model, on_unused: Callable[[Unused], None]) -> None:
+    if model.long_side is None or options.window is not None:
+        return
+    large: list[Path] = []
+    for item in items:
+        with suppress(UserError):  # a file that cannot be read is told later
+            if item.frame is None and is_large(item.file):
+                large.append(item.file)
+    if large:
+        what = f"large images that are shrunk to a long side of {model.long_side} px, as photographs were in training"
+        on_unused(
+            Unused(what, tuple(large), "--window N predicts them in parts; N px as large as a training photograph")
+        )
 
 
 def _note_geo(items: Iterable[Item], options: Options, on_unused: Callable[[Unused], None]) -> None:
