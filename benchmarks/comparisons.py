@@ -121,11 +121,17 @@ def merged(earlier: Comparison, new: Comparison) -> Comparison:
 
 def page(folder: Path) -> str:
     """Returns the whole page: what unlabeled images were worth on each pack, and then each comparison."""
-    values = {path.stem: _read(path) for path in sorted(folder.glob("*.json")) if path.name != GOALS}
+    values = {path.stem: _read(path) for path in sorted(folder.glob("*.json"), key=_place) if path.name != GOALS}
     groups = _read(folder / GOALS) if (folder / GOALS).exists() else {}
     summary = [_GOALS] if groups else []
     summary += [f"### {title}\n\n{goals(packs, values)}" for title, packs in groups.items()]
     return "\n".join([_HEAD, *summary, *map(section, values.values())])
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Orders names by their number: 2-wbc before 10-methods."""
+    number = path.stem.partition("-")[0]
+    return int(number) if number.isdigit() else 0, path.stem
 
 
 def goals(packs: dict[str, dict[str, str]], values: dict[str, dict[str, Any]]) -> str:

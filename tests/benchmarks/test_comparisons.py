@@ -13,6 +13,17 @@ def test_the_page_is_up_to_date():
     assert comparisons.PAGE.read_text(encoding="utf-8") == comparisons.page(comparisons.FOLDER)
 
 
+def test_sections_are_in_the_order_of_their_numbers():
+    heads = [line[3:] for line in comparisons.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    titles = {
+        path: json.loads(path.read_text(encoding="utf-8")).get("title") for path in comparisons.FOLDER.glob("*.json")
+    }
+    numbers = {title: int(path.stem.partition("-")[0]) for path, title in titles.items() if title}
+    found = [numbers[head] for head in heads if head in numbers]
+    assert found == sorted(found)
+    assert len(found) == len(numbers)
+
+
 def test_a_section_by_hand():
     run = {"last": 0.5, "best": 0.6, "iou": [0.5, None], "step_s": 0.25}
     comparison = {
