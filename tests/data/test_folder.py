@@ -1,5 +1,6 @@
 """Folders as people have them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,18 @@ def moved(root: Path, into: dict[str, range]) -> None:
                 if path.exists():
                     (root / kind / name).mkdir(parents=True, exist_ok=True)
                     path.rename(root / kind / name / path.name)
+
+
+def moved_below_parts(root: Path, into: dict[str, Iterable[int]]) -> None:
+    """Moves images and masks into part/images and part/masks, by their numbers."""
+    for kind in ("images", "masks"):
+        for part, numbers in into.items():
+            for number in numbers:
+                path = root / kind / f"{number:02}.png"
+                if path.exists():
+                    (root / part / kind).mkdir(parents=True, exist_ok=True)
+                    path.rename(root / part / kind / path.name)
+        (root / kind).rmdir()
 
 
 def ids(samples: tuple[Sample, ...]) -> list[str]:
@@ -115,15 +128,7 @@ def test_a_folder_of_two_parts_is_none(folder):
 
 
 def test_parts_may_stand_above_images_and_masks(folder):
-    for number in range(12):
-        part = "val" if number in (6, 7) else "train"
-        for kind in ("images", "masks"):
-            path = folder / kind / f"{number:02}.png"
-            if path.exists():
-                (folder / part / kind).mkdir(parents=True, exist_ok=True)
-                path.rename(folder / part / kind / path.name)
-    (folder / "images").rmdir()
-    (folder / "masks").rmdir()
+    moved_below_parts(folder, {"train": (*range(6), *range(8, 12)), "val": (6, 7)})
     dataset = load(Config(root=folder))
     assert ids(dataset.val) == ["val/06", "val/07"]
     assert (len(dataset.labeled), len(dataset.unlabeled)) == (6, 4)
@@ -132,14 +137,7 @@ def test_parts_may_stand_above_images_and_masks(folder):
 
 @pytest.mark.parametrize("name", ["unlabeled", "more"])
 def test_folders_beside_those_of_parts_are_used(folder, name):
-    for number in range(12):
-        part = "train" if number < 6 else "val" if number < 8 else name
-        for kind in ("images", "masks"):
-            path = folder / kind / f"{number:02}.png"
-            if path.exists():
-                (folder / part / kind).mkdir(parents=True, exist_ok=True)
-                path.rename(folder / part / kind / path.name)
-    (folder / "images").rmdir()
+    moved_below_parts(folder, {"train": range(6), "val": (6, 7), name: range(8, 12)})
     (folder / ".trash/images").mkdir(parents=True)
     (folder / ".trash/images/08.png").write_bytes((folder / f"{name}/images/08.png").read_bytes())
     dataset = load(Config(root=folder))

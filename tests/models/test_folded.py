@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from semiseg.models import folded as folded_module
 from semiseg.models.build import Config, Network, build
 from semiseg.models.folded import folded
 from semiseg.models.predict import whole
@@ -112,6 +113,40 @@ def test_new_weights_are_folded_anew():
     assert not torch.allclose(second, first, atol=1e-3 * float(expected.abs().max()))
 
 
+def network_of(module: nn.Module) -> Network:
+    network = Network(nn.Module(), Normalization(), 2)
+    network.module, network.forward = module, module.forward
+    return unlike_new(network)
+
+
+def test_a_network_may_rearrange_the_channels_of_the_image(normalized):
+    """As TResNet does: its first convolution has 48 input channels."""
+    network = network_of(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        expected = network(IMAGE)
+        with folded(network):
+            normalized.clear()
+            assert torch.allclose(network(IMAGE), expected, atol=1e-5)
+    assert normalized == []
+
+
+def test_an_error_in_the_middle_of_folding_leaves_the_network_as_it_was(monkeypatch):
+    network, fold, done = make("deeplabv3plus", "resnet18"), folded_module._Pair.fold, []
+
+    def short_of_memory(pair):
+        if len(done) == 3:
+            raise MemoryError
+        fold(pair)
+        done.append(pair)
+
+    monkeypatch.setattr(folded_module._Pair, "fold", short_of_memory)
+    with torch.no_grad():
+        expected = network(IMAGE)
+        with pytest.raises(MemoryError), folded(network):
+            pass
+        assert torch.equal(network(IMAGE), expected)
+
+
 class Twice(nn.Module):
     """Uses one convolution for batch norm and beside it, another one twice, and a third as it should be."""
 
@@ -128,10 +163,7 @@ class Twice(nn.Module):
 
 
 def test_a_result_that_is_used_twice_is_not_changed(normalized):
-    network = Network(nn.Module(), Normalization(), 1)
-    network.twice = Twice()
-    network.forward = network.twice.forward
-    unlike_new(network)
+    network = network_of(Twice())
     with torch.no_grad():
         expected = network(IMAGE)
         with folded(network):

@@ -65,7 +65,7 @@ def folded(network: nn.Module) -> Iterator[None]:
     """Lets convolutions of a network in eval mode do the work of its batch norm. All weights stay as they are.
 
     Nothing happens where gradients are computed, on another device than a CPU (there it was not measured), for a
-    compiled network, and for other modules than a `Network`.
+    compiled network, and for other modules than a `Network`. Images have three channels.
     """
     pairs = []
     if isinstance(network, Network) and not torch.is_grad_enabled() and _suits(network):
@@ -78,7 +78,8 @@ def folded(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for pair in pairs:
-            pair.unfold()
+            if pair.is_folded:  # an error may have ended the folding before
+                pair.unfold()
 
 
 def _suits(network: Network) -> bool:
@@ -108,7 +109,7 @@ def _pairs(network: Network) -> list[_Pair]:
     hooks += [norm.register_forward_pre_hook(before_norm) for norm in norms]
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            logits = network.forward(torch.zeros(1, convs[0].in_channels, _SIDE, _SIDE, requires_grad=True))
+            logits = network.forward(torch.zeros(1, 3, _SIDE, _SIDE, requires_grad=True))
     finally:
         for hook in hooks:
             hook.remove()
