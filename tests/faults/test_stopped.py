@@ -20,6 +20,14 @@ SAVED = "semiseg: run: stopped by {} after step {}, which is saved; the same com
 AT_ONCE = "semiseg: stopped by {}; the same command goes on\n"
 
 
+@pytest.fixture(autouse=True)
+def _hears_of_its_terminal():
+    """Lets trainings hear SIGHUP, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def sending(where: str, call: int, *signals: Callable[[], None]) -> Callable[[], None]:
     return lambda: harness.at(where, call, lambda: [send() for send in signals])
 
