@@ -13,6 +13,13 @@ METHODS = """# Methods
 Each row is one setting of `method.name`. Data, network, optimizer and number of steps do not depend on it, so methods
 can be compared. `semiseg methods` prints this list. (`make docs-pages` writes this page; do not edit it.)
 
+Two settings are the same for every method:
+
+- `method.labeled`: a pool of operations on labeled images, e.g. `jitter`; `semiseg tune` chooses one.
+- `method.ramp`: share of the run in which the weight of unlabeled images rises, as exp(-5 (1 - t)^2); `1.0`: all of it.
+  The default is the paper's, mostly 0: the whole weight from the first step on. In short runs with few labels that
+  does harm ([results](../results.md)); try `1.0`. `supervised` and `st_pp` have none; of PS-MT it follows a cosine.
+
 """
 RECIPES = """# Recipes
 

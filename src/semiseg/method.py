@@ -6,7 +6,7 @@ or processes. For distributed training the whole method is wrapped, not the stud
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from semiseg import optim
@@ -22,6 +22,16 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     labeled: Pool | None = None  # operations on labeled images, e.g. {pool: intensity}; None: weak augmentation only
+
+
+class RampedConfig(MethodConfig):
+    """Settings of a method whose unlabeled loss may come in slowly.
+
+    The papers' own ramps are the defaults; 0, a constant weight, where they have none. In a short run a constant weight
+    teaches the student the errors of a young teacher (docs/results.md).
+    """
+
+    ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which the weight of unlabeled images rises
 
 
 class SemiMethod(nn.Module):

@@ -106,7 +106,7 @@ def test_the_weight_rises(make):
 
     assert weight(5) == pytest.approx(30 * math.exp(-5 / 4), rel=1e-4)
     assert weight(10) == pytest.approx(weight(90), rel=1e-4) == pytest.approx(30, rel=1e-4)
-    assert weight(0, unlabeled_ramp=0.0, unlabeled_weight=2.0) == pytest.approx(2, rel=1e-3)
+    assert weight(0, ramp=0.0, unlabeled_weight=2.0) == pytest.approx(2, rel=1e-3)
 
 
 def test_masks_hide_context_or_objects(make):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from semiseg import methods, optim
+from semiseg import methods, optim, ramps
 from semiseg.augment import intensity
 from semiseg.engine.optimizers import Optimizers
 from semiseg.errors import UserError
@@ -140,6 +140,33 @@ def test_a_teacher_follows_after_the_step_and_not_before(make):
         for network in networks:
             assert isinstance(network, Network)
             assert any(module is network for module in method.modules())  # so that checkpoints carry it
+
+
+def test_a_ramp_makes_the_weight_of_unlabeled_images_rise(make, name):
+    """The total is a constant and the rest, times the ramp: so its differences are those of the ramp."""
+    fields = methods.load(name).Config.model_fields
+    if name in ("supervised", "st_pp"):  # no unlabeled image, and labels of a finished network
+        assert "ramp" not in fields
+        return
+    if name == "gct":  # its detector sees nothing in images as small as these; tests/methods/test_gct.py has a test
+        return
+    sure = {"threshold": 0.35} if "threshold" in fields else {}  # of three classes
+    trained = make(**sure)
+    optimizers = optimizers_of(trained)
+    for step in range(2):  # so that banks and teachers hold something
+        take(trained, optimizers, step)
+
+    def total(ramp: float) -> float:
+        method = make(ramp=ramp, **sure)
+        method.load_state_dict(copy.deepcopy(trained.state_dict()))
+        return method.losses(toys(method, 2), Progress(20, STEPS, seed=1)).total.item()
+
+    rise = ramps.cosine if name == "ps_mt" else ramps.sigmoid
+    whole, most, half = ((total(ramp), rise(Progress(20, STEPS), ramp)) for ramp in (0.0, 0.7, 1.0))
+    assert whole[1] == 1
+    assert abs(whole[0] - most[0]) > 1e-3
+    slope = (whole[0] - half[0]) / (1 - half[1])
+    assert slope * (1 - most[1]) == pytest.approx(whole[0] - most[0], rel=1e-3, abs=1e-5)
 
 
 def test_a_batch_without_labels_has_no_labeled_loss(make):

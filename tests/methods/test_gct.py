@@ -115,9 +115,9 @@ def two_backward_passes(method: Method) -> tuple[dict[str, float], dict[str, int
 @pytest.mark.parametrize(
     "settings",
     [
-        {"consistency_ramp": 1 / 9},
-        {"consistency_ramp": 1 / 9, "threshold": 0.1, "correction_weight": 30.0, "dilations": 2},
-        {"consistency_ramp": 1 / 9, "consistency_weight": 3.0, "detector_weight": 0.5},
+        {"ramp": 1 / 9},
+        {"ramp": 1 / 9, "threshold": 0.1, "correction_weight": 30.0, "dilations": 2},
+        {"ramp": 1 / 9, "consistency_weight": 3.0, "detector_weight": 0.5},
     ],
 )
 def test_one_backward_pass_equals_two_separate_ones(make, settings):
@@ -228,7 +228,7 @@ def test_the_consistency_term_rises(make):
     assert weight(0) == pytest.approx(100 * math.exp(-5), rel=1e-5)
     assert weight(5) == pytest.approx(100 * math.exp(-5 / 4), rel=1e-5)
     assert weight(10) == weight(80) == pytest.approx(100)  # 5 of 45 epochs
-    assert weight(0, consistency_ramp=0.0) == pytest.approx(100)
+    assert weight(0, ramp=0.0) == pytest.approx(100)
 
 
 def test_the_detector_has_an_optimizer_of_its_own(make):

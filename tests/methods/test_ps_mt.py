@@ -194,7 +194,7 @@ def test_the_weight_rises_after_the_warm_up(make):
     assert weight(3) == 0
     assert weight(4) == pytest.approx(1.5 * (1 - math.cos(math.pi * 4 / 15)) / 2, rel=1e-3)
     assert weight(15) == pytest.approx(weight(90), rel=1e-4) == pytest.approx(1.5, rel=1e-4)
-    assert weight(4, unlabeled_ramp=0.0, unlabeled_weight=2.0) == pytest.approx(2, rel=1e-4)
+    assert weight(4, ramp=0.0, unlabeled_weight=2.0) == pytest.approx(2, rel=1e-4)
 
 
 def test_the_teachers_are_evaluated_together(make):

@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import paste
 from semiseg.augment.cutmix import bounding_boxes, chosen_partners, random_partners, sample_boxes_of_area
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, weighted_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -37,7 +38,7 @@ class Paste(paste.Config):
     onto: Literal["labeled", "unlabeled"] = "labeled"  # the images that receive pixels; labeled ones in the paper
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of AEL. The defaults are those of the paper on Cityscapes; each ingredient can be switched off."""
 
     unlabeled_weight: float = Field(1.0, ge=0)  # alpha
@@ -128,7 +129,7 @@ class Method(SemiMethod, config=Config):
         weight = mixed.confidence**cfg.weight_power * sampled  # Eq. 13
         unlabeled = weighted_cross_entropy(on_mixed, mixed.label, weight).mean() * share  # Eq. 12
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,  # Eq. 3
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,  # Eq. 3
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

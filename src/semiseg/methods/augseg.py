@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import intensity
 from semiseg.augment.cutmix import random_partners, sample_beta_boxes
 from semiseg.augment.ops import OPS
@@ -24,7 +25,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, confident_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import fixed_logits, prediction
@@ -37,7 +38,7 @@ POOL = intensity.Config(  # one to three of eleven operations
 INJECTED, PASTED = (8, 2), (4, 4)  # lambda of the boxes; they cover 0.2 and 0.5 of an image in the mean
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of AugSeg. The defaults are those of the authors' code on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; 0 in the code for Cityscapes
@@ -99,7 +100,7 @@ class Method(SemiMethod, config=Config):
         each = confident_cross_entropy(on_mixed, mixed.label, mixed.confidence, cfg.threshold, mixed.valid)
         unlabeled = each.mean() * part.share
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, contrastive_between_classes
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
 from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
@@ -29,7 +30,7 @@ from semiseg.models.predict import evaluating, prediction
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of CAC. The defaults are those of the authors' code on PASCAL VOC, but for three limits."""
 
     threshold: float = Field(0.75, ge=0, le=1)  # a place is learned from if its confidence is higher
@@ -129,7 +130,7 @@ class Method(SemiMethod, config=Config):
         positive = torch.where(is_first[..., None], other, one).detach()
         loss = self._contrast(anchor, positive, torch.where(is_first, label, its), everyone)
         unlabeled = torch.where(learning, loss / count, 0.0).sum()
-        weight = cfg.contrastive_weight * float(at.step >= cfg.warmup * at.num_steps)
+        weight = cfg.contrastive_weight * float(at.step >= cfg.warmup * at.num_steps) * ramps.sigmoid(at, cfg.ramp)
         seen = everyone.seen.sum().clamp(min=1)
         return Losses(
             total=labeled + weight * unlabeled,

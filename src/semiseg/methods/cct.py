@@ -20,7 +20,7 @@ from semiseg.augment.adversarial import adversarial_noise, sample_direction
 from semiseg.augment.overlap import at_scale
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.auxiliary import AuxiliaryDecoder, last_map
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.predict import most_likely
@@ -56,12 +56,12 @@ _OF_KIND = {
 }
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of CCT. The defaults are those of the authors' code on PASCAL VOC."""
 
     decoders: Decoders = Decoders()
     unlabeled_weight: float = Field(30.0, ge=0)
-    unlabeled_ramp: float = Field(0.1, ge=0, le=1)  # share of the run in which this weight rises
+    ramp: float = Field(0.1, ge=0, le=1)
     vat_radius: float = Field(2.0, gt=0)  # epsilon: length of the noise
     dropout_probability: float = Field(0.5, gt=0, lt=1)
     cutout_side: float = Field(0.4, gt=0, le=1)  # height and width of a cut over those of the box
@@ -126,7 +126,7 @@ class Method(SemiMethod, config=Config):
         labeled = cfg.labeled_loss(logits[:b], batch.label, part)  # L_s
         unlabeled = torch.stack(distances).mean() / part.valid_px.clamp(min=1)  # L_u
         return Losses(
-            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.unlabeled_ramp) * unlabeled,
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={"labeled": labeled.detach(), "unlabeled": unlabeled.detach()},
         )
 

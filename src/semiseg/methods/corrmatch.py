@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.features import drop_channels
 from semiseg.augment.pairs import cutmix_view
@@ -21,7 +22,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.correlation import CorrelationHead, propagate, regions, spread
 from semiseg.models.frames import cells, to_image, to_map
@@ -31,7 +32,7 @@ from semiseg.models.threshold import GlobalThreshold
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of CorrMatch. The defaults are those of the authors on PASCAL VOC."""
 
     threshold: float = Field(0.85, ge=0, le=1)  # before the first step; then it follows the network's confidence
@@ -100,7 +101,8 @@ class Method(SemiMethod, config=Config):
         unlabeled = torch.stack(list(terms.values())).mean()
         scalars = {"labeled": labeled, "labeled_correlation": labeled_correlated, "unlabeled": unlabeled, **terms}
         return Losses(
-            total=((labeled + labeled_correlated) / 2 + cfg.unlabeled_weight * unlabeled) / 2,
+            total=((labeled + labeled_correlated) / 2 + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled)
+            / 2,
             scalars={
                 **{name: value.detach() for name, value in scalars.items()},
                 "confident": confident_ratio(own.confidence, tau, own.valid).mean() * part.share,

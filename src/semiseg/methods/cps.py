@@ -1,7 +1,7 @@
 """CPS: cross pseudo supervision (Chen et al., CVPR 2021).
 
 Two networks with initializations of their own learn from the labels and from each other: the hard prediction of one is
-the target of the other, on labeled and on unlabeled images, without threshold and without ramp.
+the target of the other, on labeled and on unlabeled images, without threshold.
 
 docs/methods/cps.md says more. Deviations: ignored and padded pixels are not counted; the crossed
 loss is one mean over labeled and unlabeled pixels, as in the authors' code, where the paper adds two means; CutMix
@@ -15,16 +15,17 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.predict import most_likely, predict
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of CPS. The defaults are those of the paper on PASCAL VOC."""
 
     unlabeled_weight: float = Field(1.5, ge=0)  # lambda; 6 on Cityscapes. The authors' code with CutMix: 1 and 5
@@ -77,7 +78,7 @@ class Method(SemiMethod, config=Config):
         labeled = cfg.labeled_loss(first[:num_labeled], batch.label, part)
         labeled = labeled + cfg.labeled_loss(second[:num_labeled], batch.label, part)
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={"labeled": labeled.detach(), "unlabeled": unlabeled.detach()},
         )
 

@@ -17,18 +17,19 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, counted_share
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import fixed_logits, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of CutMix-Seg. The defaults are those of the authors' code."""
 
     threshold: float = Field(0.97, ge=0, le=1)  # a pixel with at least this confidence is confident; 0: all are
@@ -91,7 +92,7 @@ class Method(SemiMethod, config=Config):
         distance = (on_mixed.float().softmax(1) - target).square().sum(1)
         unlabeled = counted_share(distance * weight, mixed.valid, valid_px)
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

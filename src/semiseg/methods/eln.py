@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, class_contrast, cross_entropy, weighted_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models import build as networks
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -31,7 +32,7 @@ from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 _REPRESENTATION = 128  # values
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of ELN. The defaults are those of the authors' code on PASCAL VOC."""
 
     supervised: float = Field(0.14, ge=0, lt=1)  # share of the run with labels alone
@@ -122,7 +123,7 @@ class Method(SemiMethod, config=Config):
         terms = {"labeled": labeled, "auxiliary": auxiliary, "localization": localization, "unlabeled": unlabeled}
         valid_px = part.valid_px.clamp(min=1)
         return Losses(
-            total=total + float(at.step >= second) * semi,
+            total=total + float(at.step >= second) * ramps.sigmoid(at, cfg.ramp) * semi,
             scalars={
                 **{name: term.detach() for name, term in terms.items()},
                 "contrastive": contrast.detach(),

@@ -20,19 +20,18 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, confident_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of FixMatch. The defaults are those of its papers."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
     unlabeled_weight: float = Field(1.0, ge=0)  # lambda_u
-    ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which lambda_u rises; the papers have 0
     teacher: Literal["student", "ema"] = "student"  # the network that makes pseudo-labels
     ema_decay: float | None = Field(None, ge=0, lt=1)  # of teacher: ema; 0.996 if not given
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix

@@ -19,18 +19,18 @@ from torch.func import functional_call
 from semiseg import optim, ramps
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, counted_share
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.flaws import FlawDetector, clear_flaws, true_flaws
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of GCT. The defaults are those of the authors' code on PASCAL VOC, but for a smaller detector."""
 
     correction_weight: float = Field(1.0, ge=0)  # lambda_fc, of the flaws where both networks are wrong
     consistency_weight: float = Field(100.0, ge=0)  # lambda_dc, of the distance to the better prediction
-    consistency_ramp: float = Field(5 / 45, ge=0, le=1)  # share of the run in which lambda_dc rises; theirs: 5 epochs
+    ramp: float = Field(5 / 45, ge=0, le=1)  # of lambda_dc alone; theirs: 5 epochs
     threshold: float = Field(0.6, ge=0, le=1)  # xi: a pixel with a larger flaw is wrong
     dilations: int = Field(1, ge=0)  # nu, of the flaws that the detector should find
     detector_channels: int = Field(16, ge=2)  # of its first layer; the last one has 8 times as many. Paper: 64
@@ -74,7 +74,7 @@ class Method(SemiMethod, config=Config):
         correction = _sum(counted_share(one**2, counted & both_wrong, counted_px) for one in flaws)  # L_fc
         distance = [(one - target).pow(2).mean(1) for one, target in zip(probability, better, strict=True)]
         consistency = _sum(counted_share(one, counted, counted_px) for one in distance)  # L_dc
-        ramp = ramps.sigmoid(at, cfg.consistency_ramp)
+        ramp = ramps.sigmoid(at, cfg.ramp)
         unlabeled = cfg.correction_weight * correction + cfg.consistency_weight * ramp * consistency
 
         found = [self.detector(seen, one.detach())[:num_labeled] for one in judged]

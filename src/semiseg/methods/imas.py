@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import intensity
 from semiseg.augment.blend import blend
 from semiseg.augment.cutmix import BOXES, hard_easy_partners, random_partners, triggered
@@ -25,7 +26,7 @@ from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness, subsample
 from semiseg.losses import LabeledLoss, confident_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
@@ -34,7 +35,7 @@ from semiseg.types import ClassTable, Losses, Part, Prediction, Progress, Pseudo
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of iMAS. The defaults are those of the paper on PASCAL VOC, as its text means them."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
@@ -142,7 +143,7 @@ class Method(SemiMethod, config=Config):
         weight = own.easy if cfg.loss == "adaptive" else torch.ones_like(own.easy)
         unlabeled = (weight * (on_first + on_second) / 2).mean() * share  # Eq. 11
         return Losses(
-            total=labeled + cfg.unlabeled_weight * unlabeled,  # Eq. 1
+            total=labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,  # Eq. 1
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

@@ -27,7 +27,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness
 from semiseg.losses import LabeledLoss, confident_cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.alignment import DistributionAlignment
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
@@ -38,12 +38,11 @@ from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, Semi
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of iMAS with two strong views."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
     unlabeled_weight: float = Field(1.0, ge=0)  # lambda_u
-    ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which lambda_u rises
     ema_decay: float = Field(0.996, ge=0, lt=1)
     strong: Pool = jitter.Config()
     views: Literal[1, 2] = 2  # strong views

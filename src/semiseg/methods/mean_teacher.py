@@ -19,7 +19,7 @@ from semiseg import ramps
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, counted_share
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.heads import has_batch_norm
@@ -27,11 +27,10 @@ from semiseg.models.predict import fixed_logits
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of Mean Teacher. The defaults are those of the authors of CPS on PASCAL VOC."""
 
     unlabeled_weight: float = Field(100 / 21, ge=0)  # theirs is 100, times the mean over VOC's 21 classes
-    ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which the weight rises
     ema_decay: float = Field(0.99, ge=0, lt=1)
     consistency_on: Literal["all", "unlabeled"] = "all"  # images whose predictions are compared
     compared: Literal["probabilities", "logits"] = "probabilities"

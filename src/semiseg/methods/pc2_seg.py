@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss, contrastive_between_classes
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
 from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
@@ -27,7 +28,7 @@ from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of our reading of PC2Seg. All defaults are ours."""
 
     consistency_weight: float = Field(1.0, ge=0)  # of the distance of probabilities
@@ -92,7 +93,10 @@ class Method(SemiMethod, config=Config):
         contrastive = self._contrast(strong, at, part)
         unlabeled = cfg.consistency_weight * consistency + cfg.contrastive_weight * contrastive
         terms = {"labeled": labeled, "unlabeled": unlabeled, "consistency": consistency, "contrastive": contrastive}
-        return Losses(total=labeled + unlabeled, scalars={name: term.detach() for name, term in terms.items()})
+        return Losses(
+            total=labeled + ramps.sigmoid(at, cfg.ramp) * unlabeled,
+            scalars={name: term.detach() for name, term in terms.items()},
+        )
 
     def _contrast(self, strong: Float[Tensor, "u k d"], at: Progress, part: Part) -> Float[Tensor, ""]:
         """Computes the part's share of the mean InfoNCE of cells of the strong views.

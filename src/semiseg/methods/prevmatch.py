@@ -23,7 +23,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.earlier import EarlierNetworks
 from semiseg.models.perturbed import classify_perturbed
@@ -31,7 +31,7 @@ from semiseg.models.predict import predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of PrevMatch. The defaults are those of the authors on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # of the network's own pseudo-labels; 0 on Cityscapes
@@ -115,7 +115,8 @@ class Method(SemiMethod, config=Config):
             mixed, _ = cutmix_pairs(second, everyone, at.generator("cutmix"), cfg.cutmix_probability)
             earlier = loss(mixed, second, cfg.earlier_threshold)  # L_prev
         return Losses(
-            total=(labeled + cfg.unlabeled_weight * (unlabeled + weight * earlier)) / (2 + weight),
+            total=(labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * (unlabeled + weight * earlier))
+            / (2 + weight),
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

@@ -23,7 +23,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import evaluating
@@ -31,12 +31,12 @@ from semiseg.rng import uniform
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of PS-MT. The defaults are those of the paper on PASCAL VOC, blended labels."""
 
     threshold: float = Field(0.6, ge=0, le=1)
     unlabeled_weight: float = Field(1.5, ge=0)
-    unlabeled_ramp: float = Field(0.15, ge=0, le=1)  # share of the run in which this weight rises
+    ramp: float = Field(0.15, ge=0, le=1)  # along a cosine
     warmup: float = Field(0.01, ge=0, lt=1)  # share of the run with labels alone; both teachers follow in each step
     turn: float = Field(1 / 80, gt=0, le=1)  # share of the run in which one teacher follows, then the other one
     ema_decay: float = Field(0.996, ge=0, lt=1)
@@ -83,7 +83,7 @@ class Method(SemiMethod, config=Config):
         loss = own.confidence * F.cross_entropy(logits[b:].float(), own.label, reduction="none")
         unlabeled = torch.where(kept, loss, 0.0).sum() / kept_px
         trusted = at.step >= self._in_steps(at)[0]
-        weight = cfg.unlabeled_weight * ramps.cosine(at, cfg.unlabeled_ramp) if trusted else 0.0
+        weight = cfg.unlabeled_weight * ramps.cosine(at, cfg.ramp) if trusted else 0.0
         confident = confident_ratio(part.own.confidence, cfg.threshold, part.own.valid).mean()
         return Losses(
             total=labeled + weight * unlabeled,

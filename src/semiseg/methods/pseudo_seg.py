@@ -15,13 +15,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.cutmix import sample_cutouts
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.attended_cams import AttendedCams
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.confidence import class_sums
@@ -29,7 +30,7 @@ from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of PseudoSeg. The defaults are those of the authors' code on PASCAL VOC."""
 
     unlabeled_weight: float = Field(1.0, ge=0)
@@ -98,7 +99,7 @@ class Method(SemiMethod, config=Config):
             total=labeled
             + cfg.attention_weight * attention
             + cfg.classifier_weight * classifier
-            + cfg.unlabeled_weight * unlabeled,
+            + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled,
             scalars={name: term.detach() for name, term in terms.items()},
         )
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.features import drop_channels
 from semiseg.augment.pairs import cutmix_view
@@ -21,7 +22,7 @@ from semiseg.augment.scales import rescale, resize, sample_scale, seen_alone
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.frames import to_image
 from semiseg.models.predict import predict, prediction
@@ -29,7 +30,7 @@ from semiseg.models.scales import ScaleAttention, fuse, rescale_features
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of ScaleMatch. The defaults are those of the authors on PASCAL VOC, where they are known."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; 0 on Cityscapes
@@ -104,7 +105,7 @@ class Method(SemiMethod, config=Config):
         unlabeled = strong / 4 + scaled / 4 + disturbed / 2
         terms = {"labeled": labeled, "unlabeled": unlabeled, "strong": strong, "scaled": scaled, "features": disturbed}
         return Losses(
-            total=(labeled + cfg.unlabeled_weight * unlabeled) / 2,
+            total=(labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled) / 2,
             scalars={
                 **{name: value.detach() for name, value in terms.items()},
                 "confident": confident_ratio(own.confidence, cfg.threshold, own.valid).mean() * part.share,

@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from semiseg import ramps
 from semiseg.augment.cutmix import paste, sample_boxes_of_area, triggered
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import quantile
 from semiseg.losses import LabeledLoss
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import Bank, prototypes
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -30,7 +31,7 @@ from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of U2PL. The defaults are those of the paper on PASCAL VOC."""
 
     unreliable: float = Field(0.2, gt=0, lt=1)  # alpha_0: share of unlabeled pixels at the start; it falls to 0
@@ -133,7 +134,7 @@ class Method(SemiMethod, config=Config):
         positive = prototypes(everyone.key.flatten(0, 2), member, self.num_classes)
         settings = (cfg.anchors, cfg.negatives, cfg.temperature, at.generator("contrast"))
         contrast = self.bank.contrast(own_pixels, part.rows.start * 2 * len(pixel), anchor, positive, *settings)
-        weight = float(at.step >= cfg.warmup_steps)
+        weight = float(at.step >= cfg.warmup_steps) * ramps.sigmoid(at, cfg.ramp)
         terms = {"labeled": labeled, "unlabeled": unlabeled, "contrastive": contrast}
         shares = {"reliable": reliable[part.rows].sum() / valid_px, "mixed": fires * part.share}
         return Losses(

@@ -11,6 +11,7 @@ operations is a setting; labeled images get no perturbed features, which the cod
 import torch
 from pydantic import Field
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.features import drop_channels
 from semiseg.augment.pairs import StrongPairs, cutmix_pairs
@@ -18,14 +19,14 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.perturbed import classify_perturbed
 from semiseg.models.predict import predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of UniMatch. The defaults are those of the paper on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; the paper uses 0 on Cityscapes
@@ -75,7 +76,7 @@ class Method(SemiMethod, config=Config):
         strong = (first + second) / 2
         unlabeled = 0.5 * strong + 0.5 * perturbed  # L_u
         return Losses(
-            total=(labeled + cfg.unlabeled_weight * unlabeled) / 2,
+            total=(labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled) / 2,
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),

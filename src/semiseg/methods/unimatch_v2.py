@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
+from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.features import drop_complementary
 from semiseg.augment.pairs import StrongPairs, cutmix_pairs
@@ -20,14 +21,14 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import LabeledLoss, cross_entropy
-from semiseg.method import MethodConfig, SemiMethod
+from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(MethodConfig):
+class Config(RampedConfig):
     """Settings of UniMatch V2. The defaults are those of the paper, for all its data."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
@@ -83,7 +84,7 @@ class Method(SemiMethod, config=Config):
         second = cross_entropy(on_second, mixed[1].kept(cfg.threshold), valid_px[1])  # H(p^w, p^s2)
         unlabeled = (first + second) / 2
         return Losses(
-            total=(labeled + cfg.unlabeled_weight * unlabeled) / 2,
+            total=(labeled + cfg.unlabeled_weight * ramps.sigmoid(at, cfg.ramp) * unlabeled) / 2,
             scalars={
                 "labeled": labeled.detach(),
                 "unlabeled": unlabeled.detach(),
