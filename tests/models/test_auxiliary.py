@@ -24,12 +24,27 @@ def test_each_block_doubles_the_scale_and_begins_with_equal_pixels():
     first, one, other = (parameter for parameter in decoder.parameters() if parameter.ndim == 4)
     assert first.shape == (3, 4, 1, 1)
     assert one.shape == other.shape == (12, 3, 1, 1)
+    for bias in (parameter for parameter in decoder.parameters() if parameter.ndim == 1):
+        torch.nn.init.zeros_(bias)
     small = F.conv2d(value, first)
     for weight in (one, other):
         small = F.conv2d(small, weight[::4]).relu()
     wanted = F.interpolate(small, scale_factor=4, mode="nearest")
     torch.testing.assert_close(decoder(value, (12, 8), (12, 8)), wanted)
     assert wanted.max() > 0
+
+
+@pytest.mark.parametrize("classes", [2, 3, 21])
+def test_few_decoders_begin_with_a_class_that_they_never_predict(classes):
+    """A ReLU that is 0 at all places gives its weights no gradient, and the class a logit of 0 everywhere."""
+    value, dead = torch.randn(4, 16, 7, 7, generator=fold_in(0)), 0
+    for seed in range(40):
+        with seeded(seed, "auxiliary"):
+            decoder = AuxiliaryDecoder(16, classes, 16)
+        with torch.no_grad():
+            logits = decoder(value, (112, 112), (112, 112))
+        dead += int((logits.amax((0, 2, 3)) <= 0).any())
+    assert dead <= {2: 6, 3: 6, 21: 30}[classes]
 
 
 def test_logits_have_the_size_of_the_image():

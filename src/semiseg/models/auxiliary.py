@@ -15,8 +15,8 @@ class AuxiliaryDecoder(nn.Module):
     """A 1x1 convolution to classes, then blocks that double the scale (Ouali et al., CVPR 2020).
 
     A block is a 1x1 convolution to four times the channels, ReLU, and a shuffle of these channels into 2x2 pixels. At
-    first the four pixels are equal (ICNR), so that there is no checkerboard. Its weights come from torch's global
-    generator.
+    first the four pixels have the same weights (ICNR) against a checkerboard, and biases of their own. All of them come
+    from torch's global generator.
 
     Args:
         channels: number of channels of the feature map.
@@ -50,10 +50,14 @@ class AuxiliaryDecoder(nn.Module):
 
 
 def _equal_pixels(channels: int) -> nn.Conv2d:
-    """Makes a 1x1 convolution to four times the channels. Each four that become 2x2 pixels have the same weights."""
+    """Makes a 1x1 convolution to four times the channels. Each four that become 2x2 pixels have the same weights.
+
+    Their biases differ. With equal ones, or 0, a ReLU that is 0 at all places is so for all four: with three classes
+    most decoders would begin with a class that they never predict, and whose weights get no gradient.
+    """
     conv = nn.Conv2d(channels, 4 * channels, 1)
     one = nn.init.kaiming_normal_(torch.empty(channels, channels, 1, 1))
-    conv.load_state_dict({"weight": one.repeat_interleave(4, 0), "bias": torch.zeros(4 * channels)})
+    conv.load_state_dict({"weight": one.repeat_interleave(4, 0), "bias": conv.bias})
     return conv
 
 
