@@ -69,10 +69,15 @@ class Study:
         yield from groups.values()
 
 
+def _methods() -> dict[str, str]:
+    """Returns every semi-supervised method that trains in one stage, by name, as `--methods` takes it."""
+    others = [name for name in names() if name not in ("supervised", *_STAGES)]
+    return {name: f"{name}:ema_decay=0.99" if name in _FASTER_TEACHER else name for name in others}
+
+
 def methods_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
     """Makes the study of every method on a pack."""
-    others = [name for name in names() if name not in ("supervised", *_STAGES)]
-    rows = [f"{name}={name}:ema_decay=0.99" if name in _FASTER_TEACHER else name for name in others]
+    rows = [f"{name}={method}" for name, method in _methods().items()]
     ramped = ("plain+ramp=" + PLAIN, "imas_views+ramp=imas_views:ema_decay=0.99:threshold=0.9:ramp=1.0")
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults, but for a teacher that is made for long runs: its "
@@ -80,6 +85,17 @@ def methods_study(pack: str, title: str, settings: tuple[str, ...] = (), text: s
         "run; *imas_views+ramp* likewise."
     )
     return Study(f"{title}: every method", asked, pack, ("supervised", *rows, *ramped), settings)
+
+
+def ramps_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
+    """Makes the study of every method whose unlabeled weight rises over the whole run."""
+    rows = [f"{name}={method}:ramp=1.0" for name, method in _methods().items()]
+    asked = (
+        f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0`: its unlabeled weight rises "
+        f"over the whole run. The EMA of teachers that are made for long runs is 0.99. {text}Compare with the section "
+        "of every method with its own weight."
+    )
+    return Study(f"{title}: every method, with a weight that rises", asked, pack, ("supervised", *rows), settings)
 
 
 def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) -> Study:
@@ -141,6 +157,8 @@ STUDIES: dict[str, Study] = {
     "10-methods-camvid": methods_study("camvid", _CAMVID),
     "10-methods-tile": methods_study("tile", _TILES),
     "10-methods-voc-mini": methods_study("voc-mini", _VOC),
+    "13-ramps-wbc": ramps_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
+    "13-ramps-camvid": ramps_study("camvid", _CAMVID),
     "11-adaptations-wbc": adaptations_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
     "11-adaptations-camvid": adaptations_study("camvid", f"{_CAMVID}, 2000 steps", _LONG),
     "12-switches-wbc": switches_study(
