@@ -10,11 +10,12 @@ place of the earlier ones. So a table grows, also after its runs were deleted.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semiseg.report.comparison import Comparison
+from semiseg.report.comparison import Comparison, Row
 from semiseg.report.comparison_files import as_values, from_values
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,26 @@ def merged(earlier: Comparison, new: Comparison) -> Comparison:
         rows[row.name] = row
     made = {what: tuple(dict.fromkeys((*earlier.made.get(what, ()), *values))) for what, values in new.made.items()}
     return Comparison(tuple(rows.values()), new.classes, new.protocol, made)
+
+
+def joined(results: Sequence[tuple[str, Comparison]], first: str) -> Comparison:
+    """Makes one comparison of rows that have labels of their own, each compared for itself.
+
+    Args:
+        results: name of a row, and a comparison of this row alone; several of one row have seeds of their own.
+        first: the row that others are compared with.
+    """
+    rows: dict[str, Row] = {}
+    for name, comparison in results:
+        (row,) = comparison.rows
+        before = rows[name].results if name in rows else {}
+        rows[name] = replace(row, name=name, results={**before, **row.results})
+    _, longest = max(results, key=lambda result: result[1].protocol["labeled images"])
+    made = {
+        what: tuple(dict.fromkeys(value for _, each in results for value in each.made[what])) for what in longest.made
+    }
+    protocol = {**longest.protocol, "partition": "of its own for each row and seed"}
+    return Comparison(tuple({first: rows[first], **rows}.values()), longest.classes, protocol, made)
 
 
 def page(folder: Path) -> str:

@@ -10,10 +10,11 @@ command goes on after an interruption. It writes comparison.json into `--out`, f
 
 import argparse
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import comparisons
 from rich.console import Console
 
 from semiseg import compare as comparing
@@ -45,7 +46,7 @@ def main() -> None:
     study = Study(found.recipe, settings, found.base, found.then, found.count, found.out)
     seeds = [int(seed) for seed in found.seeds.split(",")]
     results = [study.train(rule, seed) for seed in seeds for rule in RULES]
-    comparison_files.write(joined(results), found.out)
+    comparison_files.write(comparisons.joined(results, FIRST), found.out)
 
 
 @dataclass
@@ -103,22 +104,6 @@ class Study:
 
     def compare(self, method: str, seed: int, out: Path, settings: list[str]) -> Comparison:
         return comparing.compare(self.recipe, method, [seed], out, [*self.settings, *settings], Console())
-
-
-def joined(results: list[tuple[str, Comparison]]) -> Comparison:
-    """Makes one comparison: a row for each rule, in which each seed has labels of its own."""
-    rows = {}
-    for rule, comparison in results:
-        (row,) = comparison.rows
-        before = rows[rule].results if rule in rows else {}
-        rows[rule] = replace(row, name=rule, results={**before, **row.results})
-    first = {FIRST: rows[FIRST], **rows}
-    _, longest = max(results, key=lambda result: result[1].protocol["labeled images"])
-    made = {
-        what: tuple(dict.fromkeys(value for _, each in results for value in each.made[what])) for what in longest.made
-    }
-    protocol = {**longest.protocol, "partition": "of its own for each row and seed"}
-    return Comparison(tuple(first.values()), longest.classes, protocol, made)
 
 
 if __name__ == "__main__":

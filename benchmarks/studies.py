@@ -10,16 +10,19 @@ are added to it when they are complete, also when the time is over. The same com
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import comparisons
 from rich.console import Console
 
 from semiseg import compare as comparing
+from semiseg import data
 from semiseg.compare import Entry
 from semiseg.methods import names
+from semiseg.recipe.load import load_recipe
+from semiseg.report import comparison_files
 from semiseg.report.comparison import Comparison
 
 # FixMatch with an EMA teacher, whose unlabeled weight rises over the whole run
@@ -31,6 +34,7 @@ OFF = {"loss": "standard", "intensity": "standard", "pairs": "standard"}
 _FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
 _JITTER = "method.labeled=jitter"
 _STAGES = ("st_pp",)  # trained by `semiseg self-train`
+ALL = 0  # labels of all images of training
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Study:
         rows: methods as `semiseg compare --methods` takes them; gains are differences to the first one.
         settings: for all of them.
         seeds: each row is trained once with each.
+        labels: by row, the number of labels of the pack's list; ALL for those of all images. Empty: the recipe's.
     """
 
     title: str
@@ -52,6 +57,7 @@ class Study:
     rows: tuple[str, ...]
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = field(default=(0, 1, 2))
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
@@ -148,6 +154,19 @@ def adaptations_study(pack: str, title: str, settings: tuple[str, ...]) -> Study
     return Study(f"{title}: the adaptations of iMAS", asked, pack, rows, settings, (0, 1, 2, 3, 4))
 
 
+def labels_study(pack: str, title: str, numbers: tuple[int, ...], settings: tuple[str, ...] = ()) -> Study:
+    """Makes the study of what more labels would be worth."""
+    labels = {f"{number} labels": number for number in numbers} | {"all labels": ALL}
+    asked = (
+        f"Recipe `small/{pack}`, supervised training with its best augmentation, the same steps for each row. In a "
+        "training of this length unlabeled images can hardly be worth more than their labels would be: *all labels*."
+    )
+    return Study(
+        f"{title}: what more labels would be worth", asked, pack, tuple(f"{row}=supervised" for row in labels),
+        settings, labels=labels,
+    )  # fmt: skip
+
+
 _LONG = "engine.steps=2000", "engine.eval_every=250"
 _CELLS, _CAMVID = "White blood cells, 5 labels", "CamVid, 23 labels"
 _TILES, _VOC = "Magnetic tile defects, 24 labels", "Small VOC photographs, 83 labels"
@@ -161,6 +180,11 @@ STUDIES: dict[str, Study] = {
     "13-ramps-camvid": ramps_study("camvid", _CAMVID),
     "11-adaptations-wbc": adaptations_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
     "11-adaptations-camvid": adaptations_study("camvid", f"{_CAMVID}, 2000 steps", _LONG),
+    "14-labels-wbc": labels_study("wbc", "White blood cells", (5, 10), (_JITTER,)),
+    "14-labels-camvid": labels_study("camvid", "CamVid", (23, 46, 92, 184)),
+    "14-labels-camvid-long": labels_study("camvid", "CamVid, 3000 steps", (23, 46, 92, 184), ("engine.steps=3000",)),
+    "14-labels-tile": labels_study("tile", "Magnetic tile defects", (24, 48, 96)),
+    "14-labels-voc-mini": labels_study("voc-mini", "Small VOC photographs", (83, 166, 332)),
     "12-switches-wbc": switches_study(
         "wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG), "Labeled images are jittered, too. "
     ),
@@ -202,11 +226,53 @@ def train(
             return
         recipe = f"small/{study.pack}"
         try:
-            comparing.compare(recipe, entries, seeds, out / name, settings, Console(), minutes, at_once, devices)
+            if study.labels:
+                apart(study, entries, seeds, out / name, settings, until, at_once, devices)
+            else:
+                comparing.compare(recipe, entries, seeds, out / name, settings, Console(), minutes, at_once, devices)
         finally:  # also what was complete before a training failed
             if made.exists():
                 comparisons.store(name, comparisons.read(made), study.title, study.text)
                 comparisons.PAGE.write_text(comparisons.page(comparisons.FOLDER), encoding="utf-8")
+
+
+def apart(
+    study: Study,
+    entries: list[Entry],
+    seeds: list[int],
+    out: Path,
+    settings: list[str],
+    until: float | None,
+    at_once: int,
+    devices: Sequence[str],
+) -> None:
+    """Trains rows with labels of their own: each in a folder of its own. Writes one comparison of them."""
+    recipe, results = f"small/{study.pack}", []
+    for entry in entries:
+        minutes = None if until is None else (until - time.monotonic()) / 60
+        if minutes is not None and minutes <= 0:
+            return
+        lists = label_lists(study, study.labels[entry.name], out, settings)
+        one = comparing.compare(
+            recipe, [entry], seeds, out / entry.folder, [*settings, *lists], Console(), minutes, at_once, devices
+        )
+        results.append((entry.name, one))
+    found = comparisons.joined(results, entries[0].name)
+    protocol = found.protocol | {"labeled images": f"{min(filter(None, study.labels.values()))} or more",
+                                 "unlabeled images": "the other"}  # fmt: skip
+    comparison_files.write(replace(found, protocol=protocol), out)
+
+
+def label_lists(study: Study, number: int, out: Path, settings: list[str]) -> list[str]:
+    """Returns the settings of a row's lists of images; that of all labels is written first."""
+    if number != ALL:
+        return [f"data.{kind}=splits/{kind}_{number}.txt" for kind in ("labeled", "unlabeled")]
+    dataset = data.load(load_recipe(f"small/{study.pack}", settings).data)
+    everyone = out / "all.txt"
+    everyone.parent.mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{sample.name}\n" for sample in (*dataset.labeled, *dataset.unlabeled))
+    everyone.write_text(names, encoding="utf-8")
+    return [f"data.labeled={everyone.absolute()}", "data.unlabeled=null"]
 
 
 if __name__ == "__main__":

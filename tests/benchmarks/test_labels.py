@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comparisons
 import labels
 import pytest
 import yaml
@@ -63,7 +64,8 @@ def test_without_labels_nothing_is_ranked(study):
 
 
 def test_one_comparison_with_a_row_for_each_rule(study):
-    found = labels.joined([study.train(rule, seed) for seed in (0, 1) for rule in ("none", "random", "margin")])
+    results = [study.train(rule, seed) for seed in (0, 1) for rule in ("none", "random", "margin")]
+    found = comparisons.joined(results, "random")
     assert [row.name for row in found.rows] == ["random", "none", "margin"]
     assert [sorted(row.results) for row in found.rows] == [[0, 1]] * 3
     assert found.rows[1].results[1].last == 0.51

@@ -6,6 +6,7 @@ from pathlib import Path
 import comparisons
 import pytest
 import studies
+import yaml
 
 from semiseg.compare import plan
 from semiseg.recipe.load import changes_of_result, load_recipe
@@ -20,6 +21,9 @@ def test_each_row_is_a_possible_recipe_of_its_own(name):
     study = studies.STUDIES[name]
     recipe = load_recipe(Path(f"small/{study.pack}"), study.settings)
     planned = [plan(recipe, entry, 0) for entry in study.entries]
+    if study.labels:  # only their labels differ
+        assert [entry.name for entry in study.entries] == list(study.labels)
+        return
     for number, one in enumerate(planned):
         assert all(changes_of_result(one, other) for other in planned[:number])
 
@@ -76,6 +80,38 @@ def test_only_what_is_missing_is_trained(small, tmp_path, monkeypatch, capsys):
     assert "| `mine` | 0, 1, 2 |" in comparisons.PAGE.read_text()
     studies.train("small", Path("/packs"), tmp_path / "runs")
     assert len(small) == 2
+
+
+@pytest.fixture
+def of_labels(small, recipe, tmp_path, monkeypatch) -> list[tuple]:
+    """The study of two numbers of labels, and a list of what is trained."""
+    study = studies.Study(
+        "T", "Why.", "wbc", ("few=supervised", "all=supervised"), labels={"few": 3, "all": studies.ALL}
+    )
+    monkeypatch.setattr(studies, "STUDIES", {"labels": study})
+    pretended = studies.comparing.compare
+
+    def compare(*args):
+        pretended(*args)
+        return comparisons.read(args[3] / "comparison.json")
+
+    monkeypatch.setattr(studies.comparing, "compare", compare)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
+    monkeypatch.setattr(studies, "load_recipe", lambda path, settings: load_recipe(tmp_path / "recipe.yaml", ()))
+    return small
+
+
+def test_rows_with_labels_of_their_own_stand_in_one_table(of_labels, tmp_path):
+    studies.train("labels", Path("/packs"), tmp_path / "runs")
+    (_, first, seeds, settings), (_, second, *_, others) = of_labels
+    assert (first, second, seeds) == (["few"], ["all"], [0, 1, 2])
+    assert settings[1:] == ["data.labeled=splits/labeled_3.txt", "data.unlabeled=splits/unlabeled_3.txt"]
+    everyone = tmp_path / "runs/labels/all.txt"
+    assert others[1:] == [f"data.labeled={everyone}", "data.unlabeled=null"]
+    assert len(everyone.read_text().split()) == 14
+    stored = comparisons.stored("labels")
+    assert {row.name: [*row.results] for row in stored.rows} == {"few": [0, 1, 2], "all": [0, 1, 2]}
+    assert stored.protocol["labeled images"] == "3 or more"
 
 
 def test_when_the_time_is_over_nothing_more_is_trained(small, tmp_path):
