@@ -38,6 +38,19 @@ ALL = 0  # labels of all images of training
 
 
 @dataclass(frozen=True)
+class Images:
+    """The images of a row that has its own.
+
+    Attributes:
+        labels: number of labels of the pack's list; ALL for those of all images; None for the recipe's list.
+        unlabeled: share of the other images that is used; the first ones of their list.
+    """
+
+    labels: int | None = None
+    unlabeled: float = 1.0
+
+
+@dataclass(frozen=True)
 class Study:
     """Methods and settings that are compared on one pack.
 
@@ -48,7 +61,7 @@ class Study:
         rows: methods as `semiseg compare --methods` takes them; gains are differences to the first one.
         settings: for all of them.
         seeds: each row is trained once with each.
-        labels: by row, the number of labels of the pack's list; ALL for those of all images. Empty: the recipe's.
+        images: by row, which images it is trained with. Empty: those of the recipe.
     """
 
     title: str
@@ -57,7 +70,7 @@ class Study:
     rows: tuple[str, ...]
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = field(default=(0, 1, 2))
-    labels: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, "Images"] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
@@ -156,15 +169,26 @@ def adaptations_study(pack: str, title: str, settings: tuple[str, ...]) -> Study
 
 def labels_study(pack: str, title: str, numbers: tuple[int, ...], settings: tuple[str, ...] = ()) -> Study:
     """Makes the study of what more labels would be worth."""
-    labels = {f"{number} labels": number for number in numbers} | {"all labels": ALL}
+    images = {f"{number} labels": Images(number) for number in numbers} | {"all labels": Images(ALL)}
     asked = (
         f"Recipe `small/{pack}`, supervised training with its best augmentation, the same steps for each row. In a "
         "training of this length unlabeled images can hardly be worth more than their labels would be: *all labels*."
     )
     return Study(
-        f"{title}: what more labels would be worth", asked, pack, tuple(f"{row}=supervised" for row in labels),
-        settings, labels=labels,
+        f"{title}: what more labels would be worth", asked, pack, tuple(f"{row}=supervised" for row in images),
+        settings, images=images,
     )  # fmt: skip
+
+
+def unlabeled_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
+    """Makes the study of how many unlabeled images it takes."""
+    images = {f"{share:.0%} unlabeled": Images(unlabeled=share) for share in (1.0, 0.25, 0.0625)}
+    asked = (
+        f"Recipe `small/{pack}`, *plain*: FixMatch with an EMA teacher (0.99), jitter, gray and blur, weight 1 that "
+        "rises over the whole run. *25 % unlabeled*: a quarter of the unlabeled images, each four times as often."
+    )
+    rows = tuple(f"{row}={PLAIN}" for row in images)
+    return Study(f"{title}: how many unlabeled images", asked, pack, rows, settings, images=images)
 
 
 _LONG = "engine.steps=2000", "engine.eval_every=250"
@@ -185,6 +209,7 @@ STUDIES: dict[str, Study] = {
     "14-labels-camvid-long": labels_study("camvid", "CamVid, 3000 steps", (23, 46, 92, 184), ("engine.steps=3000",)),
     "14-labels-tile": labels_study("tile", "Magnetic tile defects", (24, 48, 96)),
     "14-labels-voc-mini": labels_study("voc-mini", "Small VOC photographs", (83, 166, 332)),
+    "15-unlabeled-wbc": unlabeled_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
     "12-switches-wbc": switches_study(
         "wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG), "Labeled images are jittered, too. "
     ),
@@ -226,7 +251,7 @@ def train(
             return
         recipe = f"small/{study.pack}"
         try:
-            if study.labels:
+            if study.images:
                 apart(study, entries, seeds, out / name, settings, until, at_once, devices)
             else:
                 comparing.compare(recipe, entries, seeds, out / name, settings, Console(), minutes, at_once, devices)
@@ -252,27 +277,32 @@ def apart(
         minutes = None if until is None else (until - time.monotonic()) / 60
         if minutes is not None and minutes <= 0:
             return
-        lists = label_lists(study, study.labels[entry.name], out, settings)
+        lists = image_lists(study, study.images[entry.name], out / entry.folder, settings)
         one = comparing.compare(
             recipe, [entry], seeds, out / entry.folder, [*settings, *lists], Console(), minutes, at_once, devices
         )
         results.append((entry.name, one))
     found = comparisons.joined(results, entries[0].name)
-    protocol = found.protocol | {"labeled images": f"{min(filter(None, study.labels.values()))} or more",
-                                 "unlabeled images": "the other"}  # fmt: skip
+    protocol = found.protocol | dict.fromkeys(("labeled images", "unlabeled images"), "as named")
     comparison_files.write(replace(found, protocol=protocol), out)
 
 
-def label_lists(study: Study, number: int, out: Path, settings: list[str]) -> list[str]:
-    """Returns the settings of a row's lists of images; that of all labels is written first."""
-    if number != ALL:
-        return [f"data.{kind}=splits/{kind}_{number}.txt" for kind in ("labeled", "unlabeled")]
+def image_lists(study: Study, images: Images, out: Path, settings: list[str]) -> list[str]:
+    """Writes the lists of a row's images. Returns the settings that name them."""
+    if images.labels:  # not ALL, not None
+        settings = [*settings, *(f"data.{kind}=splits/{kind}_{images.labels}.txt" for kind in ("labeled", "unlabeled"))]
     dataset = data.load(load_recipe(f"small/{study.pack}", settings).data)
-    everyone = out / "all.txt"
-    everyone.parent.mkdir(parents=True, exist_ok=True)
-    names = "".join(f"{sample.name}\n" for sample in (*dataset.labeled, *dataset.unlabeled))
-    everyone.write_text(names, encoding="utf-8")
-    return [f"data.labeled={everyone.absolute()}", "data.unlabeled=null"]
+    labeled, unlabeled = ([sample.name for sample in each] for each in (dataset.labeled, dataset.unlabeled))
+    if images.labels == ALL:
+        labeled, unlabeled = labeled + unlabeled, []
+    unlabeled = unlabeled[: round(images.unlabeled * len(unlabeled))]
+    out.mkdir(parents=True, exist_ok=True)
+    named = []
+    for kind, of_list in {"labeled": labeled, "unlabeled": unlabeled}.items():
+        path = out / f"{kind}.txt"
+        path.write_text("".join(f"{name}\n" for name in of_list), encoding="utf-8")
+        named.append(f"data.{kind}={path.absolute() if of_list else 'null'}")
+    return named
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def test_each_row_is_a_possible_recipe_of_its_own(name):
     study = studies.STUDIES[name]
     recipe = load_recipe(Path(f"small/{study.pack}"), study.settings)
     planned = [plan(recipe, entry, 0) for entry in study.entries]
-    if study.labels:  # only their labels differ
-        assert [entry.name for entry in study.entries] == list(study.labels)
+    if study.images:  # only their images differ
+        assert [entry.name for entry in study.entries] == list(study.images)
         return
     for number, one in enumerate(planned):
         assert all(changes_of_result(one, other) for other in planned[:number])
@@ -83,12 +83,11 @@ def test_only_what_is_missing_is_trained(small, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def of_labels(small, recipe, tmp_path, monkeypatch) -> list[tuple]:
-    """The study of two numbers of labels, and a list of what is trained."""
-    study = studies.Study(
-        "T", "Why.", "wbc", ("few=supervised", "all=supervised"), labels={"few": 3, "all": studies.ALL}
-    )
-    monkeypatch.setattr(studies, "STUDIES", {"labels": study})
+def of_images(small, recipe, tmp_path, monkeypatch) -> list[tuple]:
+    """A study whose rows have their own images, of six labeled and eight unlabeled ones; a list of what is trained."""
+    images = {"few": studies.Images(), "half": studies.Images(unlabeled=0.5), "all": studies.Images(studies.ALL)}
+    study = studies.Study("T", "Why.", "wbc", tuple(f"{row}=imas" for row in images), images=images)
+    monkeypatch.setattr(studies, "STUDIES", {"images": study})
     pretended = studies.comparing.compare
 
     def compare(*args):
@@ -101,17 +100,34 @@ def of_labels(small, recipe, tmp_path, monkeypatch) -> list[tuple]:
     return small
 
 
-def test_rows_with_labels_of_their_own_stand_in_one_table(of_labels, tmp_path):
-    studies.train("labels", Path("/packs"), tmp_path / "runs")
-    (_, first, seeds, settings), (_, second, *_, others) = of_labels
-    assert (first, second, seeds) == (["few"], ["all"], [0, 1, 2])
-    assert settings[1:] == ["data.labeled=splits/labeled_3.txt", "data.unlabeled=splits/unlabeled_3.txt"]
-    everyone = tmp_path / "runs/labels/all.txt"
-    assert others[1:] == [f"data.labeled={everyone}", "data.unlabeled=null"]
-    assert len(everyone.read_text().split()) == 14
-    stored = comparisons.stored("labels")
-    assert {row.name: [*row.results] for row in stored.rows} == {"few": [0, 1, 2], "all": [0, 1, 2]}
-    assert stored.protocol["labeled images"] == "3 or more"
+def test_rows_with_their_own_images_stand_in_one_table(of_images, tmp_path):
+    studies.train("images", Path("/packs"), tmp_path / "runs")
+    rows = ["few", "half", "all"]
+    assert [(names, seeds) for _, names, seeds, _ in of_images] == [([row], [0, 1, 2]) for row in rows]
+    numbers = []
+    for _, (row,), _, settings in of_images:
+        lists = dict(setting.removeprefix("data.").split("=") for setting in settings[1:])
+        assert lists["labeled"] == str(tmp_path / "runs/images" / row / "labeled.txt")
+        read = {kind: [] if path == "null" else Path(path).read_text().split() for kind, path in lists.items()}
+        assert not {*read["labeled"]} & {*read["unlabeled"]}
+        numbers.append((len(read["labeled"]), len(read["unlabeled"])))
+    assert numbers == [(6, 8), (6, 4), (14, 0)]
+    stored = comparisons.stored("images")
+    assert {row.name: [*row.results] for row in stored.rows} == {row: [0, 1, 2] for row in rows}
+    assert stored.protocol["labeled images"] == "as named"
+
+
+def test_a_number_of_labels_is_that_of_a_list(tmp_path, monkeypatch):
+    asked = []
+
+    def load(path, settings):
+        asked.extend(settings)
+        raise RuntimeError("that is enough")
+
+    monkeypatch.setattr(studies, "load_recipe", load)
+    with pytest.raises(RuntimeError):
+        studies.image_lists(studies.STUDIES["14-labels-tile"], studies.Images(48), tmp_path, ["a=b"])
+    assert asked == ["a=b", "data.labeled=splits/labeled_48.txt", "data.unlabeled=splits/unlabeled_48.txt"]
 
 
 def test_when_the_time_is_over_nothing_more_is_trained(small, tmp_path):
