@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 import semiseg
@@ -244,7 +245,29 @@ def test_a_run_does_not_go_on_with_other_validation_images(moved):
     environment = run.environment()
     del environment["labels"]["val_partition"]  # a run of an earlier semiseg
     (run.path / "environment.json").write_text(json.dumps(environment))
+    (run.path / "masks.json").unlink()
     api.train(recipe, run.path)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_run_does_not_go_on_with_other_masks(moved, part):
+    """Somebody has corrected a mask: steps before and after it would learn, or evaluations measure, two data sets."""
+    run, recipe = moved
+    listed = (recipe.data.root / f"splits/{'labeled' if part == 'train' else 'val'}.txt").read_text().split()[-1]
+    mask = recipe.data.root / f"masks/{listed}.png"
+    again = Image.open(mask)
+    again.save(mask, compress_level=1)  # another file that shows the same
+    api.train(recipe, run.path)
+    again.paste(2, (0, 0, 9, 9))
+    again.save(mask)
+    with pytest.raises(
+        semiseg.UserError,
+        match=rf"run: holds a run on other masks than .* has now \(1 changed, e.g. of {listed}\); put them back",
+    ):
+        api.train(recipe, run.path)
+    mask.write_bytes(b"broken")  # this is what data.on_unreadable is for
+    if part == "train":
+        api.train(recipe, run.path)
 
 
 CHANGED = {  # what a user does to the names in classes.txt, and what the message says

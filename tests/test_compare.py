@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from semiseg import queue
@@ -221,6 +222,11 @@ def test_two_methods_end_to_end(base, tmp_path, capsys):
     shutil.copytree(base.data.root, moved)
     (moved / base.data.unlabeled).write_text((tmp_path / "less.txt").read_text())
     with pytest.raises(UserError, match="holds a run on other images than"):  # data.root may change, images not
+        compare(base, methods, [3], out, [*small, f"data.root={moved}"])
+    (moved / base.data.unlabeled).write_text((base.data.root / base.data.unlabeled).read_text())
+    mask = moved / "masks" / f"{(moved / base.data.labeled).read_text().split()[0]}.png"
+    Image.open(mask).point(lambda value: 1).save(mask)
+    with pytest.raises(UserError, match="holds a run on other masks than"):  # rows would not be of the same labels
         compare(base, methods, [3], out, [*small, f"data.root={moved}"])
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
         compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])

@@ -126,6 +126,12 @@ def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, sc
         tune(base, out, folds=2, steps=3)
     assert not out.exists()
 
+    # other masks neither
+    mask = shutil.copytree(scenes, tmp_path / "moved") / "masks" / f"{labeled[0]}.png"
+    Image.open(mask).point(lambda value: 1).save(mask)
+    with pytest.raises(UserError, match=r"holds a run on other masks than .*moved has now"):
+        tune(base, out, [f"data.root={tmp_path / 'moved'}"], **SHORT)
+
 
 @pytest.mark.parametrize(("best", "strong"), [("none", "mild"), ("jitter", "jitter"), ("intensity", "intensity")])
 def test_strong_views_get_the_pool_but_never_none(base, tmp_path, monkeypatch, best, strong):

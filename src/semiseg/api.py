@@ -1,7 +1,7 @@
 """The functions of the command line for Python: train, rehearse, evaluate, load, predict, export, partitions."""
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from semiseg import data
 from semiseg.data.annotated import AnnotatedConfig
-from semiseg.data.check import Report, count_classes, shares_of_classes
+from semiseg.data.check import Report, count_classes, digests_of_masks, shares_of_classes
 from semiseg.data.check import check as check_files
 from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
@@ -191,6 +191,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
     refuse_other_images(run, recipe, dataset)
+    refuse_other_masks(run, recipe, digests_of_masks(dataset, recipe.data.root))
     newest = checkpoint.newest(run.checkpoints)
     if changed:
         run.change(dump(recipe))
@@ -224,6 +225,26 @@ def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
         raise UserError(
             f"{run.path}: holds a run on other {'validation ' if only_val else ''}images than {recipe.data.root} has "
             f"now{of_them}; put them back as they were, or name another directory with --out"
+        )
+
+
+def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, str]) -> None:
+    """Checks that the masks of a run show what they showed at its start.
+
+    Masks that cannot be read now are left out: data.on_unreadable says what becomes of them.
+
+    Args:
+        run: the run.
+        recipe: its recipe.
+        masks: what `digests_of_masks` says of the masks that are there now.
+
+    Raises:
+        UserError: a mask shows something else.
+    """
+    if changed := [name for name, digest in run.masks().items() if masks.get(name, digest) != digest]:
+        raise UserError(
+            f"{run.path}: holds a run on other masks than {recipe.data.root} has now ({len(changed)} changed, e.g. of "
+            f"{changed[0]}); put them back as they were, or name another directory with --out"
         )
 
 
@@ -271,7 +292,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     balanced = recipe.data.labeled_order == "class_balanced"
     counts = count_classes(dataset, recipe.data.root) if balanced else None
     environment = describe(dataset, runtime) | {"trained_parameters": parameters}
-    run.start(dump(recipe), environment, _names(dataset), counts)
+    run.start(dump(recipe), environment, _names(dataset), counts, digests_of_masks(dataset, recipe.data.root))
     _print_report(dataset, report, console)
 
 

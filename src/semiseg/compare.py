@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg import api, data, queue
+from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.setup import check_settings
@@ -152,9 +153,11 @@ def compare(
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
     dataset = data.load(base.data)
-    for key, job in jobs.items():
-        if job.run.exists() and not job.run.is_blank():
-            api.refuse_other_images(job.run, planned[key], dataset)
+    if held := {key: job.run for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}:
+        masks = digests_of_masks(dataset, base.data.root)
+        for key, run in held.items():
+            api.refuse_other_images(run, planned[key], dataset)
+            api.refuse_other_masks(run, planned[key], masks)
     if not all(job.complete for job in jobs.values()):
         for entry in named:  # mistakes are found now, not hours later when it is their turn
             _check(entry, planned[entry, seeds[0]], dataset)

@@ -16,6 +16,7 @@ from rich.console import Console
 from semiseg import api, data, queue
 from semiseg.augment.pools import CANDIDATES
 from semiseg.data import appearance
+from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.partitions import class_folds, class_presence, lines_of
 from semiseg.engine.progress import counting
@@ -114,6 +115,10 @@ def tune(
             job = queue.Job(f"{name}, fold {number}", path.with_suffix(".yaml"), Run(path), steps)
             planned[job] = _trial(base, name, lists, steps)
             jobs[name].append(job)
+    if held := [job.run for job in planned if job.run.exists() and not job.run.is_blank()]:
+        masks = digests_of_masks(dataset, base.data.root)
+        for run in held:
+            api.refuse_other_masks(run, base, masks)
     queue.prepare(planned)
     failed = queue.work(list(planned), console, at_once, until=until)
     if failed:

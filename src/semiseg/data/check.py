@@ -17,7 +17,7 @@ from semiseg.data.annotated import AnnotatedConfig
 from semiseg.data.catalog import folded
 from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
-from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_stored
+from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_as, read_stored
 from semiseg.data.memory import Memory
 from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
@@ -440,6 +440,28 @@ def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
 
     with ThreadPoolExecutor() as threads:
         return tuple(threads.map(count, dataset.labeled))
+
+
+def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, str]:
+    """Identifies what each mask of a dataset shows: name of the sample -> digest of its size and its classes' pixels.
+
+    Masks that were checked before are not decoded again. Masks that cannot be read and pseudo-labels are left out.
+    """
+    memory = Memory(root)
+
+    def digest(sample: Sample) -> str:
+        assert sample.mask is not None
+        content = _content(sample.mask, memory)
+        pixels: Counter[object] = Counter()
+        for key, index in read_as(content, coding_of(sample, dataset.coding)).classes.items():
+            pixels[key if index is None else index] += content.counts[key]
+        return hashlib.blake2b(
+            repr((content.size, sorted(pixels.items(), key=repr))).encode(), digest_size=6
+        ).hexdigest()
+
+    found, _ = _inspect(digest, [one for one in dataset.labeled + dataset.val if not one.pseudo], lambda: None)
+    memory.keep()
+    return {sample.name: digest for sample, digest in found.items()}
 
 
 def _content(mask: Path, memory: Memory) -> Content:

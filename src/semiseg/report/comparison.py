@@ -5,6 +5,8 @@ see the same labeled images in the same order, so their difference is taken seed
 cancels in the difference. Everything is read from run directories.
 """
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -181,13 +183,14 @@ class _Started:
     def protocol(self) -> dict[str, Any]:
         """Returns what must be alike in all runs of a table."""
         engine, data, labels = self.recipe["engine"], self.recipe["data"], self.environment["labels"]
-        side = data.get("val_long_side", "same")
+        side, masks = data.get("val_long_side", "same"), self.run.masks()
         return {
             "labeled images": labels["labeled"],
             "partition": labels["partition"],
             "unlabeled images": labels["unlabeled"],
             "validation images": labels["val"],
             **({"hash of the validation images": labels["val_partition"]} if "val_partition" in labels else {}),
+            **({"hash of the masks": _digest(masks)} if masks else {}),
             "validation list": str(data.get("val")),
             "classes": ", ".join(class_names(self.run)),
             "steps": engine["steps"],
@@ -321,6 +324,10 @@ def _refuse_difference(one: _Started, other: _Started, what: str, why: str) -> N
 
 def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value) for value in values))
+
+
+def _digest(masks: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _machine(environment: dict[str, Any]) -> str:
