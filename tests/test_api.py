@@ -202,7 +202,7 @@ def test_a_checkpoint_without_a_usable_recipe(tmp_path, trained, section, value)
 
 
 def test_a_run_goes_on_from_another_disk_with_other_workers(tmp_path, recipe, scenes):
-    values = recipe(engine={"steps": 2, "save_every": 1})
+    values = recipe(engine={"steps": 2, "save_every": 1, "keep_checkpoints": 2})
     run = api.train(validate(values, "recipe"), tmp_path / "run")
     shutil.rmtree(run.checkpoints / "step-00000002")
     moved = shutil.copytree(scenes, tmp_path / "moved")
@@ -215,6 +215,17 @@ def test_a_run_goes_on_from_another_disk_with_other_workers(tmp_path, recipe, sc
         "data.root",
         "data.workers",
     ]
+
+
+def test_a_run_without_its_checkpoints_keeps_its_records(tmp_path, trained, recipe):
+    """Somebody has removed the checkpoints to save space; only the best one, without optimizer, is kept."""
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    for path in run.checkpoints.glob("step-*"):
+        shutil.rmtree(path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(semiseg.UserError, match=r"run: has records of 4 steps and no checkpoint to go on from; put "):
+        api.train(validate(recipe(), "recipe"), run.path)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("gone", ["images/train/0009.png", "masks/train/0000.png"])

@@ -193,6 +193,12 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     refuse_other_images(run, recipe, dataset)
     refuse_other_masks(run, recipe, digests_of_masks(dataset, recipe.data.root))
     newest = checkpoint.newest(run.checkpoints)
+    record = run.newest("train", "val")
+    if newest is None and record and record["step"] > min(recipe.engine.checkpoint_interval, recipe.engine.steps):
+        raise UserError(  # it would begin anew, and remove its records and its best checkpoint
+            f"{run.path}: has records of {record['step']} steps and no checkpoint to go on from; put {run.checkpoints} "
+            "back as it was, or name another directory with --out"
+        )
     if changed:
         run.change(dump(recipe))
         run.event("changed", newest.step if newest else 0, settings=changed)
