@@ -42,6 +42,16 @@ def test_the_reporter_is_told_what_is_known(tmp_path, device, losses):
         assert record == {"step": step, "images_per_step": 4, **known}
 
 
+def test_a_process_that_waited_for_days_has_a_pace(tmp_path):
+    """Somebody has typed Ctrl-Z. 4 images in 8 days are no 0.00 images a second: tables divide by it."""
+    running = log(tmp_path, 1)
+    running.step(1, Losses(torch.tensor(1.0), {}), batch(False), False)
+    running.clock -= 800_000
+    running.flush(1, 0.1)
+    (record,) = running.run.metrics("train")
+    assert record["images_per_second"] == pytest.approx(5e-6, rel=1e-3)
+
+
 class Shared(Runtime):
     """A process of two: what it gathers, the other has too, with indices that follow its own."""
 

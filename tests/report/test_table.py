@@ -61,6 +61,10 @@ def test_seconds_leave_evaluations_out(tmp_path):
     assert table.seconds(run(tmp_path / "a", train=((2, 4, 8.0), (6, 4, 2.0)))) == 2 * 4 / 8 + 4 * 4 / 2
 
 
+def test_a_pace_that_an_earlier_semiseg_rounded_to_zero():
+    assert table.step_seconds({"images_per_step": 4, "images_per_second": 0.0}) == 800
+
+
 def test_scores_table():
     rows = printed(table.scores_table(0.5, 0.875, [0.5, math.nan, 1 / 3], ["sky", "tree", "car"]))
     assert rows == [

@@ -168,7 +168,7 @@ class Log:
         if shares:
             record["pseudo_shares"] = shares
         record["images_per_step"] = self.images_per_step
-        record["images_per_second"] = round(images / seconds, 2)
+        record["images_per_second"] = float(f"{images / seconds:.4g}")  # a process may wait for days (Ctrl-Z)
         record["waited"] = round(self.waited / seconds, 4)
         record["peak_memory_mb"] = round(self.runtime.peak_memory_mb())
         skipped = self.runtime.gather_lists(self.skipped)

@@ -18,7 +18,7 @@ from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
-from semiseg.report.table import class_names
+from semiseg.report.table import class_names, step_seconds
 from semiseg.runs import Run
 
 LOST = 0.01  # IoU of a class that the network has lost
@@ -224,7 +224,7 @@ class _Started:
             last=last["miou"],
             best=best["miou"],
             iou=tuple(last["iou"]),
-            step_s=statistics.median(record["images_per_step"] / record["images_per_second"] for record in train),
+            step_s=statistics.median(map(step_seconds, train)),
             memory_mb=float(max(record["peak_memory_mb"] for record in train)),
             parameters=self.environment.get("trained_parameters"),
         )

@@ -27,11 +27,16 @@ def class_names(run: Run) -> list[str]:
         ) from error
 
 
+def step_seconds(record: dict[str, Any]) -> float:
+    """Computes the time of a step, s, from a training record. An earlier semiseg wrote paces below 0.005 as 0."""
+    return float(record["images_per_step"] / max(record["images_per_second"], 0.005))
+
+
 def seconds(run: Run) -> float:
     """Computes the training time without evaluations, s: images / (images a second), summed over the records."""
     total, before = 0.0, 0
     for record in run.metrics("train"):
-        total += (record["step"] - before) * record["images_per_step"] / record["images_per_second"]
+        total += (record["step"] - before) * step_seconds(record)
         before = record["step"]
     return total
 
