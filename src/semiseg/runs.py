@@ -201,6 +201,13 @@ class Run:
                 raise TypeError("no mapping")
             return index
 
+    def val_pixels(self) -> list[int] | None:
+        """Reads the number of pixels of each class in the validation masks; None if there was no evaluation yet."""
+        if (index := self.pictures_index()) is None:
+            return None
+        with _reading(self.pictures / "index.json"):
+            return [sum(row) for row in next(iter(index["networks"].values()))["confusion"]]
+
     def sync(self) -> None:
         """Waits until the logs are on the disk. A checkpoint relies on them."""
         for name in ("metrics.jsonl", "hardness.csv"):

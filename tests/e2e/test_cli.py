@@ -285,6 +285,7 @@ def test_the_run_directory(trained, recipe, scenes):
         "events.jsonl",
         "hardness.csv",
         "unlabeled.txt",
+        "masks.json",
         "checkpoints",
         "pictures",
     }

@@ -285,6 +285,12 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
             f"The validation masks show only {names[measured[0]]}: their mIoU says little; validate on images that "
             "show the other classes, too (data.val)."
         )
+    elif gone := [names[index] for index in sorted(parts["labeled"].masks.keys() - {IGNORE, *measured})]:
+        more = f" and {len(gone) - _SHOWN} more" if gone[_SHOWN:] else ""
+        found.append(
+            f"Classes that labeled masks show and no validation mask: {', '.join(gone[:_SHOWN])}{more}; they are not "
+            "measured, and one that a network predicts anywhere counts as 0 in the mIoU."
+        )
     return found
 
 

@@ -93,17 +93,27 @@ def _order(balanced: bool) -> str:
     return "" if balanced else " set data.labeled_order=class_balanced,"
 
 
-def lost(iou: Sequence[float | None], names: Sequence[str], balanced: bool = False) -> str | None:
+def lost(
+    iou: Sequence[float | None], names: Sequence[str], balanced: bool = False, pixels: Sequence[int] | None = None
+) -> str | None:
     """Says which classes the network has lost, and what would help; None if it has lost none.
 
-    `balanced` tells whether data.labeled_order is class_balanced already.
+    Args:
+        iou: IoU of each class.
+        names: the names of the classes.
+        balanced: whether data.labeled_order is class_balanced already.
+        pixels: number of pixels of each class in the validation masks. A class without any has an IoU of 0 as soon as
+            the network predicts it somewhere; it is not lost. None: not known.
 
     Example:
         >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"])
         'lost classes (IoU below 1 %): pole; label more images that show them, set \
 data.labeled_order=class_balanced, or use larger images (data.long_side) if they are thin'
     """
-    gone = [name for name, value in zip(names, iou, strict=True) if value is not None and value < LOST]
+    shown = pixels or [1] * len(names)
+    gone = [
+        name for name, value, some in zip(names, iou, shown, strict=True) if some and value is not None and value < LOST
+    ]
     if not gone:
         return None
     return (
