@@ -238,12 +238,27 @@ def test_a_baseline_beside_a_training(base, tmp_path):
     changes = ["engine.steps=2", "engine.eval_every=2"]
     run, baseline = train_with_baseline(base, out, changes)
     assert (run.path, baseline.path) == (out, tmp_path / "run-baseline")
-    recipe = load_recipe(baseline.config)
-    assert (recipe.method_name, recipe.method.labeled) == ("supervised", base.method.labeled)
-    assert {change.partition(".")[0] for change in changes_of_result(load_recipe(run.config), recipe)} == {"method"}
+    supervised = load_recipe(baseline.config)
+    assert (supervised.method_name, supervised.method.labeled) == ("supervised", base.method.labeled)
+    assert {change.partition(".")[0] for change in changes_of_result(load_recipe(run.config), supervised)} == {"method"}
     page = Console(width=100)
     with page.capture() as captured:
         page.print(table.worth(run, baseline, table.class_names(run)))
     assert f"{100 * run.last()['miou']:.2f}" in captured.get()
+    gone = tmp_path / "moved"
+    shutil.copytree(base.data.root, gone)
+    listed = gone / base.data.unlabeled
+    listed.write_text("".join(listed.read_text().splitlines(True)[1:]))
+    shutil.rmtree(out)
+    for mistake, settings in (
+        ("holds a run on other images than", [f"data.root={gone}"]),
+        ("exists already and is not empty", []),
+    ):
+        with pytest.raises(UserError, match=rf"run-baseline: {mistake}"):
+            train_with_baseline(base, out, [*changes, *settings])
+        assert not out.exists()  # it was said at once, not after a training
+        shutil.rmtree(baseline.path)
+        baseline.path.mkdir()
+        (baseline.path / "notes.txt").touch()
     with pytest.raises(UserError, match="trains supervised itself"):
-        train_with_baseline(load_recipe(baseline.config), out)
+        train_with_baseline(supervised, out)

@@ -190,10 +190,22 @@ def train_with_baseline(
     out = api.folder(Path(out)).absolute()
     beside = out.with_name(f"{out.name}-baseline")
     supervised = plan(whole, Entry(BASELINE, BASELINE), whole.engine.seed)
-    held = Run(beside)
-    if held.exists() and not held.is_blank() and (other := changes_of_result(load_recipe(held.config), supervised)):
-        raise UserError(f"{beside}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out")
+    _refuse_other_baseline(Run(api.folder(beside)), supervised)
     return api.train(whole, out, console=console), api.train(supervised, beside, console=console)
+
+
+def _refuse_other_baseline(held: Run, supervised: Recipe) -> None:
+    """Checks that the baseline can be trained, or has been: now, not after hours when it is its turn."""
+    if not held.exists() or held.is_blank():
+        held.refuse_other_content()
+        return
+    if other := changes_of_result(load_recipe(held.config), supervised):
+        raise UserError(
+            f"{held.path}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out"
+        )
+    dataset = data.load(supervised.data)
+    api.refuse_other_images(held, supervised, dataset)
+    api.refuse_other_masks(held, supervised, digests_of_masks(dataset, supervised.data.root))
 
 
 def _check(entry: Entry, planned: Recipe, dataset: Dataset) -> None:

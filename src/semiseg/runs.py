@@ -84,10 +84,8 @@ class Run:
             UserError: the directory exists and holds something else, or it cannot be written. After a failed write the
                 same start can be tried again.
         """
+        self.refuse_other_content()
         aside = _aside(self.config)
-        holds = {*self.path.iterdir()} - {self.lock} if self.path.exists() else set()
-        if holds and not (self.is_blank() if self.exists() else aside.exists()):
-            raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         _write(aside, self.config, config)  # written first: alone, it marks an interrupted start
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
@@ -99,6 +97,16 @@ class Run:
         for name, text in (("metrics.jsonl", ""), ("events.jsonl", ""), ("hardness.csv", "step,index,hardness\n")):
             write_atomically(self.path / name, text)
         aside.replace(self.config)  # renamed last: it marks a complete start
+
+    def refuse_other_content(self) -> None:
+        """Checks that a run can be started here.
+
+        Raises:
+            UserError: the directory holds results, or files that are not of a run.
+        """
+        holds = {*self.path.iterdir()} - {self.lock} if self.path.exists() else set()
+        if holds and not (self.is_blank() if self.exists() else _aside(self.config).exists()):
+            raise UserError(f"{self.path}: exists already and is not empty; name another run directory with --out")
 
     def change(self, config: str) -> None:
         """Replaces the recipe by one that gives the same result, e.g. with another data.root or number of workers."""
