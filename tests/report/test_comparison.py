@@ -161,12 +161,12 @@ def test_rows_are_found_below_folders(run, tmp_path):
 def test_the_files_say_the_same(run, tmp_path):
     runs = {
         "a_1": [run("first", 0, 0.50), run("first", 1, 0.60)],
-        "b&%": [run("other", 0, 0.52), run("other", 1, 0.64)],
+        "[b]&%<": [run("other", 0, 0.52), run("other", 1, 0.64)],
     }
     found = comparison.read(runs)
     comparison_files.write(found, tmp_path / "tables")
     first, other = csv.DictReader(io.StringIO((tmp_path / "tables/comparison.csv").read_text()))
-    assert (other["name"], other["seeds"], float(other["last mean"])) == ("b&%", "2", pytest.approx(0.58))
+    assert (other["name"], other["seeds"], float(other["last mean"])) == ("[b]&%<", "2", pytest.approx(0.58))
     assert float(other["gain over a_1"]) == pytest.approx(0.03)
     assert float(other["gain half interval"]) == pytest.approx(12.706 * 0.01, rel=1e-3)
     assert (first["gain over a_1"], float(first["IoU of tree"])) == ("", pytest.approx(0.005))
@@ -174,7 +174,10 @@ def test_the_files_say_the_same(run, tmp_path):
     assert whole["rows"][1]["runs"]["1"]["last"] == 0.64
     assert (whole["protocol"]["steps"], whole["rows"][0]["gain"]) == (20, None)
     latex = (tmp_path / "tables/comparison.tex").read_text()
-    assert r"b\&\% & 2 & 58.0 $\pm$ 8.5 & 58.0 $\pm$ 8.5 & +3.0 $\pm$ 12.7 & 1.0 & 0.500 & 100 & 2000000 \\" in latex
+    assert (
+        r"{[}b]\&\%$<$ & 2 & 58.0 $\pm$ 8.5 & 58.0 $\pm$ 8.5 & +3.0 $\pm$ 12.7 & 1.0 & 0.500 & 100 & 2000000 \\"
+        in latex
+    )
     assert r"a\_1 & 2" in latex
     text = (tmp_path / "tables/comparison.txt").read_text()
     assert "+3.0 ± 12.7" in text

@@ -168,4 +168,6 @@ def _values(value: Spread | Interval | None) -> dict[str, float | None] | None:
 
 def _escaped(text: str) -> str:
     special = {"±": "$\\pm$", "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    special |= {c: f"${c}$" for c in "<>|"}  # other signs in TeX's old fonts
+    special |= {c: f"{{{c}}}" for c in "[*"}  # at the start of a line they would belong to the \\ before it
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
