@@ -64,6 +64,19 @@ def test_train_from_values(tmp_path, recipe):
     assert "6 labeled, 8 unlabeled, 4 validation images" in console.file.getvalue()
 
 
+def test_a_warm_up_of_the_whole_run_is_noted(tmp_path, recipe):
+    """E.g. because only engine.steps was lowered: the learning rate stays far below optim.lr."""
+    changes = ["optim.warmup_steps=3", "method.copy_steps=1"]
+    console = Console(file=io.StringIO(), width=200)
+    for steps in (1, 4):
+        api.train(validate(recipe(), "recipe"), tmp_path / str(steps), [f"engine.steps={steps}", *changes], console)
+    notes = [line for line in console.file.getvalue().splitlines() if "lasts the whole run" in line]
+    assert [note.partition(" lasts")[0] for note in notes] == [
+        "note: optim.warmup_steps 3",
+        "note: method.copy_steps 1",
+    ]
+
+
 def test_train_by_name(tmp_path, monkeypatch, scenes):
     """Of a recipe that comes with semiseg. Its data.root is `photos`, below the current directory."""
     monkeypatch.chdir(tmp_path)

@@ -106,7 +106,7 @@ def rehearse(
         dataset = _load(recipe.data, console)
         if runtime.is_main:
             check_settings(recipe, dataset, runtime)
-            _print_report(dataset, _check(recipe, dataset, console, full), console)
+            _print_report(recipe, dataset, _check(recipe, dataset, console, full), console)
         if recipe.data.labeled_order == "class_balanced":
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
@@ -299,7 +299,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     counts = count_classes(dataset, recipe.data.root) if balanced else None
     environment = describe(dataset, runtime) | {"trained_parameters": parameters}
     run.start(dump(recipe), environment, _names(dataset), counts, digests_of_masks(dataset, recipe.data.root))
-    _print_report(dataset, report, console)
+    _print_report(recipe, dataset, report, console)
 
 
 def _acquire(lock: Lock, console: Console) -> None:
@@ -312,7 +312,7 @@ def _check(recipe: Recipe, dataset: Dataset, console: Console, full: bool = True
         return check_files(dataset, recipe.data, full, count)
 
 
-def _print_report(dataset: Dataset, report: Report, console: Console) -> None:
+def _print_report(recipe: Recipe, dataset: Dataset, report: Report, console: Console) -> None:
     images = labels(dataset)
     pseudo = f"{images['pseudo_labeled']} pseudo-labeled, " if "pseudo_labeled" in images else ""
     protocol = f", the published partition {images['published']}" if images["published"] else ""
@@ -322,8 +322,19 @@ def _print_report(dataset: Dataset, report: Report, console: Console) -> None:
         f"partition {images['partition']}{protocol}",
     )
     _print(console, f"labeled pixels: {shares_of_classes(report, dataset.classes.names)}")
-    for note in [*(f"{unused}." for unused in report.unused if unused.matters), *report.notes]:
+    for note in [*(f"{unused}." for unused in report.unused if unused.matters), *report.notes, *_long(recipe)]:
         _note(console, note)
+
+
+def _long(recipe: Recipe) -> list[str]:
+    """Notes warm-ups and the like that are as long as the whole run, e.g. because only engine.steps was changed."""
+    steps = {"optim.warmup_steps": recipe.optim.warmup_steps}
+    steps |= {f"method.{key}": getattr(recipe.method, key, 0) for key in ("warmup_steps", "copy_steps")}
+    return [
+        f"{key} {value} lasts the whole run of {recipe.engine.steps} steps; lower it, or use more engine.steps."
+        for key, value in steps.items()
+        if value >= recipe.engine.steps
+    ]
 
 
 def _names(dataset: Dataset) -> list[str]:
