@@ -109,6 +109,18 @@ def test_masks_and_their_order_are_those_of_the_networks(staged, planned):
     assert [value for _, value in listed] == sorted((value for _, value in listed), reverse=True)
 
 
+def test_a_stage_does_not_go_on_with_other_pseudo_labels(staged):
+    """Somebody has removed those of before, and other flips or scales have made new ones."""
+    mask = min((staged / "pseudo-2").rglob("*.png"))
+    before = mask.read_bytes()
+    try:
+        Image.open(mask).point(lambda value: 3).save(mask)
+        with pytest.raises(UserError, match=r"stage-3: holds a run on other masks than .*pseudo-2 has now \(1 changed"):
+            api.train(load_recipe(staged / "stage-3/config.yaml"), staged / "stage-3")
+    finally:
+        mask.write_bytes(before)
+
+
 def test_the_second_stage_learns_the_reliable_half_and_the_third_gets_the_rest_anew(staged):
     best = [name for name, _ in read_reliability(staged / "pseudo-1/reliability.csv")][:4]
     config = load_recipe(staged / "stage-2/config.yaml").data

@@ -234,7 +234,7 @@ def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, str]) -> None:
+def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, Mapping[str, str]]) -> None:
     """Checks that the masks of a run show what they showed at its start.
 
     Masks that cannot be read now are left out: data.on_unreadable says what becomes of them.
@@ -247,11 +247,12 @@ def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, str]) -> No
     Raises:
         UserError: a mask shows something else.
     """
-    if changed := [name for name, digest in run.masks().items() if masks.get(name, digest) != digest]:
-        raise UserError(
-            f"{run.path}: holds a run on other masks than {recipe.data.root} has now ({len(changed)} changed, e.g. of "
-            f"{changed[0]}); put them back as they were, or name another directory with --out"
-        )
+    for kind, place in (("labels", recipe.data.root), ("pseudo", recipe.data.pseudo)):
+        if changed := [name for name, digest in run.masks(kind).items() if masks[kind].get(name, digest) != digest]:
+            raise UserError(
+                f"{run.path}: holds a run on other masks than {place} has now ({len(changed)} changed, e.g. of "
+                f"{changed[0]}); put them back as they were, or name another directory with --out"
+            )
 
 
 def _class_names(run: Run) -> Sequence[str]:

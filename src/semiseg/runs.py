@@ -6,7 +6,7 @@ metrics.jsonl      one line for each record: {"kind": "train" | "val", "step": .
 events.jsonl       one line for each event: {"event": "started" | "resumed" | "stopped" ..., "step": ..., "time": ...}
 hardness.csv       step,index,hardness: one line for each unlabeled image of each step (iMAS, Fig. 3c)
 unlabeled.txt      names of the unlabeled images, one on each line; the first has index 0
-masks.json         names of the labeled and the validation images, each with a digest of what its mask shows
+masks.json         names of images with labels and with pseudo-labels, each with a digest of what its mask shows
 pictures/          of the newest evaluation: index.json (confusion matrices, what the pictures show) and small pictures
 train.lock         who trains here at the moment; only while somebody does
 tensorboard/       what TensorBoard shows of the run, if it is used; trackers.json: by which ids other trackers know it
@@ -69,7 +69,7 @@ class Run:
         environment: dict[str, Any],
         unlabeled: Iterable[str],
         class_counts: Sequence[Mapping[int, int]] | None = None,
-        masks: Mapping[str, str] | None = None,
+        masks: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Makes a new run directory, or replaces one that holds no results yet.
 
@@ -78,7 +78,7 @@ class Run:
             environment: the values of environment.json.
             unlabeled: names of the unlabeled images.
             class_counts: number of pixels of each class in each labeled image, if the run needs them.
-            masks: digest of each mask, by the name of its image.
+            masks: digests of labels and of pseudo-labels, by the names of their images.
 
         Raises:
             UserError: the directory exists and holds something else, or it cannot be written. After a failed write the
@@ -172,12 +172,13 @@ class Run:
             shown = json.loads(path.read_text(encoding="utf-8"))
             return tuple({int(index): int(pixels) for index, pixels in counts.items()} for counts in shown)
 
-    def masks(self) -> dict[str, str]:
-        """Reads the digest of each mask, from masks.json; an earlier semiseg did not write it."""
+    def masks(self, kind: str) -> dict[str, str]:
+        """Reads the digests of `labels` or of `pseudo` labels, from masks.json; an earlier semiseg did not write it."""
         if not (self.path / "masks.json").exists():
             return {}
         with _reading(self.path / "masks.json") as path:
-            return {str(name): str(digest) for name, digest in json.loads(path.read_text(encoding="utf-8")).items()}
+            digests = json.loads(path.read_text(encoding="utf-8"))[kind]
+            return {str(name): str(digest) for name, digest in digests.items()}
 
     def hardness(self) -> Iterator[tuple[int, str, float]]:
         """Yields (step, image name, hardness) of the whole training, from hardness.csv."""

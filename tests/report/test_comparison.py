@@ -119,9 +119,9 @@ def test_what_is_not_comparable_stands_in_no_table(run, recipe, environment, say
 def test_other_masks_of_the_same_images_stand_in_no_table(run):
     first, other, earlier = (run(name, 0, 0.5) for name in ("first", "other", "earlier"))
     for made, masks in ((first, {"a": "12", "b": "34"}), (other, {"b": "34", "a": "12"})):
-        (made.path / "masks.json").write_text(json.dumps(masks))
+        (made.path / "masks.json").write_text(json.dumps({"labels": masks, "pseudo": {made.path.parent.name: "1"}}))
     comparison.read({"first": [first], "other": [other], "earlier": [earlier]})  # an earlier semiseg wrote none
-    (other.path / "masks.json").write_text(json.dumps({"a": "12", "b": "56"}))
+    (other.path / "masks.json").write_text(json.dumps({"labels": {"a": "12", "b": "56"}}))
     with pytest.raises(UserError, match="another hash of the masks"):
         comparison.read({"first": [first], "other": [other]})
 

@@ -448,10 +448,13 @@ def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
         return tuple(threads.map(count, dataset.labeled))
 
 
-def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, str]:
+def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
     """Identifies what each mask of a dataset shows: name of the sample -> digest of its size and its classes' pixels.
 
-    Masks that were checked before are not decoded again. Masks that cannot be read and pseudo-labels are left out.
+    Masks that were checked before are not decoded again. Masks that cannot be read are left out.
+
+    Returns:
+        `labels` of labeled and validation images, and `pseudo` for predicted ones.
     """
     memory = Memory(root)
 
@@ -465,9 +468,12 @@ def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, str]:
             repr((content.size, sorted(pixels.items(), key=repr))).encode(), digest_size=6
         ).hexdigest()
 
-    found, _ = _inspect(digest, [one for one in dataset.labeled + dataset.val if not one.pseudo], lambda: None)
+    found, _ = _inspect(digest, dataset.labeled + dataset.val, lambda: None)
     memory.keep()
-    return {sample.name: digest for sample, digest in found.items()}
+    return {
+        kind: {sample.name: digest for sample, digest in found.items() if sample.pseudo == is_pseudo}
+        for kind, is_pseudo in (("labels", False), ("pseudo", True))
+    }
 
 
 def _content(mask: Path, memory: Memory) -> Content:

@@ -183,7 +183,7 @@ class _Started:
     def protocol(self) -> dict[str, Any]:
         """Returns what must be alike in all runs of a table."""
         engine, data, labels = self.recipe["engine"], self.recipe["data"], self.environment["labels"]
-        side, masks = data.get("val_long_side", "same"), self.run.masks()
+        side, masks = data.get("val_long_side", "same"), self.run.masks("labels")
         return {
             "labeled images": labels["labeled"],
             "partition": labels["partition"],
