@@ -215,3 +215,6 @@ def test_several_precisions_and_networks_are_said(run):
     }
     lines = comparison_files.notes(comparison.read(runs))
     assert {"note: several: network", "note: several: precision"} <= set(lines)
+    weights = changed(RECIPE, "model.weights", "imagenet")  # a gain over a network without them is theirs
+    found = comparison.read({"one": runs["one"], "three": [run("three", 0, 0.5, weights)]})
+    assert "note: several: network" in comparison_files.notes(found)

@@ -203,8 +203,9 @@ class _Started:
 
     @property
     def network(self) -> str:
-        """Returns the names of architecture and encoder."""
-        return f"{self.recipe['model']['architecture']} with {self.recipe['model']['encoder']}"
+        """Returns the names of architecture and encoder, and where its weights are from."""
+        model = self.recipe["model"]
+        return f"{model['architecture']} with {model['encoder']} (weights: {model.get('weights') or 'none'})"
 
     @property
     def kept(self) -> dict[str, Any]:
