@@ -33,6 +33,7 @@ OFF = {"loss": "standard", "intensity": "standard", "pairs": "standard"}
 # Their teachers are made for long runs; in a short one they would lag behind
 _FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
 _JITTER = "method.labeled=jitter"
+_SGD = "optim.kind=sgd:optim.lr=0.01:optim.weight_decay=1e-4"  # as in the sections before 10
 _STAGES = ("st_pp",)  # trained by `semiseg self-train`
 ALL = 0  # labels of all images of training
 
@@ -129,8 +130,9 @@ def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) 
         *(f"weight {value}={PLAIN}:unlabeled_weight={value}" for value in (0.5, 3)),
         *(f"ramp {value}={PLAIN}:ramp={value}" for value in (0, 0.3)),
         *(f"threshold {value}={PLAIN}:threshold={value}" for value in (0, 0.7, 0.95)),
-        f"encoder 0.1={PLAIN}:optim.lr=0.005:optim.head_lr_factor=10",
-        f"encoder 0.025={PLAIN}:optim.lr=0.00125:optim.head_lr_factor=40",
+        f"encoder 0.1={PLAIN}:optim.lr=2.5e-4:optim.head_lr_factor=10",
+        f"encoder 0.025={PLAIN}:optim.lr=6.25e-5:optim.head_lr_factor=40",
+        f"SGD={PLAIN}:{_SGD}",
         *(f"EMA {value}={PLAIN}:ema_decay={value}" for value in (0.9, 0.98, 0.996)),
         *(f"CutMix {value}={PLAIN}:cutmix_probability={value}" for value in (0, 1)),
         f"class-balanced={PLAIN}:data.labeled_order=class_balanced",
@@ -180,6 +182,18 @@ def labels_study(pack: str, title: str, numbers: tuple[int, ...], settings: tupl
     )  # fmt: skip
 
 
+def optimizers_study(pack: str, title: str, settings: tuple[str, ...] = ()) -> Study:
+    """Makes the study of optimizers and learning rates, in supervised training."""
+    rows = (
+        "AdamW 0.0005=supervised",
+        f"SGD 0.01=supervised:{_SGD}",
+        f"SGD 0.03=supervised:{_SGD.replace('0.01', '0.03')}",
+        "AdamW 0.001=supervised:optim.lr=1e-3",
+    )
+    asked = f"Recipe `small/{pack}`, supervised training. The learning rate is that of the encoder; the head's is 5 times it."
+    return Study(f"{title}: optimizers", asked, pack, rows, settings)
+
+
 def unlabeled_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
     """Makes the study of how many unlabeled images it takes."""
     images = {f"{share:.0%} unlabeled": Images(unlabeled=share) for share in (1.0, 0.25, 0.0625)}
@@ -209,6 +223,10 @@ STUDIES: dict[str, Study] = {
     "14-labels-camvid-long": labels_study("camvid", "CamVid, 3000 steps", (23, 46, 92, 184), ("engine.steps=3000",)),
     "14-labels-tile": labels_study("tile", "Magnetic tile defects", (24, 48, 96)),
     "14-labels-voc-mini": labels_study("voc-mini", "Small VOC photographs", (83, 166, 332)),
+    "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
+    "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
+    "16-optimizers-tile": optimizers_study("tile", _TILES),
+    "16-optimizers-voc-mini": optimizers_study("voc-mini", _VOC),
     "15-unlabeled-wbc": unlabeled_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
     "12-switches-wbc": switches_study(
         "wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG), "Labeled images are jittered, too. "
