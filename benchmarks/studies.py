@@ -190,7 +190,7 @@ def optimizers_study(pack: str, title: str, settings: tuple[str, ...] = ()) -> S
         f"SGD 0.03=supervised:{_SGD.replace('0.01', '0.03')}",
         "AdamW 0.001=supervised:optim.lr=1e-3",
     )
-    asked = f"Recipe `small/{pack}`, supervised training. The learning rate is that of the encoder; the head's is 5 times it."
+    asked = f"Recipe `small/{pack}`, supervised training. The rate is that of the encoder, of the head five times it."
     return Study(f"{title}: optimizers", asked, pack, rows, settings)
 
 
