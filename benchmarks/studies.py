@@ -216,6 +216,8 @@ STUDIES: dict[str, Study] = {
     "10-methods-voc-mini": methods_study("voc-mini", _VOC),
     "13-ramps-wbc": ramps_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
     "13-ramps-camvid": ramps_study("camvid", _CAMVID),
+    "13-ramps-tile": ramps_study("tile", _TILES),
+    "13-ramps-voc-mini": ramps_study("voc-mini", _VOC),
     "11-adaptations-wbc": adaptations_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
     "11-adaptations-camvid": adaptations_study("camvid", f"{_CAMVID}, 2000 steps", _LONG),
     "14-labels-wbc": labels_study("wbc", "White blood cells", (5, 10), (_JITTER,)),
