@@ -311,7 +311,7 @@ def image_lists(study: Study, images: Images, out: Path, settings: list[str]) ->
     """Writes the lists of a row's images. Returns the settings that name them."""
     if images.labels:  # not ALL, not None
         settings = [*settings, *(f"data.{kind}=splits/{kind}_{images.labels}.txt" for kind in ("labeled", "unlabeled"))]
-    dataset = data.load(load_recipe(f"small/{study.pack}", settings).data)
+    dataset = data.load(load_recipe(Path(f"small/{study.pack}"), settings).data)
     labeled, unlabeled = ([sample.name for sample in each] for each in (dataset.labeled, dataset.unlabeled))
     if images.labels == ALL:
         labeled, unlabeled = labeled + unlabeled, []

@@ -96,7 +96,8 @@ def of_images(small, recipe, tmp_path, monkeypatch) -> list[tuple]:
 
     monkeypatch.setattr(studies.comparing, "compare", compare)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
-    monkeypatch.setattr(studies, "load_recipe", lambda path, settings: load_recipe(tmp_path / "recipe.yaml", ()))
+    recipes = {Path("small/wbc"): tmp_path / "recipe.yaml"}
+    monkeypatch.setattr(studies, "load_recipe", lambda path, settings: load_recipe(recipes[path], ()))
     return small
 
 
