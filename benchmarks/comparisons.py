@@ -21,6 +21,7 @@ from semiseg.report.comparison_files import as_values, from_values
 ROOT = Path(__file__).parents[1]
 GOALS = "goals.json"  # which rows of which comparisons the summary is made of
 BEST = "best supervised"
+NAMED = "as named"  # the number of images, where each row has its own
 FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
 
 _HEAD = """# Results
@@ -212,8 +213,10 @@ def section(values: dict[str, Any]) -> str:
             *(_mean(each) for each in classes),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    images = f"{protocol['labeled images']} labeled, {protocol['unlabeled images']} unlabeled and "
-    images += f"{protocol['validation images']} validation images (`{protocol['validation list']}`)"
+    images = f"{protocol['labeled images']} labeled, {protocol['unlabeled images']} unlabeled"
+    if protocol["labeled images"] == NAMED:
+        images = f"Labeled and unlabeled images {NAMED}"
+    images += f" and {protocol['validation images']} validation images (`{protocol['validation list']}`)"
     steps = f"{protocol['steps']} steps of {protocol['batch size']} labeled images"
     how = "; ".join(", ".join(made[key]) for key in ("commit", "precision", "machine"))
     notes = f"{images}; partition {protocol['partition']}; {steps}; commit {how}."

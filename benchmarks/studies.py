@@ -174,7 +174,8 @@ def labels_study(pack: str, title: str, numbers: tuple[int, ...], settings: tupl
     images = {f"{number} labels": Images(number) for number in numbers} | {"all labels": Images(ALL)}
     asked = (
         f"Recipe `small/{pack}`, supervised training with its best augmentation, the same steps for each row. In a "
-        "training of this length unlabeled images can hardly be worth more than their labels would be: *all labels*."
+        "training of this length unlabeled images can hardly be worth more than their labels would be: *all labels*. "
+        "(The short lists of tiles and VOC show each class about equally often, the list of all images does not.)"
     )
     return Study(
         f"{title}: what more labels would be worth", asked, pack, tuple(f"{row}=supervised" for row in images),
@@ -303,7 +304,7 @@ def apart(
         )
         results.append((entry.name, one))
     found = comparisons.joined(results, entries[0].name)
-    protocol = found.protocol | dict.fromkeys(("labeled images", "unlabeled images"), "as named")
+    protocol = found.protocol | dict.fromkeys(("labeled images", "unlabeled images"), comparisons.NAMED)
     comparison_files.write(replace(found, protocol=protocol), out)
 
 

@@ -163,7 +163,7 @@ def _method(facts: Facts, kind: Kind) -> list[Setting]:
 
 def _optim(facts: Facts) -> list[Setting]:
     return [
-        Setting("optim", "kind", "adamw", "in short runs better than SGD on two sets of four, and never worse"),
+        Setting("optim", "kind", "adamw", "after 1000 steps 0 to 3 points above SGD on four sets of photographs"),
         Setting("optim", "lr", 5e-4, "of the encoder; measured with 4 images a step, twice of it was no better"),
         Setting("optim", "head_lr_factor", 5, "the decoder is new, the encoder is pretrained"),
         Setting("optim", "weight_decay", 0.01, "usual with adamw"),
