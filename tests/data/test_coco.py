@@ -133,9 +133,8 @@ def test_everything_else_reads_these_masks(root):
     assert report.kinds == {"drawn from annotations": 4}
     assert report.meaning.pixels == {0: 4 * 16 - 4, 1: 4 * 8, 2: 4}
     assert report.notes[0] == dataset.notes[0]
-    others = [
-        note for note in report.notes[1:] if not note.startswith("Photographs")
-    ]  # the masks of 0 and 1 are the same
+    # the masks of 0 and 1 are the same, and photographs are noted
+    others = [note for note in report.notes[1:] if not note.startswith("Photographs")]
     assert [note.split(";")[0] for note in others] == ["Classes that labeled masks show and no validation mask: dog"]
     image, mask = read_pair(dataset.labeled[0], dataset.coding)
     assert image.shape[1:] == mask.shape
