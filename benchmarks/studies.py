@@ -292,7 +292,7 @@ def apart(
     at_once: int,
     devices: Sequence[str],
 ) -> None:
-    """Trains rows with labels of their own: each in a folder of its own. Writes one comparison of them."""
+    """Trains rows with their own images, each in its own folder. Writes one comparison of those that are complete."""
     recipe, results = f"small/{study.pack}", []
     for entry in entries:
         minutes = None if until is None else (until - time.monotonic()) / 60
@@ -303,9 +303,9 @@ def apart(
             recipe, [entry], seeds, out / entry.folder, [*settings, *lists], Console(), minutes, at_once, devices
         )
         results.append((entry.name, one))
-    found = comparisons.joined(results, entries[0].name)
-    protocol = found.protocol | dict.fromkeys(("labeled images", "unlabeled images"), comparisons.NAMED)
-    comparison_files.write(replace(found, protocol=protocol), out)
+        found = comparisons.joined(results, entries[0].name)
+        protocol = found.protocol | dict.fromkeys(("labeled images", "unlabeled images"), comparisons.NAMED)
+        comparison_files.write(replace(found, protocol=protocol), out)  # after each: the next one may fail
 
 
 def image_lists(study: Study, images: Images, out: Path, settings: list[str]) -> list[str]:

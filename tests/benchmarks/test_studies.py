@@ -118,6 +118,20 @@ def test_rows_with_their_own_images_stand_in_one_table(of_images, tmp_path):
     assert stored.protocol["labeled images"] == "as named"
 
 
+def test_rows_that_are_complete_are_kept_when_a_later_one_fails(of_images, tmp_path, monkeypatch):
+    pretended = studies.comparing.compare
+
+    def compare(*args):
+        if args[1][0].name == "half":
+            raise RuntimeError("one training failed")
+        return pretended(*args)
+
+    monkeypatch.setattr(studies.comparing, "compare", compare)
+    with pytest.raises(RuntimeError):
+        studies.train("images", Path("/packs"), tmp_path / "runs")
+    assert [row.name for row in comparisons.stored("images").rows] == ["few"]
+
+
 def test_a_number_of_labels_is_that_of_a_list(tmp_path, monkeypatch):
     asked = []
 
