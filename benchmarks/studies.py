@@ -206,7 +206,39 @@ def unlabeled_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
     return Study(f"{title}: how many unlabeled images", asked, pack, rows, settings, images=images)
 
 
+def balanced_study(pack: str, title: str, number: int, settings: tuple[str, ...] = ()) -> Study:
+    """Makes the study of few and all labels, in both orders of labeled images."""
+    few, every = f"{number} labels", "all labels"
+    images = {few: Images(number), every: Images(ALL)}
+    images |= {f"{row} class-balanced": of for row, of in images.items()}
+    rows = (
+        f"{row}=supervised" + (":data.labeled_order=class_balanced" if "balanced" in row else "") for row in images
+    )
+    asked = (
+        f"Recipe `small/{pack}` with more steps, supervised training with its best augmentation. How far masks of all "
+        "images are from the few ones bounds what unlabeled images can be worth. *class-balanced*: each turn draws a "
+        "class, rare ones more often, and then an image that shows it."
+    )
+    return Study(f"{title}: few labels and all", asked, pack, tuple(rows), settings, images=images)
+
+
+def long_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
+    """Makes the study of a longer training."""
+    rows = (
+        "supervised",
+        f"plain+ramp={PLAIN}",
+        f"plain+2 views+ramp={VIEW.replace('views=1', 'views=2')}"
+        + "".join(f":{key}={value}" for key, value in OFF.items()) + ":feature_dropout=none",
+        "cac",
+        "unimatch_v2+ramp=unimatch_v2:ema_decay=0.99:ramp=1.0",
+        "imas+ramp=imas:ramp=1.0",
+    )  # fmt: skip
+    asked = f"Recipe `small/{pack}` with more steps. *+ramp*: the unlabeled weight rises over the whole run."
+    return Study(f"{title}: a longer training", asked, pack, rows, settings)
+
+
 _LONG = "engine.steps=2000", "engine.eval_every=250"
+_3000 = "engine.steps=3000", "engine.eval_every=500"
 _CELLS, _CAMVID = "White blood cells, 5 labels", "CamVid, 23 labels"
 _TILES, _VOC = "Magnetic tile defects, 24 labels", "Small VOC photographs, 83 labels"
 
@@ -226,6 +258,14 @@ STUDIES: dict[str, Study] = {
     "14-labels-camvid-long": labels_study("camvid", "CamVid, 3000 steps", (23, 46, 92, 184), ("engine.steps=3000",)),
     "14-labels-tile": labels_study("tile", "Magnetic tile defects", (24, 48, 96)),
     "14-labels-voc-mini": labels_study("voc-mini", "Small VOC photographs", (83, 166, 332)),
+    "17-few-and-all-wbc": balanced_study("wbc", "White blood cells, 3000 steps", 5, (_JITTER, *_3000)),
+    "17-few-and-all-camvid": balanced_study("camvid", "CamVid, 3000 steps", 23, _3000),
+    "17-few-and-all-tile": balanced_study("tile", "Magnetic tile defects, 3000 steps", 24, _3000),
+    "17-few-and-all-voc-mini": balanced_study("voc-mini", "Small VOC photographs, 3000 steps", 83, _3000),
+    "18-long-wbc": long_study("wbc", f"{_CELLS}, 3000 steps", (_JITTER, *_3000)),
+    "18-long-camvid": long_study("camvid", f"{_CAMVID}, 3000 steps", _3000),
+    "18-long-tile": long_study("tile", f"{_TILES}, 3000 steps", _3000),
+    "18-long-voc-mini": long_study("voc-mini", f"{_VOC}, 3000 steps", _3000),
     "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
     "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
     "16-optimizers-tile": optimizers_study("tile", _TILES),
