@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from semiseg.errors import UserError
 from semiseg.losses import (
     LabeledLoss,
     class_contrast,
@@ -16,6 +17,7 @@ from semiseg.losses import (
     contrastive_between_classes,
     cross_entropy,
     full_precision,
+    inverse_sqrt,
     ohem_cross_entropy,
     weighted_cross_entropy,
 )
@@ -66,6 +68,43 @@ def test_cross_entropy_is_a_mean_over_pixels_and_not_over_images():
     label = torch.tensor([[[0, IGNORE, IGNORE]], [[0, 0, 0]]])
     expected = -sum(math.log(p) for p in (0.5, 0.2, 0.3, 0.4)) / 4
     assert cross_entropy(torch.cat([one, two]), label).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_class_weights_by_hand():
+    """Divided by the number of pixels: -(2 log 0.5 + 2 log 0.25 + 3 log 0.2) / 3, the last pixel of class 1."""
+    logits, label = of_probability([[0.5, 0.25, 0.8]])
+    label[0, 0, 2] = 1
+    expected = -(2 * math.log(0.5) + 2 * math.log(0.25) + 3 * math.log(0.2)) / 3
+    assert cross_entropy(logits, label, class_weights=(2.0, 3.0)).item() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(cross_entropy(logits, label, class_weights=(1.0, 1.0)), cross_entropy(logits, label))
+    half = cross_entropy(logits, label, labeled_px=torch.tensor(6), class_weights=(2.0, 3.0))
+    assert half.item() == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_weights_from_labeled_pixels_by_hand():
+    """Shares 0.64, 0.04, 0.32 of 100 px: roots 0.8, 0.2, 0.5657, which sum up to 1.5657. Class 3 has no pixel."""
+    counts = [{0: 60, 1: 4, IGNORE: 1000}, {0: 4, 2: 32}]
+    found = inverse_sqrt(counts, 4)
+    assert found == pytest.approx((0.79838, 3.19352, 1.12908, 1.0), abs=1e-4)
+    assert 0.64 * found[0] + 0.04 * found[1] + 0.32 * found[2] == pytest.approx(1)
+    assert inverse_sqrt([], 2) == (1.0, 1.0)
+
+
+def test_class_weights_that_fit_the_classes():
+    counts, names = [{0: 75, 1: 25}], ("ok", "crack")
+    loss = LabeledLoss(class_weights="inverse_sqrt").fitted(names, counts)
+    assert loss.class_weights == inverse_sqrt(counts, 2)
+    assert loss.fitted(names, [{0: 1, 1: 99}]) == loss  # numbers stay as they are
+    assert LabeledLoss().fitted(names, counts) == LabeledLoss()
+    logits, label, _, valid = random_case(7, classes=2)
+    label = torch.where(valid, label, IGNORE)
+    weighted = cross_entropy(logits, label, class_weights=inverse_sqrt(counts, 2))
+    assert torch.equal(loss(logits, label, part_of(label)), weighted)
+    assert not torch.equal(weighted, cross_entropy(logits, label))
+    message = r"method.labeled_loss.class_weights: .* does not fit 2 classes \(ok, crack\); give one number for each"
+    for wrong in ((1.0,), (1.0, 2.0, 3.0), (), (0.0, 0.0)):
+        with pytest.raises(UserError, match=message):
+            LabeledLoss(class_weights=wrong).fitted(names, counts)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
@@ -333,6 +372,8 @@ def test_the_shares_of_the_parts_add_up():
         ({"min_kept": 10}, "ohem"),
         ({"kind": "cross_entropy", "ohem_threshold": 0.7}, "ohem"),
         ({"kind": "focal"}, "kind"),
+        ({"kind": "ohem", "class_weights": "inverse_sqrt"}, "class_weights belong to kind: cross_entropy"),
+        ({"class_weights": [1.0, -1.0]}, "class_weights"),
         ({"kind": "ohem", "ohem_threshold": 0}, "threshold"),
         ({"kind": "ohem", "ohem_threshold": 1.1}, "threshold"),
         ({"kind": "ohem", "min_kept": 0}, "min_kept"),

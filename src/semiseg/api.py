@@ -72,7 +72,7 @@ def train(
             if runtime.is_main:
                 open_run = _start if run.is_blank() or not run.exists() else _resume
                 open_run(run, recipe, dataset, runtime, console, lock)
-        if recipe.data.labeled_order == "class_balanced":
+        if recipe.counts_classes:
             dataset = replace(dataset, class_counts=run.class_counts())
         with ProgressBar(run.path.name, recipe.engine.steps, recipe.engine.evaluation_interval, console) as bar:
             train_recipe(recipe, dataset, run, bar, runtime)
@@ -107,7 +107,7 @@ def rehearse(
         if runtime.is_main:
             check_settings(recipe, dataset, runtime)
             _print_report(recipe, dataset, _check(recipe, dataset, console, full), console)
-        if recipe.data.labeled_order == "class_balanced":
+        if recipe.counts_classes:
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
         return rehearse_recipe(recipe, dataset, runtime, steps, count)
@@ -296,8 +296,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     parameters = check_settings(recipe, dataset, runtime)
     report = _check(recipe, dataset, console)
     _acquire(lock, console)
-    balanced = recipe.data.labeled_order == "class_balanced"
-    counts = count_classes(dataset, recipe.data.root) if balanced else None
+    counts = count_classes(dataset, recipe.data.root) if recipe.counts_classes else None
     environment = describe(dataset, runtime) | {"trained_parameters": parameters}
     run.start(dump(recipe), environment, _names(dataset), counts, digests_of_masks(dataset, recipe.data.root))
     _print_report(recipe, dataset, report, console)

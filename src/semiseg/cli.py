@@ -171,8 +171,8 @@ def train(
     else:
         console.print(table.worth(run, supervised, table.class_names(run)))
     last, names = run.last(), table.class_names(run)
-    balanced = recipe_file.read(run.config)["data"].get("labeled_order") == "class_balanced"
-    if last is not None and (gone := advice.lost(last["iou"], names, balanced, run.val_pixels())):
+    settings = advice.untried(recipe_file.read(run.config))
+    if last is not None and (gone := advice.lost(last["iou"], names, settings, run.val_pixels())):
         _say(f"note: {gone}", "yellow")
     _say(f"run directory: {run.path}" + (f"; the baseline's: {supervised.path}" if supervised else ""))
     shown = shlex.quote(str(run.path))

@@ -1,8 +1,10 @@
 """Losses on logits. All are computed in fp32, whatever the precision of the network, and none waits for the device."""
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,15 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from semiseg.errors import UserError
 from semiseg.types import IGNORE, Part
 
 
 def cross_entropy(
-    logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], labeled_px: Int[Tensor, ""] | None = None
+    logits: Float[Tensor, "b c h w"],
+    label: Int[Tensor, "b h w"],
+    labeled_px: Int[Tensor, ""] | None = None,
+    class_weights: tuple[float, ...] | None = None,
 ) -> Float[Tensor, ""]:
     """Computes the mean cross-entropy over the labeled pixels of the batch (Eq. 3; IGNORE pixels do not count, D19).
 
@@ -23,11 +29,14 @@ def cross_entropy(
         label: class indices, or IGNORE.
         labeled_px: number of labeled pixels of the whole batch, if these images are a part of it. The result is then
             the part's share: the shares of all parts add up to the mean over the whole batch. None: they are all of it.
+        class_weights: a factor for the pixels of each class. The sum is divided by the number of pixels, not by the
+            sum of their weights. None: 1.
 
     Returns:
         The loss; 0 if no pixel is labeled.
     """
-    total = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
+    weights = None if class_weights is None else _on_device(class_weights, logits.device)
+    total = F.cross_entropy(logits.float(), label.long(), weights, ignore_index=IGNORE, reduction="sum")
     return total / ((label != IGNORE).sum() if labeled_px is None else labeled_px).clamp(min=1)
 
 
@@ -224,12 +233,41 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+@lru_cache(maxsize=8)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Float[Tensor, " c"]:
+    """Keeps the values on the device: a copy in each step would wait for it."""
+    return torch.tensor(values, device=device)
+
+
+def inverse_sqrt(counts: Sequence[Mapping[int, int]], num_classes: int) -> tuple[float, ...]:
+    """Computes class weights that are inverse to the square root of the share of labeled pixels.
+
+    The weight of class c is 1 / (sqrt(f_c) sum_k sqrt(f_k)), where f_c is its share: the mean of the weights over all
+    labeled pixels is 1. So the learning rate still fits. A class without labeled pixels has the weight 1.
+
+    Args:
+        counts: number of pixels of each class in each labeled image; IGNORE does not count.
+        num_classes: number of classes.
+
+    Example:
+        Class 1 covers a hundredth of the labeled pixels: its pixels weigh ten times those of a class that covers all.
+
+        >>> [round(weight, 2) for weight in inverse_sqrt([{0: 99}, {1: 1, 255: 50}], num_classes=3)]
+        [0.92, 9.13, 1.0]
+    """
+    pixels = [sum(shown.get(index, 0) for shown in counts) for index in range(num_classes)]
+    roots = [math.sqrt(number / max(1, sum(pixels))) for number in pixels]
+    return tuple(1 / (root * sum(roots)) if root else 1.0 for root in roots)
+
+
 class LabeledLoss(BaseModel):
     """The loss on labeled pixels, with its settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    # Only with kind: cross_entropy; a number for each class, or from the labeled pixels of each. None: all count alike
+    class_weights: Literal["inverse_sqrt"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
     ohem_threshold: float | None = Field(None, gt=0, le=1)  # only with kind: ohem; 0.7 if not given
     min_kept: int | None = Field(None, ge=1)  # only with kind: ohem; px in a batch, 100,000 if not given
 
@@ -237,6 +275,29 @@ class LabeledLoss(BaseModel):
     def _nothing_ignored(self) -> "LabeledLoss":
         if self.kind != "ohem" and (self.ohem_threshold is not None or self.min_kept is not None):
             raise ValueError("ohem_threshold and min_kept belong to kind: ohem; remove them or choose it")
+        if self.kind == "ohem" and self.class_weights is not None:
+            raise ValueError("class_weights belong to kind: cross_entropy; remove them or choose it")
+        return self
+
+    def fitted(self, classes: Sequence[str], counts: Sequence[Mapping[int, int]] | None) -> "LabeledLoss":
+        """Returns the loss with a number for each class, if its classes have weights.
+
+        Args:
+            classes: the names of the classes.
+            counts: number of pixels of each class in each labeled image. None, where nothing is trained: all alike.
+
+        Raises:
+            UserError: the number of weights is not that of the classes, or all are 0.
+        """
+        weights = self.class_weights
+        if weights == "inverse_sqrt":
+            weights = inverse_sqrt(counts or (), len(classes))
+            return self.model_copy(update={"class_weights": weights})
+        if weights is not None and (len(weights) != len(classes) or not any(weights)):
+            raise UserError(
+                f"method.labeled_loss.class_weights: {list(weights)} does not fit {len(classes)} classes "
+                f"({', '.join(classes)}); give one number for each, not all of them 0, or inverse_sqrt"
+            )
         return self
 
     def __call__(self, logits: Float[Tensor, "b c h w"], label: Int[Tensor, "b h w"], part: Part) -> Float[Tensor, ""]:
@@ -246,6 +307,7 @@ class LabeledLoss(BaseModel):
         does so on each GPU.
         """
         if self.kind == "cross_entropy":
-            return cross_entropy(logits, label, part.labeled_px)
+            assert self.class_weights != "inverse_sqrt", "the caller fits the loss to the classes"
+            return cross_entropy(logits, label, part.labeled_px, self.class_weights)
         min_kept = math.ceil((self.min_kept or 100_000) * part.share)
         return ohem_cross_entropy(logits, label, self.ohem_threshold or 0.7, min_kept) * part.share

@@ -12,6 +12,7 @@ from torch import nn
 from semiseg import optim
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
+from semiseg.losses import LabeledLoss
 from semiseg.models.build import Build, Network
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
@@ -22,6 +23,7 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     labeled: Pool | None = None  # operations on labeled images, e.g. {pool: intensity}; None: weak augmentation only
+    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 class RampedConfig(MethodConfig):

@@ -11,6 +11,7 @@ import torch
 
 from semiseg import api
 from semiseg.engine import checkpoint
+from semiseg.losses import inverse_sqrt
 from semiseg.recipe.load import validate
 from semiseg.runs import Run
 
@@ -159,6 +160,26 @@ def test_resumed_with_class_balanced_labels(check, recipe, tmp_path):
     run = api.train(validate(values, "recipe"), tmp_path / "whole")
     assert len(run.class_counts()) == 6
     assert all(sum(counts.values()) == 32 * 32 for counts in run.class_counts())
+    check(values, tmp_path / "run", left_behind(run), ("semiseg.engine.step.make_batch", 5))
+
+
+def test_resumed_with_class_weights(check, recipe, tmp_path):
+    """The weights come from the counted masks, and change what is learned."""
+    values = recipe("supervised", engine=ENGINE)
+
+    def train(out: str, weights: Any) -> Run:
+        values["method"]["labeled_loss"] = {"class_weights": weights}
+        return api.train(validate(values, "recipe"), tmp_path / out)
+
+    run = train("whole", "inverse_sqrt")
+    listed = inverse_sqrt(run.class_counts(), 6)
+    assert max(listed) > 1.2 * min(listed)
+    losses = [
+        [record["labeled"] for record in one.metrics("train")]
+        for one in (run, train("listed", listed), train("plain", None))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    values["method"]["labeled_loss"] = {"class_weights": "inverse_sqrt"}
     check(values, tmp_path / "run", left_behind(run), ("semiseg.engine.step.make_batch", 5))
 
 

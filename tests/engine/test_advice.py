@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semiseg.engine.advice import advice, lost
+from semiseg.engine.advice import advice, lost, untried
 from semiseg.engine.pseudo_shares import shares
 from semiseg.types import PseudoLabels
 
@@ -42,9 +42,17 @@ def test_pseudo_labels(records, sign, text):
 
 
 def test_what_is_set_already_is_not_proposed():
-    for balanced in (False, True):
-        texts = [*advice(train(pole=0.0), val(0.3), 500, NAMES, balanced).values(), lost((0.9, 0.0), NAMES, balanced)]
-        assert [("class_balanced" in text, "label more images" in text) for text in texts] == [(not balanced, True)] * 2
+    order, weights = "data.labeled_order=class_balanced", "method.labeled_loss.class_weights=inverse_sqrt"
+    plain = {"data": {}, "method": {"name": "supervised"}}
+    assert untried(plain) == [order, weights]
+    assert untried(plain | {"data": {"labeled_order": "class_balanced"}}) == [weights]
+    for loss in ({"class_weights": [1, 2]}, {"kind": "ohem"}):
+        assert untried(plain | {"method": {"name": "supervised", "labeled_loss": loss}}) == [order]
+    for left in ([], [order], [order, weights]):
+        texts = [*advice(train(pole=0.0), val(0.3), 500, NAMES, left).values(), lost((0.9, 0.0), NAMES, left) or ""]
+        for text in texts:
+            assert [setting for setting in (order, weights) if setting in text] == left
+            assert "label more images" in text
 
 
 def test_a_sign_must_last():
@@ -101,7 +109,7 @@ def test_training_gives_each_advice_once(monkeypatch, tmp_path, recipe, capsys):
 
     seen = []
 
-    def said(records, scores, steps, names, balanced):
+    def said(records, scores, steps, names, untried):
         seen.append([len(record["pseudo_shares"]) for record in records])
         return {"a sign": "what would help"}
 

@@ -169,6 +169,14 @@ def test_a_ramp_makes_the_weight_of_unlabeled_images_rise(make, name):
     assert slope * (1 - most[1]) == pytest.approx(whole[0] - most[0], rel=1e-3, abs=1e-5)
 
 
+def test_class_weights_act_on_the_labeled_loss(make):
+    """Three times the weight of every class: three times the loss."""
+    batch, at = toys(make(), 2), Progress(0, STEPS)
+    plain = make().losses(batch, at).scalars["labeled"]
+    three = make(labeled_loss={"class_weights": (3.0,) * len(CLASSES)}).losses(batch, at).scalars["labeled"]
+    torch.testing.assert_close(three, 3 * plain)
+
+
 def test_a_batch_without_labels_has_no_labeled_loss(make):
     method = make()
     batch = toys(method)

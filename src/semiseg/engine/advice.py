@@ -18,7 +18,7 @@ def advice(
     val: Sequence[Mapping[str, Any]],
     steps: int,
     names: Sequence[str],
-    balanced: bool = False,
+    untried: Sequence[str] = (),
 ) -> dict[str, str]:
     """Returns what is wrong, by a short name of the sign.
 
@@ -27,13 +27,13 @@ def advice(
         val: the validation records so far.
         steps: steps of the whole run.
         names: the names of the classes.
-        balanced: whether data.labeled_order is class_balanced already.
+        untried: settings that may help rare classes, see `untried`.
     """
     if steps < _SHORT or not train or train[-1]["step"] < (_EARLY + _LONG) * steps:
         return {}
     done = train[-1]["step"]
     recent = [record for record in train if record["step"] > done - _LONG * steps]
-    return {**_kept(recent, done), **_without(recent, val, names, balanced), **_falling(val)}
+    return {**_kept(recent, done), **_without(recent, val, names, untried), **_falling(val)}
 
 
 def _kept(recent: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _kept(recent: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
 
 
 def _without(
-    recent: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], names: Sequence[str], balanced: bool
+    recent: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], names: Sequence[str], untried: Sequence[str]
 ) -> dict[str, str]:
     shares = [record["pseudo_shares"] for record in recent if "pseudo_shares" in record]
     if not shares or not any(map(sum, shares)):
@@ -70,7 +70,7 @@ def _without(
         return {}
     return {
         f"without {name}": f"{name}: no confident pseudo-label since step {recent[0]['step']}, so unlabeled images "
-        f"teach other classes in its place; lower method.threshold,{_order(balanced)} or label more images that show it"
+        f"teach other classes in its place; lower method.threshold,{_set(untried)} or label more images that show it"
         for name in gone
     }
 
@@ -89,24 +89,46 @@ def _falling(val: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _order(balanced: bool) -> str:
-    return "" if balanced else " set data.labeled_order=class_balanced,"
+def untried(recipe: Mapping[str, Any]) -> list[str]:
+    """Returns the settings that may help rare classes and that a recipe does not have.
+
+    Args:
+        recipe: its sections as plain values.
+
+    Example:
+        >>> untried({"data": {"labeled_order": "class_balanced"}, "method": {"name": "supervised"}})
+        ['method.labeled_loss.class_weights=inverse_sqrt']
+    """
+    loss = recipe["method"].get("labeled_loss") or {}
+    found = []
+    if recipe["data"].get("labeled_order") != "class_balanced":
+        found.append("data.labeled_order=class_balanced")
+    if loss.get("class_weights") is None and loss.get("kind") != "ohem":
+        found.append("method.labeled_loss.class_weights=inverse_sqrt")
+    return found
+
+
+def _set(untried: Sequence[str]) -> str:
+    return f" set {' or '.join(untried)}," if untried else ""
 
 
 def lost(
-    iou: Sequence[float | None], names: Sequence[str], balanced: bool = False, pixels: Sequence[int] | None = None
+    iou: Sequence[float | None],
+    names: Sequence[str],
+    untried: Sequence[str] = (),
+    pixels: Sequence[int] | None = None,
 ) -> str | None:
     """Says which classes the network has lost, and what would help; None if it has lost none.
 
     Args:
         iou: IoU of each class.
         names: the names of the classes.
-        balanced: whether data.labeled_order is class_balanced already.
+        untried: settings that may help rare classes, see `untried`.
         pixels: number of pixels of each class in the validation masks. A class without any has an IoU of 0 as soon as
             the network predicts it somewhere; it is not lost. None: not known.
 
     Example:
-        >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"])
+        >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"], ["data.labeled_order=class_balanced"])
         'lost classes (IoU below 1 %): pole; label more images that show them, set \
 data.labeled_order=class_balanced, or use larger images (data.long_side) if they are thin'
     """
@@ -117,6 +139,6 @@ data.labeled_order=class_balanced, or use larger images (data.long_side) if they
     if not gone:
         return None
     return (
-        f"lost classes (IoU below 1 %): {', '.join(gone)}; label more images that show them,{_order(balanced)} "
+        f"lost classes (IoU below 1 %): {', '.join(gone)}; label more images that show them,{_set(untried)} "
         "or use larger images (data.long_side) if they are thin"
     )

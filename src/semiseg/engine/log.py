@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from semiseg.data.dataset import Dataset
-from semiseg.engine.advice import advice
+from semiseg.engine.advice import advice, untried
 from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.reporter import Reporter
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.metrics import Scores
+from semiseg.recipe import file as recipe_file
 from semiseg.runs import Run
 from semiseg.types import LoadedBatch, Losses
 
@@ -220,8 +221,8 @@ class Log:
         if not self.runtime.is_main:
             return
         said = {event["sign"] for event in self.run.events() if event["event"] == "advice"}
-        names, balanced = self.dataset.classes.names, self.dataset.class_counts is not None
-        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, names, balanced)
+        names, settings = self.dataset.classes.names, untried(recipe_file.read(self.run.config))
+        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, names, settings)
         for sign, text in found.items():
             if sign not in said:
                 self.event("advice", done, sign=sign, text=text)

@@ -1,6 +1,6 @@
 """Sets up what the steps of a run need: method, optimizers, loaders. A training and a dry run get the same."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -35,7 +35,7 @@ class Setup:
 
     def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime) -> None:
         self.recipe, self.dataset, self.runtime = recipe, dataset, runtime
-        method = build_method(recipe, dataset.classes)
+        method = build_method(recipe, dataset.classes, dataset.class_counts)
         self.method = method.to(runtime.device).to(memory_format=torch.channels_last)
         self.stepper = Stepper(recipe, self.method, runtime)
         self.images_per_step = recipe.engine.batch_size * self.method.views.images_per_slot
@@ -91,11 +91,16 @@ def check_settings(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> int:
     return sum(parameter.numel() for group in groups for parameter in group.parameters)
 
 
-def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
+def build_method(recipe: Recipe, classes: ClassTable, counts: Sequence[Mapping[int, int]] | None = None) -> SemiMethod:
     """Builds the method with its networks. Network number k is initialized inside `seeded(seed, "init", k)`.
 
     So two methods that build their first network from the same model section start from the same weights. All other
     random values of a new method, e.g. the weights of its own layers, are drawn inside `seeded(seed, "method")`.
+
+    Args:
+        recipe: the recipe.
+        classes: the classes of its data.
+        counts: number of pixels of each class in each labeled image; None if nothing is trained.
     """
     built = 0
 
@@ -112,5 +117,7 @@ def build_method(recipe: Recipe, classes: ClassTable) -> SemiMethod:
             f"engine.compile: method {recipe.method_name} calls the parts of its networks, and only whole networks are "
             "compiled; use compile: false"
         )
+    loss = recipe.method.labeled_loss.fitted(classes.names, counts)
+    config = recipe.method.model_copy(update={"labeled_loss": loss})
     with seeded(recipe.engine.seed, "method"):
-        return method(recipe.method, build_next, classes)
+        return method(config, build_next, classes)

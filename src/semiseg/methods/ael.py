@@ -22,7 +22,7 @@ from semiseg.augment.cutmix import bounding_boxes, chosen_partners, random_partn
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, weighted_cross_entropy
+from semiseg.losses import weighted_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
@@ -50,7 +50,6 @@ class Config(RampedConfig):
     sampling_power: float = Field(1.0, ge=0)  # beta, Eq. 10; 0: all pixels count
     weight_power: float = Field(2.0, ge=0)  # gamma, Eq. 13; 0: all pixels have the same weight
     confidence_decay: float | None = Field(None, ge=0, lt=1)  # tau, Eq. 7; 0.999 if not given
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @property
     def adapts(self) -> bool:

@@ -24,7 +24,7 @@ from semiseg.augment.ops import OPS
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, confident_cross_entropy
+from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -47,7 +47,6 @@ class Config(RampedConfig):
     copy_steps: int = Field(0, ge=0)  # steps during which the teacher is a copy of the student; their first epoch
     cutmix: Literal["adaptive", "standard", "none"] = "adaptive"  # standard: no labeled image is injected
     strong: Pool = POOL
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from semiseg.augment import jitter
 from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, contrastive_between_classes
+from semiseg.losses import contrastive_between_classes
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
@@ -44,7 +44,6 @@ class Config(RampedConfig):
     anchors: int = Field(400, ge=1)  # cells of an image that learn in a step, at most; theirs: all
     negatives: int = Field(100, ge=1)  # cells of a crop that are negatives, at most; theirs: all
     memory: int = Field(2048, ge=1)  # negatives of earlier steps; theirs: all of the step before
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @field_validator("overlap")
     @classmethod

@@ -19,7 +19,6 @@ from semiseg.augment import features as perturb
 from semiseg.augment.adversarial import adversarial_noise, sample_direction
 from semiseg.augment.overlap import at_scale
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.auxiliary import AuxiliaryDecoder, last_map
 from semiseg.models.build import Build, Network, require_encoder
@@ -70,7 +69,6 @@ class Config(RampedConfig):
         0.9,
     )  # range of gamma: active places have this share of the largest activity
     noise_amplitude: float = Field(0.3, gt=0)
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

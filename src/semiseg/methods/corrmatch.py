@@ -21,7 +21,7 @@ from semiseg.augment.pairs import cutmix_view
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.correlation import CorrelationHead, propagate, regions, spread
@@ -43,7 +43,6 @@ class Config(RampedConfig):
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # 0 for no CutMix
     feature_dropout: float = Field(0.5, gt=0, lt=1)  # share of the channels that are dropped
     strong: Pool = jitter.Config()
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 class Method(SemiMethod, config=Config):

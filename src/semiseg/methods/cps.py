@@ -18,7 +18,7 @@ from torch import Tensor
 from semiseg import ramps
 from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.predict import most_likely, predict
@@ -30,7 +30,6 @@ class Config(RampedConfig):
 
     unlabeled_weight: float = Field(1.5, ge=0)  # lambda; 6 on Cityscapes. The authors' code with CutMix: 1 and 5
     cutmix: bool = False  # the networks learn from each other on mixed unlabeled images, and not on labeled ones
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from semiseg import ramps
 from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, counted_share
+from semiseg.losses import counted_share
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -37,7 +37,6 @@ class Config(RampedConfig):
     unlabeled_weight: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
     strong: Pool | None = None  # operations on the images that the student sees; None: weak views
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

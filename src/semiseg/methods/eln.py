@@ -19,7 +19,7 @@ from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, class_contrast, cross_entropy, weighted_cross_entropy
+from semiseg.losses import class_contrast, cross_entropy, weighted_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models import build as networks
 from semiseg.models.build import Build, Features, Network, require_encoder
@@ -50,7 +50,6 @@ class Config(RampedConfig):
     strong: Pool = jitter.Config(
         jitter_probability=1, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0
     )
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _possible(self) -> "Config":

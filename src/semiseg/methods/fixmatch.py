@@ -19,7 +19,7 @@ from semiseg.augment.pairs import cutmix_view
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, confident_cross_entropy
+from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -36,7 +36,6 @@ class Config(RampedConfig):
     ema_decay: float | None = Field(None, ge=0, lt=1)  # of teacher: ema; 0.996 if not given
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     strong: Pool = intensity.Config()
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from semiseg import optim, ramps
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, counted_share
+from semiseg.losses import counted_share
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.flaws import FlawDetector, clear_flaws, true_flaws
@@ -36,7 +36,6 @@ class Config(RampedConfig):
     detector_channels: int = Field(16, ge=2)  # of its first layer; the last one has 8 times as many. Paper: 64
     detector_weight: float = Field(10.0, gt=0)  # of the detector's own loss
     detector_lr: float = Field(1e-4, gt=0)  # of Adam
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 class Method(SemiMethod, config=Config):

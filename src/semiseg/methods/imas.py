@@ -25,7 +25,7 @@ from semiseg.augment.scales import rescale
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness, subsample
-from semiseg.losses import LabeledLoss, confident_cross_entropy
+from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -41,7 +41,6 @@ class Config(RampedConfig):
     threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
     unlabeled_weight: float = Field(3.0, ge=0)  # lambda_u, Eq. 1
     ema_decay: float = Field(0.996, ge=0, lt=1)  # alpha, Eq. 2
-    labeled_loss: LabeledLoss = LabeledLoss()
     strong: Pool = intensity.Config()  # Table 1
 
     # Cheaper hardness, not in the paper; docs/methods/imas.md compares them.

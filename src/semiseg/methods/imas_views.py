@@ -26,7 +26,7 @@ from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness
-from semiseg.losses import LabeledLoss, confident_cross_entropy
+from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.alignment import DistributionAlignment
 from semiseg.models.build import Build, Network, require_encoder
@@ -55,7 +55,6 @@ class Config(RampedConfig):
     paste: copy_paste.Config | None = None  # of classes of labeled images into the strong views; null: none
     alignment: float = Field(0.0, ge=0, le=1)  # of pseudo-labels with the class frequencies of the labeled images
     ignore_class: int | Literal["background", "none"] = "background"  # this class has no weight in wIoU
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @property
     def adapts(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from semiseg import ramps
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, counted_share
+from semiseg.losses import counted_share
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -37,7 +37,6 @@ class Config(RampedConfig):
     strong: Pool | None = None  # operations on the unlabeled images that the student sees; None: weak views
     teacher_view: Literal["weak", "strong"] | None = None  # only with strong; weak if not given
     teacher_statistics: Literal["own", "averaged"] = "own"  # of batch norm: the teacher's own images, or EMA
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

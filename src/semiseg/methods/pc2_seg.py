@@ -18,7 +18,7 @@ from semiseg import ramps
 from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss, contrastive_between_classes
+from semiseg.losses import contrastive_between_classes
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
@@ -39,7 +39,6 @@ class Config(RampedConfig):
     anchors: int = Field(400, ge=1)  # cells of a strong view that learn in a step, at most
     negatives: int = Field(200, ge=1)  # cells of a weak view that are negatives, at most
     strong: Pool = jitter.Config()
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.earlier import EarlierNetworks
@@ -44,7 +44,6 @@ class Config(RampedConfig):
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     feature_dropout: float = Field(0.5, gt=0, lt=1)  # share of the channels that are dropped
     strong: Pool = jitter.Config()  # of both strong views
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 @dataclass(frozen=True)

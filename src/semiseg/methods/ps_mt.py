@@ -22,7 +22,6 @@ from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -43,7 +42,6 @@ class Config(RampedConfig):
     vat_radius: float = Field(2.0, ge=0)  # epsilon: length of the noise on features; 0: none
     cutmix_probability: float = Field(1.0, ge=0, le=1)  # of each image
     strong: Pool = jitter.Config()
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 class Method(SemiMethod, config=Config):

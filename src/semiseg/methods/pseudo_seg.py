@@ -21,7 +21,7 @@ from semiseg.augment.cutmix import sample_cutouts
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.attended_cams import AttendedCams
 from semiseg.models.build import Build, Features, Network, require_encoder
@@ -41,7 +41,6 @@ class Config(RampedConfig):
     attention_channels: int = Field(128, ge=1)  # of keys and queries
     cutout: float = Field(100 / 513, ge=0, le=1)  # side of the square, over that of the crop; 0 for no cut-out
     strong: Pool = jitter.Config(jitter_probability=1, grayscale_probability=0, blur_probability=0)
-    labeled_loss: LabeledLoss = LabeledLoss()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.scales import rescale, resize, sample_scale, seen_alone
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.frames import to_image
@@ -42,7 +42,6 @@ class Config(RampedConfig):
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of the strong view; 0 for no CutMix
     feature_dropout: float = Field(0.5, gt=0, lt=1)  # share of the channels of rescaled maps that are dropped
     strong: Pool = jitter.Config()
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @field_validator("scales", "feature_scales")
     @classmethod

@@ -67,7 +67,7 @@ class Method(SemiMethod, config=Config):
 
         image = torch.where(box[part.rows, None], 0.0, batch.strong[0])  # 0: the mean color
         logits = self.student(torch.cat([batch.image, image])).split([len(batch.image), len(image)])
-        labeled = cross_entropy(logits[0], batch.label, labeled_px)
+        labeled = self.config.labeled_loss(logits[0], batch.label, part)
         pseudo = cross_entropy(logits[1], target[part.rows], pseudo_px)
         share = labeled_px / (labeled_px + pseudo_px).clamp(min=1)
         return Losses(

@@ -7,7 +7,6 @@ most papers do not: they train on the plain labeled list for far fewer steps.
 from pydantic import Field
 
 from semiseg.augment.views import Views
-from semiseg.losses import LabeledLoss
 from semiseg.method import MethodConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -17,7 +16,6 @@ from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 class Config(MethodConfig):
     """Settings of the baseline."""
 
-    labeled_loss: LabeledLoss = LabeledLoss()
     ema_decay: float | None = Field(
         None, ge=0, lt=1
     )  # evaluate a moving average (EMA) of the weights; None: evaluate the weights themselves

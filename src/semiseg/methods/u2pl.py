@@ -21,7 +21,6 @@ from semiseg.augment.cutmix import paste, sample_boxes_of_area, triggered
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import quantile
-from semiseg.losses import LabeledLoss
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.bank import Bank, prototypes
 from semiseg.models.build import Build, Network
@@ -39,7 +38,6 @@ class Config(RampedConfig):
     contrastive_weight: float = Field(1.0, gt=0)  # lambda_c
     ema_decay: float = Field(0.99, ge=0, lt=1)
     warmup_steps: int = Field(0, ge=0)  # with the labeled loss alone; the authors' first epoch on VOC
-    labeled_loss: LabeledLoss = LabeledLoss()
     cutmix_probability: float = Field(0.5, ge=0, le=1)
     teacher_statistics: Literal["own", "averaged"] = "own"  # of batch norm: the teacher sees all images, or EMA
     # The contrastive loss. Smaller numbers of anchors, negatives and representations suit a CPU.

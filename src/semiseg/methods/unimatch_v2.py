@@ -20,7 +20,7 @@ from semiseg.augment.pairs import StrongPairs, cutmix_pairs
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.losses import LabeledLoss, cross_entropy
+from semiseg.losses import cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
@@ -38,7 +38,6 @@ class Config(RampedConfig):
     feature_dropout: Literal["complementary", "none"] = "complementary"
     whole_pairs: float | None = Field(None, ge=0, lt=1)  # share of the pairs that keep all channels; 0.5 if not given
     strong: Pool = jitter.Config()  # of both strong views
-    labeled_loss: LabeledLoss = LabeledLoss()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

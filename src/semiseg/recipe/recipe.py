@@ -21,6 +21,12 @@ class Recipe:
     optim: optim.Config
     engine: EngineConfig
 
+    @property
+    def counts_classes(self) -> bool:
+        """Returns whether training must know how many pixels of each class each labeled mask has."""
+        weights = self.method.labeled_loss.class_weights
+        return self.data.labeled_order == "class_balanced" or weights == "inverse_sqrt"
+
     def computed_in(self, precision: PrecisionSetting) -> "Recipe":
         """Returns the recipe with this precision in place of `auto`. A resumed run keeps the precision of its start."""
         return replace(self, engine=self.engine.model_copy(update={"precision": precision}))
