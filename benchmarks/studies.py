@@ -211,9 +211,7 @@ def balanced_study(pack: str, title: str, number: int, settings: tuple[str, ...]
     few, every = f"{number} labels", "all labels"
     images = {few: Images(number), every: Images(ALL)}
     images |= {f"{row} class-balanced": of for row, of in images.items()}
-    rows = (
-        f"{row}=supervised" + (":data.labeled_order=class_balanced" if "balanced" in row else "") for row in images
-    )
+    rows = (f"{row}=supervised" + (":data.labeled_order=class_balanced" if "balanced" in row else "") for row in images)
     asked = (
         f"Recipe `small/{pack}` with more steps, supervised training with its best augmentation. How far masks of all "
         "images are from the few ones bounds what unlabeled images can be worth. *class-balanced*: each turn draws a "
@@ -237,6 +235,26 @@ def long_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
     return Study(f"{title}: a longer training", asked, pack, rows, settings)
 
 
+def weights_study(pack: str, title: str, settings: tuple[str, ...] = (), others: tuple[str, ...] = ()) -> Study:
+    """Makes the study of class weights, with and without unlabeled images."""
+    weights = ":method.labeled_loss.class_weights=inverse_sqrt"
+    rows = ("supervised", f"supervised+weights=supervised{weights}", f"plain+ramp={PLAIN}",
+            f"plain+ramp+weights={PLAIN}{weights}", *others)  # fmt: skip
+    asked = (
+        f"Recipe `small/{pack}`. *+weights*: `labeled_loss.class_weights: inverse_sqrt`. *plain+ramp*: FixMatch with "
+        "an EMA teacher, whose unlabeled weight rises over the whole run."
+    )
+    return Study(f"{title}: class weights", asked, pack, rows, settings)
+
+
+_BINARY = ("data.classes=classes-binary.txt", "data.background=background",
+           "data.values={1: 1, 2: 1, 3: 1, 4: 1, 5: 1}")  # fmt: skip
+_GROUPS = (  # VOC's own groups of its classes
+    "data.layout=folder", "data.images=JPEGImages", "data.masks=SegmentationClass", "data.background=background",
+    f"data.classes={Path(__file__).parent / 'voc-groups.txt'}",
+    "data.values={15: 1, 3: 2, 8: 2, 10: 2, 12: 2, 13: 2, 17: 2, 1: 3, 2: 3, 4: 3, 6: 3, 7: 3, 14: 3, 19: 3, 5: 4, 9: 4"
+    ", 11: 4, 16: 4, 18: 4, 20: 4}",
+)  # fmt: skip
 _LONG = "engine.steps=2000", "engine.eval_every=250"
 _3000 = "engine.steps=3000", "engine.eval_every=500"
 _CELLS, _CAMVID = "White blood cells, 5 labels", "CamVid, 23 labels"
@@ -266,6 +284,12 @@ STUDIES: dict[str, Study] = {
     "18-long-camvid": long_study("camvid", f"{_CAMVID}, 3000 steps", _3000),
     "18-long-tile": long_study("tile", f"{_TILES}, 3000 steps", _3000),
     "18-long-voc-mini": long_study("voc-mini", f"{_VOC}, 3000 steps", _3000),
+    "19-weights-wbc": weights_study("wbc", _CELLS, (_JITTER,), ("cac",)),
+    "19-weights-camvid": weights_study("camvid", _CAMVID),
+    "19-weights-tile": weights_study("tile", _TILES),
+    "19-weights-voc-mini": weights_study("voc-mini", _VOC),
+    "19-weights-tile-binary": weights_study("tile", "Magnetic tiles, defect or not, 24 labels", _BINARY),
+    "19-weights-voc-groups": weights_study("voc-mini", "Small VOC photographs in 5 groups, 83 labels", _GROUPS),
     "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
     "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
     "16-optimizers-tile": optimizers_study("tile", _TILES),
