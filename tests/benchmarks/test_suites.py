@@ -74,6 +74,8 @@ def test_a_suite_runs_without_peers(suite: str, run: common.Settings):
     ("imas", methods.Passes(encoded=4, decoded=4, trained=6, refined=6, teacher=2, others=0)),
     ("st_pp", methods.Passes(0, 0, 4, 4, 0, 0)),
     ("cps", methods.Passes(0, 0, 8, 8, 0, 0)),  # two students, and all pixels
+    ("cct", methods.Passes(0, 0, 4, 4, 0, 64)),  # 30 decoders beside, two of them once more for adversarial noise
+    ("ps_mt", methods.Passes(4, 4, 4, 4, 4, 4)),  # both teachers predict, and both decoders look for the noise
     ("u2pl", methods.Passes(8, 8, 4, 4, 8, 12)),  # a teacher twice on labeled and unlabeled images; heads beside
     ("unimatch", methods.Passes(2, 2, 8, 10, 0, 0)),  # the view of perturbed features needs no encoder
 ])  # fmt: skip
@@ -81,7 +83,7 @@ def test_passes_of_a_step_are_counted(run: common.Settings, name: str, wanted: m
     ours = step.Ours(run.device, method=name, encoder="tu-test_efficientnet")
     ours.taken = methods.AT
     loaded = methods.batch_for(ours, step.loaded_batch(2, 33, 21, run.device))
-    with methods.counting(ours) as counted:
+    with methods.counting(ours) as (counted, _):
         ours.take(loaded)
         assert counted() == wanted
     ours.take(loaded)
@@ -113,6 +115,33 @@ def test_the_table_of_methods_flags_what_takes_longer_than_its_passes(run: commo
     seconds["step"] = 1.05
     methods.measure(run, again := common.Results(run))
     assert "Above 1.10 times what is needed: supervised." in again.record("methods", "Title").notes
+
+
+def test_what_other_parts_need_is_added(run: common.Settings, monkeypatch):
+    monkeypatch.setattr(methods.methods, "names", lambda: ("fixmatch", "gct", "supervised"))
+    seconds = {"step": 2.4, "supervised": 0.5, "forward": 0.2, "both": 0.8, "decoder_forward": 0.1, "decoder_both": 0.4,
+               "other 0": 0.25, "other 1": 0.0625}  # fmt: skip
+    monkeypatch.setattr(common, "interleaved", lambda made, *_: {name: [seconds[name]] for name in made})
+    results = common.Results(run)
+    methods.measure(run, results, only=["gct"])
+    # two networks see four images, 0.2 s each; the detector sees each prediction twice, once with fixed weights
+    assert results.figures["gct, needed by other parts"].median == 2 * 0.25 + 2 * 0.0625
+    assert results.figures["gct, needed"].median == pytest.approx(8 * 0.2 + 0.625)
+    assert [ratio.value for ratio in results.ratios if ratio.name.endswith("needed")] == pytest.approx([2.4 / 2.225])
+    assert {name.partition(",")[0] for name in results.figures} == {"gct"}  # the only one that was asked for
+    assert "Above 1.10 times what is needed: none." in results.notes
+
+
+def test_some_methods_alone_can_be_measured(tmp_path: Path):
+    words = ["--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    settings, names = methods.arguments([*words, "--method", "cct", "--method", "gct"])
+    assert settings.out == tmp_path
+    assert names == ["cct", "gct"]
+    assert methods.arguments(words)[1] == []  # all
+    with pytest.raises(UserError, match="no such method; choose from ael, "):
+        methods.arguments([*words, "--method", "ctt"])
+    with pytest.raises(UserError, match="name a folder with --out"):
+        methods.arguments(["--method", "cct"])
 
 
 @pytest.mark.soak

@@ -28,7 +28,8 @@ def adversarial_noise(
     derivative of the logits, F = diag(p) - p p^T. One product of this matrix with a random direction is one iteration
     of the power method, as in the papers. The authors take the gradient at a distance of 1e-6 instead, which is lost
     in the rounding of fp32. The product has no such distance, so it works in low precision, too. It costs a forward
-    pass and three passes like a backward pass that gives no gradient of weights.
+    pass and three passes like a backward pass that gives no gradient of weights. For depthwise convolutions the second
+    one takes three times as long: torch computes gradients of their weights, too, in a loop over the groups.
 
     No gradient reaches the decoder or `value`. The decoder must not use batch statistics.
 

@@ -10,6 +10,7 @@ a context module of the decoder is not shared; boxes of objects are those of cla
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Method(SemiMethod, config=Config):
         for number, (kind, decoder) in enumerate(zip(self.kinds, self.auxiliary, strict=True)):
             perturbed = self._perturbed(kind, value, guide, decoder, at.generator("auxiliary", number), part)
             probability = self._decoded(decoder, perturbed, features.size).float().softmax(1)
-            distance = (probability - target).pow(2).mean(1)
+            distance = F.mse_loss(probability, target, reduction="none").mean(1)
             distances.append(torch.where(batch.valid, distance, 0.0).sum())
         labeled = cfg.labeled_loss(logits[:b], batch.label, part)  # L_s
         unlabeled = torch.stack(distances).mean() / part.valid_px.clamp(min=1)  # L_u
