@@ -169,6 +169,21 @@ def test_a_ramp_makes_the_weight_of_unlabeled_images_rise(make, name):
     assert slope * (1 - most[1]) == pytest.approx(whole[0] - most[0], rel=1e-3, abs=1e-5)
 
 
+def test_with_batch_norm_apart_strong_views_change_no_running_statistics(make, name):
+    fields = methods.load(name).Config.model_fields
+    if "batch_norm" not in fields:
+        return
+    unblended = {"intensity": "standard"} if "intensity" in fields else {}
+    found = []
+    for how in ("joint", "apart"):
+        for step in (0, 1):  # the noise of strong views depends on it, labeled images do not
+            method = make(batch_norm=how, **unblended)
+            method.losses(toys(method, step), Progress(0, STEPS))
+            found.append(next(value for key, value in method.state_dict().items() if key.endswith("running_mean")))
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+
+
 def test_class_weights_act_on_the_labeled_loss(make):
     """Three times the weight of every class: three times the loss."""
     batch, at = toys(make(), 2), Progress(0, STEPS)

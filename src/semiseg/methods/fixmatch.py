@@ -23,6 +23,7 @@ from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import BatchNorm, batch_norm
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
@@ -36,6 +37,7 @@ class Config(RampedConfig):
     ema_decay: float | None = Field(None, ge=0, lt=1)  # of teacher: ema; 0.996 if not given
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     strong: Pool = intensity.Config()
+    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
@@ -65,7 +67,8 @@ class Method(SemiMethod, config=Config):
         cfg, share = self.config, part.share
         own: PseudoLabels = part.own
         mixed, _, _ = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        logits = self.student(torch.cat([batch.image, mixed.image])).split([len(batch.image), len(mixed.image)])
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            logits = self.student(torch.cat([batch.image, mixed.image])).split([len(batch.image), len(mixed.image)])
 
         labeled = cfg.labeled_loss(logits[0], batch.label, part)
         each = confident_cross_entropy(logits[1], mixed.label, mixed.confidence, cfg.threshold, mixed.valid)

@@ -29,6 +29,7 @@ from semiseg.losses import confident_cross_entropy
 from semiseg.method import RampedConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import BatchNorm, batch_norm
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Prediction, Progress, PseudoLabels, SemiBatch
 
@@ -61,11 +62,14 @@ class Config(RampedConfig):
     boxes: Literal["each", "official"] = "each"  # each image has its own box; official: the authors' sampling (D10)
     extra_weak_forward: bool = False  # pass the weak view through the student in train mode, for its batch norm (D17)
     copy_steps: int = Field(0, ge=0)  # steps during which the teacher is a copy of the student (D21)
+    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
         if self.cutmix == "adaptive" and self.cutmix_probability is not None:
             raise ValueError("cutmix_probability belongs to cutmix: standard; adaptive CutMix fires by mean easiness")
+        if self.extra_weak_forward and self.batch_norm == "apart":
+            raise ValueError("extra_weak_forward belongs to batch_norm: joint; apart needs no other view")
         return self
 
 
@@ -132,7 +136,8 @@ class Method(SemiMethod, config=Config):
         second = torch.where(fires, mixed.image, first)
 
         views = [batch.image, first, second] + ([own.image] if cfg.extra_weak_forward else [])
-        logits = self.student(torch.cat(views)).split([len(view) for view in views])
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            logits = self.student(torch.cat(views)).split([len(view) for view in views])
 
         labeled = cfg.labeled_loss(logits[0], batch.label, part)  # Eq. 3
         on_first = confident_cross_entropy(logits[1], own.label, own.confidence, cfg.threshold, own.valid)

@@ -32,6 +32,7 @@ from semiseg.models.alignment import DistributionAlignment
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import BatchNorm, batch_norm
 from semiseg.models.predict import evaluating, predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
@@ -55,6 +56,7 @@ class Config(RampedConfig):
     paste: copy_paste.Config | None = None  # of classes of labeled images into the strong views; null: none
     alignment: float = Field(0.0, ge=0, le=1)  # of pseudo-labels with the class frequencies of the labeled images
     ignore_class: int | Literal["background", "none"] = "background"  # this class has no weight in wIoU
+    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @property
     def adapts(self) -> bool:
@@ -140,12 +142,13 @@ class Method(SemiMethod, config=Config):
         own: Observed = part.own
         mixed = [self._paste(view, at, part) for view in self._cutmix(at, part)]
         views = [batch.image, *(view.image for view in mixed)]
-        features = student.encode(torch.cat(views))
-        if self.drops:
-            widest, num_slots = max(value.shape[1] for value in features.maps), len(part.observed.label)
-            drop = drop_complementary(at.generator("feature dropout"), num_slots, widest, part.rows)
-            features = features.each(drop)
-        logits = student.classify(student.decode(features), features.size)
+        with batch_norm(student, cfg.batch_norm, len(batch.image)):
+            features = student.encode(torch.cat(views))
+            if self.drops:
+                widest, num_slots = max(value.shape[1] for value in features.maps), len(part.observed.label)
+                drop = drop_complementary(at.generator("feature dropout"), num_slots, widest, part.rows)
+                features = features.each(drop)
+            logits = student.classify(student.decode(features), features.size)
         on_image, *on_views = torch.split(logits, [len(view) for view in views])
 
         labeled = cfg.labeled_loss(on_image, batch.label, part)
