@@ -203,7 +203,10 @@ def compare(
         str | None, typer.Option(help="Numbers of GPUs, e.g. 0,1: one training on each.", show_default=False)
     ] = None,
 ) -> None:
-    """Train a recipe with several methods and seeds, and compare them. The same command goes on where it stopped."""
+    """Train a recipe with several methods and seeds, and compare them. The same command goes on where it stopped.
+
+    Complete runs of other methods and seeds in the folder stay in the tables.
+    """
     from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)
