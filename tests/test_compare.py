@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -263,6 +264,20 @@ def test_complete_runs_of_earlier_calls_stay_in_the_tables(base, tmp_path):
     found = compare(base, "supervised", [0], out, small)  # a run that was given up is no row
     assert [row.name for row in found.rows] == ["supervised"]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"bestone", "supervised"}
+
+
+def test_two_comparisons_in_one_folder(base, tmp_path):
+    out = tmp_path / "out"
+    program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "
+    program += f"Lock(Run(Path({str(out)!r}))).acquire(); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=rf"^{out}: process {other.pid} on .* trains here; wait for it"):
+            compare(base, "supervised", [0], out, ["engine.steps=1"])
+        assert [path.name for path in out.iterdir()] == ["train.lock"]
+        other.kill()
+    compare(base, "supervised", [0], out, ["engine.steps=1"])  # one that was killed holds nothing
+    assert not (out / "train.lock").exists()
 
 
 def test_a_baseline_beside_a_training(base, tmp_path):

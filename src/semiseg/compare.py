@@ -12,6 +12,7 @@ from rich.console import Console
 from semiseg import api, data, queue
 from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset
+from semiseg.engine.lock import Lock
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.setup import check_settings
 from semiseg.errors import UserError
@@ -147,8 +148,8 @@ def compare(
         devices: numbers of GPUs; one training at once on each.
 
     Raises:
-        UserError: a name or a setting is wrong, or the folder holds runs that cannot stand in one table with these,
-            before anything is written; or no training could be completed.
+        UserError: a name or a setting is wrong, or the folder holds runs that cannot stand in one table with these, or
+            another process works in it, before anything is written; or no training could be completed.
         Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -158,27 +159,29 @@ def compare(
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
     dataset = data.load(base.data)
-    others = _others(out, [job.run for job in jobs.values()])
-    for run in [run for runs in others.values() for run in runs]:
-        _refuse_other_comparison(run, base, named)
-    held = {job.run: planned[key] for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}
-    held |= {run: base for runs in others.values() for run in runs}
-    if held:
-        masks = digests_of_masks(dataset, base.data.root)
-        for run, of_run in held.items():
-            api.refuse_other_images(run, of_run, dataset)
-            api.refuse_other_masks(run, of_run, masks)
     if not all(job.complete for job in jobs.values()):
         for entry in named:  # mistakes are found now, not hours later when it is their turn
             _check(entry, planned[entry, seeds[0]], dataset)
-    queue.prepare({job: planned[key] for key, job in jobs.items()})
-    failed = queue.work(list(jobs.values()), console, at_once, devices, until)
-    if not any(job.run.exists() for job in jobs.values()):
-        raise UserError(
-            _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
-        )
-    found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
-    comparison_files.write(found, out)
+    with Lock(Run(out)) as lock:
+        lock.acquire()
+        others = _others(out, [job.run for job in jobs.values()])
+        for run in [run for runs in others.values() for run in runs]:
+            _refuse_other_comparison(run, base, named)
+        held = {job.run: planned[key] for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}
+        held |= {run: base for runs in others.values() for run in runs}
+        if held:
+            masks = digests_of_masks(dataset, base.data.root)
+            for run, of_run in held.items():
+                api.refuse_other_images(run, of_run, dataset)
+                api.refuse_other_masks(run, of_run, masks)
+        queue.prepare({job: planned[key] for key, job in jobs.items()})
+        failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+        if not any(job.run.exists() for job in jobs.values()):
+            raise UserError(
+                _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
+            )
+        found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
+        comparison_files.write(found, out)
     if failed:
         raise UserError(_failures(failed, len(jobs)))
     return found
