@@ -266,6 +266,21 @@ def test_complete_runs_of_earlier_calls_stay_in_the_tables(base, tmp_path):
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"bestone", "supervised"}
 
 
+def test_when_the_time_is_over_the_tables_say_what_is_incomplete(base, tmp_path):
+    small, out = ["engine.steps=1", "engine.eval_every=1"], tmp_path / "out"
+    compare(base, "earlier=supervised", [9], out, small)
+    compare(base, "supervised", [0], out, small)
+    found = compare(base, "supervised,cps", [0, 3], out, small, minutes=0.0)
+    assert [(row.name, [*row.results], dict(row.unfinished)) for row in found.rows] == [
+        ("supervised", [0], {3: 0}),
+        ("cps", [], {0: 0, 3: 0}),
+        ("earlier", [9], {}),
+    ]
+    text = (out / "comparison.txt").read_text()
+    assert "incomplete: 3 of 5 runs" in text
+    assert "not counted: cps with seed 3, 0 of 1 steps" in text
+
+
 def test_two_comparisons_in_one_folder(base, tmp_path):
     out = tmp_path / "out"
     program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "

@@ -224,8 +224,8 @@ def compare(
         found = compare_methods(recipe, methods, numbers, out, overrides or [], console, minutes, at_once, named)
     console.print(text(found))
     _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
-    if left := sum(len(numbers) - len(row.results) for row in found.rows):
-        _say(f"the time is over: {left} of {len(numbers) * len(found.rows)} runs are left; the same command goes on")
+    if any(row.unfinished for row in found.rows):
+        _say("the time is over; the same command goes on with the runs that are incomplete")
 
 
 @app.command()

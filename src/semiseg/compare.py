@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -143,7 +143,8 @@ def compare(
         out: folder of the runs `<name>/seed-<n>` and of the tables comparison.{txt,csv,tex,json}.
         overrides: settings that replace those of the recipe, for all methods.
         console: shows the progress. None: nothing is shown.
-        minutes: when to stop; the running trainings save their completed steps. None: when all are complete.
+        minutes: when to stop; the running trainings save their completed steps, and the tables name the runs that are
+            not complete. None: when all are complete.
         at_once: number of trainings at once.
         devices: numbers of GPUs; one training at once on each.
 
@@ -181,6 +182,7 @@ def compare(
                 _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
             )
         found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
+        found = _with_waiting(found, named, seeds)
         comparison_files.write(found, out)
     if failed:
         raise UserError(_failures(failed, len(jobs)))
@@ -232,6 +234,15 @@ def _rows(out: Path, named: Mapping[Entry, Sequence[Run]], others: Mapping[str, 
     names = {Entry(name, "").folder: name for name in before}
     folders = {entry.folder for entry in named}
     return rows | {names.get(each, each): [*runs] for each, runs in others.items() if each not in folders}
+
+
+def _with_waiting(found: Comparison, named: Sequence[Entry], seeds: Sequence[int]) -> Comparison:
+    """Adds the runs that were not started yet, with 0 completed steps."""
+    rows, names = [], {entry.name for entry in named}
+    for row in found.rows:
+        waiting = {seed: 0 for seed in seeds if row.name in names and seed not in row.results}
+        rows.append(replace(row, unfinished=waiting | {**row.unfinished}))
+    return replace(found, rows=tuple(rows))
 
 
 def train_with_baseline(
