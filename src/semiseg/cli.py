@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+import semiseg
 from semiseg.engine.signals import leaving_at_once
 from semiseg.errors import Interrupted, UserError, first_line
 
@@ -41,6 +42,22 @@ _WATCH_S = 2.0  # between two looks of runs --watch
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        _say(semiseg.__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Has the options of `semiseg` itself."""
 
 
 @app.command()
