@@ -110,7 +110,10 @@ def rehearse(
         if recipe.data.labeled_order == "class_balanced":
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
-        return rehearse_recipe(recipe, dataset, runtime, steps, count)
+        found = rehearse_recipe(recipe, dataset, runtime, steps, count)
+    if found and found.busy:
+        _note(console, f"{found.busy}; times may be wrong: try again when it is idle")
+    return found
 
 
 def check(
