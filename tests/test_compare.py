@@ -241,6 +241,7 @@ def test_complete_runs_of_earlier_calls_stay_in_the_tables(base, tmp_path):
     assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [1]), ("best one", [0])]
     found = compare(base, "supervised", [0], out, small)
     assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [0, 1]), ("best one", [0])]
+    shutil.copytree(out / "bestone/seed-0", out / "bestone/seed-0-copy")
     (out / "comparison.json").write_text("[]")  # its names are lost
     found = compare(base, "supervised", [0], out, small)
     assert [row["name"] for row in json.loads((out / "comparison.json").read_text())["rows"]] == [

@@ -193,8 +193,10 @@ def _others(out: Path, named: Sequence[Run]) -> dict[str, list[Run]]:
     """Finds the complete runs of earlier calls in a folder that are not named now, by the folder of their row."""
     found: dict[str, list[Run]] = {}
     for config in sorted(out.glob("*/seed-*/config.yaml")):
-        run = Run(config.parent)
-        if run not in named and (last := run.last()) and last["step"] == recipe_file.read(config)["engine"]["steps"]:
+        run, engine = Run(config.parent), recipe_file.section(config, "engine")
+        if run in named or run.path.name != f"seed-{engine.get('seed')}":  # e.g. a copy that somebody has made
+            continue
+        if (last := run.last()) and last["step"] == engine.get("steps"):
             found.setdefault(run.path.parent.name, []).append(run)
     return found
 
@@ -228,10 +230,10 @@ def _rows(out: Path, named: Mapping[Entry, Sequence[Run]], others: Mapping[str, 
     """Returns the runs of each row of the tables: those that are named now first. Earlier rows keep their names."""
     rows = {entry.name: [*runs, *others.get(entry.folder, ())] for entry, runs in named.items()}
     try:
-        before = [row["name"] for row in json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"]]
+        before = json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"]
+        names = {Entry(row["name"], "").folder: row["name"] for row in before}
     except (OSError, ValueError, LookupError, TypeError):
-        before = []  # then a row has the name of its folder
-    names = {Entry(name, "").folder: name for name in before}
+        names = {}  # then a row has the name of its folder
     folders = {entry.folder for entry in named}
     return rows | {names.get(each, each): [*runs] for each, runs in others.items() if each not in folders}
 
