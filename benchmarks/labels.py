@@ -86,7 +86,8 @@ class Study:
         for kind, of_list in names.items():
             (lists / f"{kind}.txt").write_text("".join(f"{name}\n" for name in of_list), encoding="utf-8")
         settings = [f"data.{kind}={lists.absolute()}/{kind}.txt" for kind in names]
-        return rule, self.compare(self.then, seed, self.out / rule, settings)
+        out = self.out / f"seed-{seed}" / rule  # a folder for each: its runs share their labels
+        return rule, self.compare(self.then, seed, out, settings)
 
     def ranked(self, rule: str, seed: int) -> list[str]:
         """Returns the names of the images that a rule chooses, the most valuable first."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 import semiseg
@@ -291,6 +291,25 @@ def test_a_run_does_not_go_on_with_other_masks(moved, part):
         api.train(recipe, run.path)
     mask.write_bytes(b"broken")  # this is what data.on_unreadable is for
     if part == "train":
+        api.train(recipe, run.path)
+
+
+def test_a_run_does_not_go_on_with_a_mask_whose_objects_have_moved(moved):
+    """As many pixels of each class as before, elsewhere. A run of an earlier semiseg does not know where they were."""
+    run, recipe = moved
+    listed = (recipe.data.root / "splits/labeled.txt").read_text().split()[0]
+    mask = recipe.data.root / f"masks/{listed}.png"
+    ImageOps.mirror(Image.open(mask)).save(mask)
+    with pytest.raises(semiseg.UserError, match=rf"holds a run on other masks than .*\(1 changed, e.g. of {listed}\)"):
+        api.train(recipe, run.path)
+    known = json.loads((run.path / "masks.json").read_text())
+    earlier = {
+        kind: {name: digest.partition("-")[0] for name, digest in masks.items()} for kind, masks in known.items()
+    }
+    (run.path / "masks.json").write_text(json.dumps(earlier))
+    api.train(recipe, run.path)
+    Image.open(mask).point(lambda value: 1).save(mask)
+    with pytest.raises(semiseg.UserError, match="holds a run on other masks than"):
         api.train(recipe, run.path)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -87,6 +88,7 @@ with open(run.parents[1] / "order", "a") as file:
     name, device = f"{run.parent.name}/{run.name}", os.environ.get("CUDA_VISIBLE_DEVICES")
     print(name, device, os.environ["OMP_NUM_THREADS"], file=file)
 run.mkdir(exist_ok=True)
+(run / "process").write_text(str(os.getpid()))
 def records(*steps):
     lines = [json.dumps({"kind": "val", "step": step, "miou": 0.5, "iou": [0.5, 0.5]}) for step in steps]
     (run / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
@@ -149,7 +151,7 @@ def test_a_killed_training_says_so(jobs, tmp_path):
     def kill() -> None:
         while job.done < 1:
             time.sleep(0.05)
-        os.system("pkill -KILL -f slow/seed-0")
+        os.kill(int((job.run.path / "process").read_text()), signal.SIGKILL)
 
     threading.Thread(target=kill).start()
     assert "ended by SIGKILL (perhaps not enough memory); see" in queue.work([job], Console(quiet=True))[job.name]
@@ -230,6 +232,68 @@ def test_two_methods_end_to_end(base, tmp_path, capsys):
         compare(base, methods, [3], out, [*small, f"data.root={moved}"])
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
         compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])
+
+
+def test_complete_runs_of_earlier_calls_stay_in_the_tables(base, tmp_path):
+    small, out = ["engine.steps=1", "engine.eval_every=1"], tmp_path / "out"
+    compare(base, "best one=supervised", [0], out, small)
+    found = compare(base, "supervised", [1], out, small)
+    assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [1]), ("best one", [0])]
+    found = compare(base, "supervised", [0], out, small)
+    assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [0, 1]), ("best one", [0])]
+    shutil.copytree(out / "bestone/seed-0", out / "bestone/seed-0-copy")
+    (out / "comparison.json").write_text("[]")  # its names are lost
+    found = compare(base, "supervised", [0], out, small)
+    assert [row["name"] for row in json.loads((out / "comparison.json").read_text())["rows"]] == [
+        "supervised",
+        "bestone",
+    ]
+    texts = {path: path.read_text() for path in out.glob("comparison.*")}
+    for methods, settings, says in (
+        (
+            "cps",
+            ["engine.steps=2", "engine.eval_every=1"],
+            r"seed-0: holds a run of another .* \(engine.steps: 1 -> 2\)",
+        ),
+        ("cps", [*small, "model.encoder=resnet34"], r"model.encoder: .* -> resnet34"),
+        ("supervised=cps", small, r"supervised/seed-0: holds a run of another .*method.name: supervised -> cps"),
+    ):
+        with pytest.raises(UserError, match=says):
+            compare(base, methods, [5], out, settings)
+        assert {path: path.read_text() for path in out.glob("comparison.*")} == texts
+    (out / "bestone/seed-0/metrics.jsonl").write_text("")
+    found = compare(base, "supervised", [0], out, small)  # a run that was given up is no row
+    assert [row.name for row in found.rows] == ["supervised"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"bestone", "supervised"}
+
+
+def test_when_the_time_is_over_the_tables_say_what_is_incomplete(base, tmp_path):
+    small, out = ["engine.steps=1", "engine.eval_every=1"], tmp_path / "out"
+    compare(base, "earlier=supervised", [9], out, small)
+    compare(base, "supervised", [0], out, small)
+    found = compare(base, "supervised,cps", [0, 3], out, small, minutes=0.0)
+    assert [(row.name, [*row.results], dict(row.unfinished)) for row in found.rows] == [
+        ("supervised", [0], {3: 0}),
+        ("cps", [], {0: 0, 3: 0}),
+        ("earlier", [9], {}),
+    ]
+    text = (out / "comparison.txt").read_text()
+    assert "incomplete: 3 of 5 runs" in text
+    assert "not counted: cps with seed 3, 0 of 1 steps" in text
+
+
+def test_two_comparisons_in_one_folder(base, tmp_path):
+    out = tmp_path / "out"
+    program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "
+    program += f"Lock(Run(Path({str(out)!r}))).acquire(); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=rf"^{out}: process {other.pid} on .* trains here; wait for it"):
+            compare(base, "supervised", [0], out, ["engine.steps=1"])
+        assert [path.name for path in out.iterdir()] == ["train.lock"]
+        other.kill()
+    compare(base, "supervised", [0], out, ["engine.steps=1"])  # one that was killed holds nothing
+    assert not (out / "train.lock").exists()
 
 
 def test_a_baseline_beside_a_training(base, tmp_path):

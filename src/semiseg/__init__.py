@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from semiseg.errors import UserError
     from semiseg.runs import Run
 
+    __version__: str
+
 __all__ = ["Run", "UserError", "evaluate", "export", "load", "predict", "train"]
 
 _HOME = {
@@ -31,6 +33,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `import semiseg` alone does not import torch."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("semiseg")
     if name in _HOME:
         return getattr(importlib.import_module(f"semiseg.{_HOME[name]}"), name)
     raise AttributeError(f"module 'semiseg' has no attribute {name!r}")

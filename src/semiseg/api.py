@@ -110,7 +110,10 @@ def rehearse(
         if recipe.counts_classes:
             dataset = replace(dataset, class_counts=count_classes(dataset, recipe.data.root))
     with counting("trying", console, "steps") as count:
-        return rehearse_recipe(recipe, dataset, runtime, steps, count)
+        found = rehearse_recipe(recipe, dataset, runtime, steps, count)
+    if found and found.busy:
+        _note(console, f"{found.busy}; times may be wrong: try again when it is idle")
+    return found
 
 
 def check(
@@ -248,11 +251,17 @@ def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, Mapping[str
         UserError: a mask shows something else.
     """
     for kind, place in (("labels", recipe.data.root), ("pseudo", recipe.data.pseudo)):
-        if changed := [name for name, digest in run.masks(kind).items() if masks[kind].get(name, digest) != digest]:
+        before = run.masks(kind)
+        if changed := [name for name in before.keys() & masks[kind] if not _alike(before[name], masks[kind][name])]:
             raise UserError(
                 f"{run.path}: holds a run on other masks than {place} has now ({len(changed)} changed, e.g. of "
-                f"{changed[0]}); put them back as they were, or name another directory with --out"
+                f"{min(changed)}); put them back as they were, or name another directory with --out"
             )
+
+
+def _alike(before: str, now: str) -> bool:
+    """Returns whether two digests of a mask agree, in the parts that both have: an earlier semiseg wrote the first."""
+    return all(one == other for one, other in zip(before.split("-"), now.split("-"), strict=False))
 
 
 def _class_names(run: Run) -> Sequence[str]:

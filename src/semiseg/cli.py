@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+import semiseg
 from semiseg.engine.signals import leaving_at_once
 from semiseg.errors import Interrupted, UserError, first_line
 
@@ -41,6 +42,22 @@ _WATCH_S = 2.0  # between two looks of runs --watch
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory that train made.", show_default=False)]
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        _say(semiseg.__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Has the options of `semiseg` itself."""
 
 
 @app.command()
@@ -203,7 +220,10 @@ def compare(
         str | None, typer.Option(help="Numbers of GPUs, e.g. 0,1: one training on each.", show_default=False)
     ] = None,
 ) -> None:
-    """Train a recipe with several methods and seeds, and compare them. The same command goes on where it stopped."""
+    """Train a recipe with several methods and seeds, and compare them. The same command goes on where it stopped.
+
+    Complete runs of other methods and seeds in the folder stay in the tables.
+    """
     from semiseg.recipe import file as recipe_file
 
     recipe_file.read(recipe)
@@ -221,8 +241,8 @@ def compare(
         found = compare_methods(recipe, methods, numbers, out, overrides or [], console, minutes, at_once, named)
     console.print(text(found))
     _say(f"tables: {out}/comparison.txt, .csv, .tex, .json")
-    if left := sum(len(numbers) - len(row.results) for row in found.rows):
-        _say(f"the time is over: {left} of {len(numbers) * len(found.rows)} runs are left; the same command goes on")
+    if any(row.unfinished for row in found.rows):
+        _say("the time is over; the same command goes on with the runs that are incomplete")
 
 
 @app.command()

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +12,12 @@ from rich.console import Console
 from semiseg import api, data, queue
 from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset
+from semiseg.engine.lock import Lock
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.setup import check_settings
 from semiseg.errors import UserError
+from semiseg.recipe import file as recipe_file
+from semiseg.recipe.file import FREE
 from semiseg.recipe.load import changes_of_result, load_recipe, override
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import comparison_files
@@ -90,7 +93,7 @@ def _checked(named: Sequence[Entry]) -> list[Entry]:
             raise UserError(f"--methods {entry.name}: has the same name as {other.name}; give it another: NAME=METHOD")
         for change in entry.changes:
             key = change.partition("=")[0]
-            if not any(f"{key}.".startswith(f"{allowed}.") for allowed in _CHANGEABLE):
+            if not _is_of(key, _CHANGEABLE):
                 raise UserError(
                     f"--methods {entry.name}: {key} is alike for all methods of a comparison; change it for all with "
                     "--set"
@@ -131,6 +134,8 @@ def compare(
 ) -> Comparison:
     """Trains a recipe with several methods and seeds, and compares them. The same call goes on after an interruption.
 
+    Complete runs of other methods and seeds that are in the folder stay in the tables, below those that are named.
+
     Args:
         recipe: a recipe, or its path or name.
         methods: the methods, as `entries` reads them; gains are differences to the first one.
@@ -138,12 +143,14 @@ def compare(
         out: folder of the runs `<name>/seed-<n>` and of the tables comparison.{txt,csv,tex,json}.
         overrides: settings that replace those of the recipe, for all methods.
         console: shows the progress. None: nothing is shown.
-        minutes: when to stop; the running trainings save their completed steps. None: when all are complete.
+        minutes: when to stop; the running trainings save their completed steps, and the tables name the runs that are
+            not complete. None: when all are complete.
         at_once: number of trainings at once.
         devices: numbers of GPUs; one training at once on each.
 
     Raises:
-        UserError: a name or a setting is wrong, before anything is written; or no training could be completed.
+        UserError: a name or a setting is wrong, or the folder holds runs that cannot stand in one table with these, or
+            another process works in it, before anything is written; or no training could be completed.
         Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -153,25 +160,91 @@ def compare(
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
     jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
     dataset = data.load(base.data)
-    if held := {key: job.run for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}:
-        masks = digests_of_masks(dataset, base.data.root)
-        for key, run in held.items():
-            api.refuse_other_images(run, planned[key], dataset)
-            api.refuse_other_masks(run, planned[key], masks)
     if not all(job.complete for job in jobs.values()):
         for entry in named:  # mistakes are found now, not hours later when it is their turn
             _check(entry, planned[entry, seeds[0]], dataset)
-    queue.prepare({job: planned[key] for key, job in jobs.items()})
-    failed = queue.work(list(jobs.values()), console, at_once, devices, until)
-    if not any(job.run.exists() for job in jobs.values()):
-        raise UserError(
-            _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
-        )
-    found = read({entry.name: [jobs[entry, seed].run for seed in seeds] for entry in named})
-    comparison_files.write(found, out)
+    with Lock(Run(out)) as lock:
+        lock.acquire()
+        others = _others(out, [job.run for job in jobs.values()])
+        for run in [run for runs in others.values() for run in runs]:
+            _refuse_other_comparison(run, base, named)
+        held = {job.run: planned[key] for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}
+        held |= {run: base for runs in others.values() for run in runs}
+        if held:
+            masks = digests_of_masks(dataset, base.data.root)
+            for run, of_run in held.items():
+                api.refuse_other_images(run, of_run, dataset)
+                api.refuse_other_masks(run, of_run, masks)
+        queue.prepare({job: planned[key] for key, job in jobs.items()})
+        failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+        if not any(job.run.exists() for job in jobs.values()):
+            raise UserError(
+                _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
+            )
+        found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
+        found = _with_waiting(found, named, seeds)
+        comparison_files.write(found, out)
     if failed:
         raise UserError(_failures(failed, len(jobs)))
     return found
+
+
+def _others(out: Path, named: Sequence[Run]) -> dict[str, list[Run]]:
+    """Finds the complete runs of earlier calls in a folder that are not named now, by the folder of their row."""
+    found: dict[str, list[Run]] = {}
+    for config in sorted(out.glob("*/seed-*/config.yaml")):
+        run, engine = Run(config.parent), recipe_file.section(config, "engine")
+        if run in named or run.path.name != f"seed-{engine.get('seed')}":  # e.g. a copy that somebody has made
+            continue
+        if (last := run.last()) and last["step"] == engine.get("steps"):
+            found.setdefault(run.path.parent.name, []).append(run)
+    return found
+
+
+def _refuse_other_comparison(run: Run, base: Recipe, named: Sequence[Entry]) -> None:
+    """Checks that the recipe of an earlier run is alike in all that is alike for the methods of a comparison.
+
+    Raises:
+        UserError: it is not, or the run has the name of a method with other settings.
+    """
+    held = recipe_file.read(run.config)
+    entry = next((each for each in named if each.folder.casefold() == run.path.parent.name.casefold()), None)
+    ours = (base if entry is None else plan(base, entry, base.engine.seed)).to_dict()
+    free = (*FREE, "engine.seed", "engine.precision", *(() if entry else _CHANGEABLE))
+    other = [
+        f"{section}.{key}: {held[section][key]} -> {value}"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if key in (held.get(section) or {})  # an earlier semiseg did not have every setting
+        and held[section][key] != value
+        and not _is_of(f"{section}.{key}", free)
+    ]
+    if other:
+        raise UserError(
+            f"{run.path}: holds a run of another comparison ({'; '.join(other)}), which cannot stand in one table with "
+            "these; name another folder with --out"
+        )
+
+
+def _rows(out: Path, named: Mapping[Entry, Sequence[Run]], others: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """Returns the runs of each row of the tables: those that are named now first. Earlier rows keep their names."""
+    rows = {entry.name: [*runs, *others.get(entry.folder, ())] for entry, runs in named.items()}
+    try:
+        before = json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"]
+        names = {Entry(row["name"], "").folder: row["name"] for row in before}
+    except (OSError, ValueError, LookupError, TypeError):
+        names = {}  # then a row has the name of its folder
+    folders = {entry.folder for entry in named}
+    return rows | {names.get(each, each): [*runs] for each, runs in others.items() if each not in folders}
+
+
+def _with_waiting(found: Comparison, named: Sequence[Entry], seeds: Sequence[int]) -> Comparison:
+    """Adds the runs that were not started yet, with 0 completed steps."""
+    rows, names = [], {entry.name for entry in named}
+    for row in found.rows:
+        waiting = {seed: 0 for seed in seeds if row.name in names and seed not in row.results}
+        rows.append(replace(row, unfinished=waiting | {**row.unfinished}))
+    return replace(found, rows=tuple(rows))
 
 
 def train_with_baseline(
@@ -223,6 +296,11 @@ def _failures(failed: Mapping[str, str], total: int) -> str:
 def _recipe(recipe: Recipe | Path | str, overrides: Iterable[str]) -> Recipe:
     changes = list(overrides)
     return override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
+
+
+def _is_of(key: str, settings: Iterable[str]) -> bool:
+    """Returns whether a setting is one of these, or in a section of them."""
+    return any(f"{key}.".startswith(f"{each}.") for each in settings)
 
 
 def _job(out: Path, entry: Entry, seed: int, steps: int) -> queue.Job:

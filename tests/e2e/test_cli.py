@@ -65,6 +65,14 @@ def vivid(trained, tmp_path: Path) -> Path:
 # help
 
 
+def test_the_version(semiseg):
+    import semiseg as package
+
+    assert package.__version__ == version("semiseg")
+    assert semiseg("--version").out == f"{package.__version__}\n"
+    assert semiseg("--version").code == 0
+
+
 def test_help_names_every_command(semiseg):
     result = semiseg("--help")
     assert (result.code, result.err) == (0, "")

@@ -1,7 +1,10 @@
 """A dry run prints what the run would need and writes no files."""
 
 import math
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,3 +166,35 @@ def test_room_on_disk_is_what_the_run_takes_at_most(dry_run, recipe, tmp_path, m
     monkeypatch.setattr(training, "evaluate", better_and_better)
     training.train(validated, dataset, run)
     assert found.disk_mb == pytest.approx(max(sizes), rel=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not say who waits")
+def test_a_busy_machine_is_noticed(dry_run):
+    """Another program computes on the same core; threads of this one have to wait."""
+    cores = os.sched_getaffinity(0)
+    only = {min(cores)}
+    program = "print(flush=True)\nwhile True: pass"
+
+    def move(cores):
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
+
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            os.sched_setaffinity(other.pid, only)
+            move(only)
+            found = dry_run("supervised")
+        finally:
+            other.kill()
+            move(cores)
+    assert 0.2 < found.waited < 1
+    assert found.busy.startswith(f"the machine is busy: during the trial {100 * found.waited:.0f} % of")
+
+
+def test_an_idle_machine_is_not_called_busy(dry_run, monkeypatch):
+    times = [{"1": (0, 0)}, {"1": (94, 6)}]
+    monkeypatch.setattr(rehearse, "_processor_times", lambda: times.pop(0))
+    found = dry_run("supervised")
+    assert (found.waited, found.busy) == (0.06, None)
+    assert rehearse._share_of_waiting({}, {}) == 0  # a system that does not say it

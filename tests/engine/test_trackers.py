@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from semiseg import api
 from semiseg.engine import trackers
 from semiseg.engine.pictures import beside_mask
+from semiseg.engine.saving import Saver
 from semiseg.engine.trackers import Tracking
 from semiseg.errors import Interrupted, UserError
 from semiseg.recipe.load import validate
@@ -33,7 +34,9 @@ def say(*what):
 """
 WANDB = """
 class _Run:
-    def log(self, values, step=None):
+    def log(self, values, step=None, commit=False):
+        if commit:
+            return say("commit", step)
         say("log", {k: v if isinstance(v, float) else [i.shape for i in v] for k, v in values.items()}, step)
     def finish(self):
         say("finish")
@@ -59,6 +62,10 @@ def log_params(values):
     say("params", len(values))
 def log_metrics(values, step=None):
     say("log", values, step)
+class MlflowClient:
+    def get_metric_history(self, run_id, key):
+        logged = [json.loads(line) for line in SAID.read_text().splitlines()]
+        return [N(step=entry[2]) for entry in logged if entry[0] == "log" and key in entry[1]]
 def log_image(image, key, step):
     say("image", key, image.shape, step)
 def end_run():
@@ -180,6 +187,28 @@ def test_mlflow_knows_a_resumed_run(train, fake, interrupted):
     assert len({key for _, key, _, _ in images}) == 4
     assert all(key.startswith("predictions/") for _, key, _, _ in images)
     assert [(shape, step) for _, _, shape, step in images] == [([32, 64, 3], 2)] * 4 + [([32, 64, 3], 4)] * 4
+
+
+def test_mlflow_shows_no_step_twice(train, fake, interrupted):
+    """The run stops three steps after its checkpoint, like a process that is killed: they are taken again."""
+    with interrupted("semiseg.engine.step.Stepper.take", 6):
+        train(steps=6, log_every=1, eval_every=2, save_every=3, trackers=["mlflow"])
+    train(steps=6, log_every=1, eval_every=2, save_every=3, trackers=["mlflow"])
+    logged = [entry for entry in fake() if entry[0] == "log"]
+    assert [step for _, values, step in logged if "train/loss" in values] == [1, 2, 3, 4, 5, 6]
+    assert [step for _, values, step in logged if "val/miou" in values] == [2, 4, 6]
+
+
+def test_wandb_loses_no_step_of_a_checkpoint(train, fake, monkeypatch):
+    """It keeps the newest step to itself. A kill after the checkpoint would lose it, as a resumed run goes on later."""
+    saved = []
+    save = Saver.save
+    monkeypatch.setattr(Saver, "save", lambda self, done, log: (saved.append((done, fake())), save(self, done, log)))
+    train(steps=4, log_every=1, eval_every=2, save_every=2, trackers=["wandb"])
+    assert [done for done, _ in saved] == [2, 4]
+    for done, said in saved:
+        assert said[-1] == ["commit", done]
+        assert [entry[1] for entry in said if entry[0] == "commit"] == [*range(1, done + 1)]
 
 
 def test_pictures_that_cannot_be_stored_cost_no_curve(train, fake, monkeypatch):

@@ -104,6 +104,18 @@ def test_a_training_that_takes_longer_than_asked_for_is_said(data, tried, capsys
     assert "fewer than" not in capsys.readouterr().out
 
 
+def test_a_busy_machine_is_said(data, monkeypatch, capsys):
+    def rehearsed(chosen, request, work, batch, precision):
+        return Rehearsal(9.0, 9.0, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0, waited=waited)
+
+    monkeypatch.setattr(trial, "_rehearsed", rehearsed)
+    for waited, says in ((0.06, False), (0.5, True)):
+        init(Request(data / f"out-{waited}", data / "photos"), console=Console(width=200))
+        note = "note: the machine is busy: during the trial 50 % of the computing time was waiting for processors"
+        assert (note in (said := capsys.readouterr().out)) == says
+        assert ("engine.steps and the hours may be off: when it is idle, repeat init with --overwrite" in said) == says
+
+
 def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, square, capsys):
     write("layers/dog/none.png", square(6, inside=255))
     for number in range(6):

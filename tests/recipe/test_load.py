@@ -445,3 +445,26 @@ def test_a_home_directory_is_meant(write, monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert getattr(load_recipe(write(), [f"data.{key}=~/x"]).data, key) == tmp_path / "x"
     assert getattr(load_recipe(write(data={key: "~/x"})).data, key) == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [("cct", "unlabeled_ramp", "ramp"), ("gct", "consistency_ramp", "ramp"), ("imas", "confidence", "threshold")],
+)
+def test_a_setting_that_was_renamed(recipe, tmp_path, method, old, new):
+    """The recipe of a run that earlier code began."""
+    path, values = tmp_path / "config.yaml", recipe(method)
+    values["method"].pop(new, None)
+    values["method"][old] = 0.25
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=f"^{path}: method.{old}: is called {new} now; rename it there, its value"):
+        load_recipe(path)
+    path.write_text(path.read_text().replace(old, new))
+    assert getattr(load_recipe(path).method, new) == 0.25
+
+
+def test_a_renamed_setting_is_unknown_where_it_never_was(recipe):
+    values = recipe("supervised")
+    values["method"]["unlabeled_ramp"] = 0.25
+    with pytest.raises(UserError, match=r"method\.unlabeled_ramp: unknown key"):
+        validate(values, "recipe")

@@ -126,6 +126,17 @@ def test_other_masks_of_the_same_images_stand_in_no_table(run):
         comparison.read({"first": [first], "other": [other]})
 
 
+def test_masks_whose_objects_have_moved_stand_in_no_table(run):
+    digests = {"first": "12-aa", "other": "12-bb", "earlier": "12"}  # an earlier semiseg wrote the first part alone
+    made = {name: run(name, 0, 0.5) for name in digests}
+    for name, digest in digests.items():
+        (made[name].path / "masks.json").write_text(json.dumps({"labels": {"a": digest}, "pseudo": {}}))
+    for name in ("first", "other"):
+        comparison.read({"earlier": [made["earlier"]], name: [made[name]]})
+    with pytest.raises(UserError, match="another hash of the masks' pixels"):
+        comparison.read({"first": [made["first"]], "other": [made["other"]]})
+
+
 def test_a_row_is_one_recipe(run):
     other = changed(RECIPE, "optim.lr", 0.2)
     with pytest.raises(UserError, match=r"another optim\.lr \(0\.2\) than .*may differ in their seed only"):

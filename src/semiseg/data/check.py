@@ -449,9 +449,10 @@ def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
 
 
 def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
-    """Identifies what each mask of a dataset shows: name of the sample -> digest of its size and its classes' pixels.
+    """Identifies what each mask of a dataset shows: name of the sample -> digests of its class counts and its pixels.
 
-    Masks that were checked before are not decoded again. Masks that cannot be read are left out.
+    A digest is `<size and number of pixels of each class>-<class of each pixel>`; an earlier semiseg had the first part
+    alone. Masks that were read before are not decoded again. Masks that cannot be read are left out.
 
     Returns:
         `labels` of labeled and validation images, and `pseudo` for predicted ones.
@@ -459,14 +460,20 @@ def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
     memory = Memory(root)
 
     def digest(sample: Sample) -> str:
-        assert sample.mask is not None
-        content = _content(sample.mask, memory)
+        mask = sample.mask
+        assert mask is not None
+        content = _content(mask, memory)
+        classes = read_as(content, coding_of(sample, dataset.coding)).classes
         pixels: Counter[object] = Counter()
-        for key, index in read_as(content, coding_of(sample, dataset.coding)).classes.items():
+        for key, index in classes.items():
             pixels[key if index is None else index] += content.counts[key]
-        return hashlib.blake2b(
-            repr((content.size, sorted(pixels.items(), key=repr))).encode(), digest_size=6
-        ).hexdigest()
+        counted = _short_digest(repr((content.size, sorted(pixels.items(), key=repr))).encode())
+        meaning = {key: index for key, index in classes.items() if index is not None}
+        if len(meaning) < len(classes):  # such masks are refused elsewhere
+            return counted
+        what = f"pixels {_short_digest(repr(sorted(meaning.items(), key=repr)).encode())}"
+        shown = memory.recall(mask, what, lambda: _short_digest(read_stored(mask).classes(meaning).numpy().tobytes()))
+        return f"{counted}-{shown}"
 
     found, _ = _inspect(digest, dataset.labeled + dataset.val, lambda: None)
     memory.keep()
@@ -474,6 +481,10 @@ def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
         kind: {sample.name: digest for sample, digest in found.items() if sample.pseudo == is_pseudo}
         for kind, is_pseudo in (("labels", False), ("pseudo", True))
     }
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=6).hexdigest()
 
 
 def _content(mask: Path, memory: Memory) -> Content:

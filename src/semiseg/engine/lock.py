@@ -1,4 +1,4 @@
-"""Lets only one command at a time train in a run directory (docs/decisions/0009).
+"""Lets only one command at a time train in a run directory, or in a folder of `compare` (docs/decisions/0009).
 
 The command locks the file `train.lock` in the directory (a POSIX lock) and writes into it who it is. Linux releases the
 lock when the process ends, however it ends; a process that ends in order also removes the file. Some network file

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from semiseg.engine.setup import Setup
 from semiseg.recipe.recipe import Recipe
 
 _WARM_UP = 2  # steps
+_BUSY = 0.2  # share of the time that threads wait for a processor; 0.06 was measured where nobody else computed
 _ROW_BYTES = 20  # size of a line of hardness.csv: one unlabeled image of one step
 
 
@@ -31,6 +33,8 @@ class Rehearsal:
         hours: time of all steps and evaluations; other work is not counted.
         disk_mb: peak disk space, MB: checkpoints, with the one that is being written, and hardness.csv.
         loss: loss of the last step.
+        waited: share of the time in which threads were ready, but had to wait for a processor that others used; 0 on
+            systems that do not say it.
     """
 
     train_mb: float
@@ -40,6 +44,17 @@ class Rehearsal:
     hours: float
     disk_mb: float
     loss: float
+    waited: float = 0.0
+
+    @property
+    def busy(self) -> str | None:
+        """Says that the machine is busy, so that the times may be wrong; None if it is not."""
+        if self.waited < _BUSY:
+            return None
+        return (
+            f"the machine is busy: during the trial {100 * self.waited:.0f} % of the computing time was waiting for "
+            "processors that other programs used"
+        )
 
 
 def rehearse(
@@ -71,6 +86,7 @@ def _rehearse(
     cfg, setup = recipe.engine, Setup(recipe, dataset, runtime)
     method, stepper = setup.method, setup.stepper
     stepper.start()
+    before = _processor_times()
     seconds, begin = [], time.perf_counter()
     for step, loaded in enumerate(setup.train_loader(range(steps))):
         losses = stepper.take(step, loaded.to(runtime.device))
@@ -89,6 +105,8 @@ def _rehearse(
         evaluate(method.evaluated(), items, len(dataset.classes), cfg.evaluate, runtime)
     evaluation_s = (time.perf_counter() - begin) * sum(pixels.values()) / pixels[largest] / runtime.world_size
 
+    waited = _share_of_waiting(before, _processor_times())
+
     evaluations = len({*range(cfg.evaluation_interval, cfg.steps + 1, cfg.evaluation_interval), cfg.steps})
     best = math.ceil(cfg.checkpoint_interval / cfg.evaluation_interval)  # at most, until old ones are deleted
     model_mb = _megabytes(method.state_dict())
@@ -103,8 +121,36 @@ def _rehearse(
         hours=(cfg.steps * step_s + evaluations * evaluation_s) / 3600,
         disk_mb=(kept + 1) * resumable_mb + (1 + best) * model_mb + hardness_mb,
         loss=loss,
+        waited=waited,
     )
     return found if runtime.is_main else None
+
+
+def _processor_times() -> dict[str, tuple[int, int]]:
+    """Returns of each thread how long it ran, and how long it was ready and waited for a processor, ns.
+
+    Linux says it; on other systems there are no threads in the result.
+    """
+    times = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            ran, waited, _ = path.read_text(encoding="ascii").split()
+        except (OSError, ValueError):  # the thread has ended
+            continue
+        times[path.parent.name] = int(ran), int(waited)
+    return times
+
+
+def _share_of_waiting(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float:
+    """Computes the share of waiting between two calls of `_processor_times`, over all threads.
+
+    Example:
+        >>> _share_of_waiting({"1": (5, 5)}, {"1": (25, 5), "2": (10, 10)})
+        0.25
+    """
+    ran = sum(times[0] - before.get(thread, (0, 0))[0] for thread, times in after.items())
+    waited = sum(times[1] - before.get(thread, (0, 0))[1] for thread, times in after.items())
+    return waited / (ran + waited) if ran + waited else 0.0
 
 
 def _pixels(sample: Sample, long_side: int | None) -> int:

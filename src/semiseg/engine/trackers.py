@@ -54,6 +54,7 @@ class Tracking:
         self.run, self.classes, self.on_lost = run, list(classes), on_lost
         self.trackers: dict[str, Any] = {}  # Accelerate's trackers by name
         self.without_pictures: set[str] = set()  # trackers that failed to show one
+        self.told = 0  # the newest step of which a record was shown
 
     def start(self, recipe: Recipe, runtime: Runtime, done: int) -> None:
         """Starts the trackers, or goes on with them. Only the first process calls this.
@@ -119,6 +120,14 @@ class Tracking:
                 self.without_pictures.add(kind)
                 self.on_lost(f"{kind} (pictures)", first_line(error))
 
+    def complete(self, done: int) -> None:
+        """Says that everything of a step was shown.
+
+        W&B keeps a step to itself until it hears of a later one, so a process that is killed would take the step along.
+        """
+        if self.told == done:
+            self._each(lambda kind, tracker: tracker.log({}, step=done, commit=True) if kind == "wandb" else None)
+
     def close(self) -> None:
         """Ends the trackers, so that they show everything that they were told."""
         self._each(lambda kind, tracker: tracker.finish())
@@ -127,6 +136,7 @@ class Tracking:
     def _log(self, values: Iterator[tuple[str, Any]], step: int) -> None:
         known = {_usual(name): float(value) for name, value in values if isinstance(value, (int, float))}
         self._each(lambda kind, tracker: tracker.log(known, step=step))
+        self.told = step
 
     def _each(self, tell: Callable[[str, Any], None]) -> None:
         for name, tracker in [*self.trackers.items()]:
@@ -215,15 +225,40 @@ def _wandb(recipe: Recipe, run: Run, runtime: Runtime, done: int, known: dict[st
     return runtime.tracker("wandb", os.environ.get("WANDB_PROJECT", _PROJECT), run.path, settings)
 
 
+class _Continued:
+    """MLflow's tracker of a resumed run. It leaves out the steps that were shown before: MLflow would show them twice.
+
+    Args:
+        tracker: Accelerate's tracker.
+        run_id: the id of its run.
+    """
+
+    def __init__(self, tracker: Any, run_id: str) -> None:
+        self.tracker = tracker
+        client = importlib.import_module("mlflow").MlflowClient()
+        self.shown = {
+            curve: max((value.step for value in client.get_metric_history(run_id, curve)), default=0)
+            for curve in ("train/loss", "val/miou")  # one of a training record, and one of a validation record
+        }
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if all(step > shown for curve, shown in self.shown.items() if curve in values):
+            self.tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        self.tracker.finish()
+
+
 def _mlflow(recipe: Recipe, run: Run, runtime: Runtime, done: int, known: dict[str, str]) -> Any:
     settings = {"run_id": known.get("run_id"), "run_name": run.path.resolve().name}
     tracker = runtime.tracker("mlflow", _PROJECT, run.path, settings)
-    if "run_id" not in known:
-        known["run_id"] = tracker.tracker.info.run_id
-        sections = recipe.to_dict().items()
-        tracker.store_init_configuration(
-            {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
-        )
+    if "run_id" in known:
+        return _Continued(tracker, known["run_id"])
+    known["run_id"] = tracker.tracker.info.run_id
+    sections = recipe.to_dict().items()
+    tracker.store_init_configuration(
+        {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
+    )
     return tracker
 
 

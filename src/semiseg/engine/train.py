@@ -103,6 +103,7 @@ class _Training:
             self._evaluate()
             self.evaluated = done
             self.log.advise(done, cfg.steps)
+        self.tracking.complete(done)
         if evaluates:
             self.saver.save_if_best(done, self.log)
         if saves:

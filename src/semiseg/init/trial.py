@@ -51,6 +51,13 @@ def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts,
             "would teach nothing; semiseg train has --set engine.steps=N",
             "yellow",
         )
+    if found.busy:
+        say(
+            console,
+            f"note: {found.busy}; engine.steps and the hours may be off: when it is idle, repeat init with "
+            "--overwrite, or set engine.steps yourself",
+            "yellow",
+        )
     tried = f"labeled images a step; tried: {found.train_mb:.0f} MB"
     return [
         Setting("engine", "steps", length, why),

@@ -20,6 +20,8 @@ from semiseg.recipe.engine import EngineConfig
 from semiseg.recipe.file import FREE, SECTIONS
 from semiseg.recipe.recipe import Recipe
 
+_RENAMED = {"unlabeled_ramp": "ramp", "consistency_ramp": "ramp", "confidence": "threshold"}  # settings of methods
+
 
 def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Reads the recipe in a YAML file and applies `a.b=c` settings (values are YAML; `a={...}` replaces a section).
@@ -186,7 +188,11 @@ def _first_error(error: ValidationError, config: type[BaseModel], values: dict[A
     details = found[place]
     first = details[0]
     if first["type"] == "extra_forbidden":
-        message = f"unknown key{_closest(place[-1], _known(config, first['loc'][:-1]))}"
+        known = _known(config, first["loc"][:-1])
+        if (renamed := _RENAMED.get(place[-1])) in known:
+            message = f"is called {renamed} now; rename it there, its value stays as it is"
+        else:
+            message = f"unknown key{_closest(place[-1], known)}"
     elif first["type"] == "missing" and place[-1:] == (first["loc"][-1],):
         message = "is missing"
     else:

@@ -190,7 +190,7 @@ class _Started:
             "unlabeled images": labels["unlabeled"],
             "validation images": labels["val"],
             **({"hash of the validation images": labels["val_partition"]} if "val_partition" in labels else {}),
-            **({"hash of the masks": _digest(masks)} if masks else {}),
+            **_hashes(masks),
             "validation list": str(data.get("val")),
             "classes": ", ".join(class_names(self.run)),
             "steps": engine["steps"],
@@ -325,6 +325,15 @@ def _refuse_difference(one: _Started, other: _Started, what: str, why: str) -> N
 
 def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value) for value in values))
+
+
+def _hashes(masks: Mapping[str, str]) -> dict[str, str]:
+    """Returns hashes of what masks show. An earlier semiseg wrote no digests of masks, or not those of their pixels."""
+    parts = {name: digest.partition("-") for name, digest in masks.items()}
+    found = {"hash of the masks": _digest({name: counted for name, (counted, _, _) in parts.items()})} if masks else {}
+    if masks and all(pixels for _, _, pixels in parts.values()):
+        found["hash of the masks' pixels"] = _digest({name: pixels for name, (_, _, pixels) in parts.items()})
+    return found
 
 
 def _digest(masks: Mapping[str, str]) -> str:

@@ -67,6 +67,9 @@ def notes(comparison: Comparison) -> list[str]:
         f"{protocol['batch size']} labeled images; seeds {', '.join(map(str, comparison.seeds))}",
         "; ".join(f"{what} {', '.join(values)}" for what, values in comparison.made.items()),
     ]
+    if incomplete := sum(len(row.unfinished) for row in comparison.rows):
+        of_all = incomplete + sum(len(row.results) for row in comparison.rows)
+        lines.append(f"incomplete: {incomplete} of {of_all} runs")
     lines += [
         f"not counted: {row.name} with seed {seed}, {steps} of {protocol['steps']} steps"
         for row in comparison.rows
