@@ -236,15 +236,16 @@ def long_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
 
 
 def weights_study(pack: str, title: str, settings: tuple[str, ...] = (), others: tuple[str, ...] = ()) -> Study:
-    """Makes the study of class weights, with and without unlabeled images."""
+    """Makes the study of class weights and of batch norm."""
     weights = ":method.labeled_loss.class_weights=inverse_sqrt"
     rows = ("supervised", f"supervised+weights=supervised{weights}", f"plain+ramp={PLAIN}",
-            f"plain+ramp+weights={PLAIN}{weights}", *others)  # fmt: skip
+            f"plain+ramp+weights={PLAIN}{weights}", f"plain+ramp+weights+apart={PLAIN}{weights}:batch_norm=apart",
+            *others)  # fmt: skip
     asked = (
         f"Recipe `small/{pack}`. *+weights*: `labeled_loss.class_weights: inverse_sqrt`. *plain+ramp*: FixMatch with "
-        "an EMA teacher, whose unlabeled weight rises over the whole run."
+        "an EMA teacher, whose unlabeled weight rises over the whole run. *+apart*: `batch_norm: apart`."
     )
-    return Study(f"{title}: class weights", asked, pack, rows, settings)
+    return Study(f"{title}: class weights and batch norm", asked, pack, rows, settings)
 
 
 _BINARY = ("data.classes=classes-binary.txt", "data.background=background",
