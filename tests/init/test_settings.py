@@ -91,6 +91,9 @@ def test_every_recommended_recipe_is_for_a_kind_of_data():
 
 def test_without_unlabeled_images_training_is_supervised():
     assert chosen(unlabeled=0)["method.name"] == "supervised"
+    found = {key: value for key, value in chosen(unlabeled=0, gray=True).items() if key.startswith("method.")}
+    weights = {"class_weights": "inverse_sqrt"}  # labels matter as much
+    assert found == {"method.name": "supervised", "method.labeled": None, "method.labeled_loss": weights}
 
 
 def test_steps_fit_the_time_and_the_labels():

@@ -18,6 +18,8 @@ _WHY = {  # of the settings of the recommended methods
     "unlabeled_weight": "a larger one did harm in short runs",
     "ramp": "the weight rises over the whole run: early pseudo-labels are often wrong",
     "ema_decay": "for runs of some thousand steps; 0.996 for longer ones",
+    "labeled_loss": "pixels of small and rare classes count more; without it they were lost on tiles and streets",
+    "batch_norm": "labeled images and strong views are normalized apart: better on streets, worse elsewhere",
 }
 _WHY_LABELED: dict[Kind, str] = {
     "objects": "changes of color on labeled images cost points on small VOC photographs",
@@ -156,7 +158,8 @@ def _method(facts: Facts, kind: Kind) -> list[Setting]:
     method = recipe_file.read(Path("recommended") / kind)["method"]
     why = _WHY | {"labeled": f"{_WHY_LABELED[kind]}; `semiseg tune` measures it on your labels"}
     if not facts.unlabeled:
-        method = {"name": "supervised", "labeled": method["labeled"]}
+        kept = ("labeled", "labeled_loss")
+        method = {"name": "supervised"} | {key: method[key] for key in kept if key in method}
         why["name"] = "there are no unlabeled images"
     return [Setting("method", key, value, why[key]) for key, value in method.items()]
 
