@@ -10,6 +10,7 @@ from PIL import Image
 from semiseg import api, cli, queue
 from semiseg.augment.pools import CANDIDATES
 from semiseg.errors import UserError
+from semiseg.losses import LabeledLoss
 from semiseg.recipe.load import changes_of_result, dump, load_recipe, validate
 from semiseg.runs import Run
 from semiseg.tune import tune
@@ -28,7 +29,7 @@ def pretend(job: queue.Job, iou: list[float]) -> None:
     job.run.log({"kind": "val", "step": job.steps, "miou": 0.0, "iou": iou})
 
 
-IOU = {"none": 0.4, "mild": 0.6, "intensity": 0.45}
+IOU = {"none": 0.4, "mild": 0.6, "intensity": 0.45, "weights": 0.7}
 
 
 @pytest.fixture
@@ -43,6 +44,8 @@ def trained_jobs(monkeypatch):
         for job in jobs:
             done.append(job.name)
             name, fold = job.name.split(", ")
+            if name.endswith("class weights"):
+                name = "weights"
             if name == "jitter":
                 api.train(job.recipe, job.run.path)
                 continue
@@ -63,7 +66,8 @@ def lines(path: Path) -> list[str]:
 def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, scenes):
     out = tmp_path / "tuned.yaml"
     found = tune(base, out, **SHORT)
-    assert trained_jobs == [f"{name}, fold {fold}" for fold in (1, 2) for name in CANDIDATES]
+    weighted = [f"mild with class weights, fold {fold}" for fold in (1, 2)]
+    assert trained_jobs == [f"{name}, fold {fold}" for fold in (1, 2) for name in CANDIDATES] + weighted
 
     # folds: the labeled images alone, each measured once
     work = tmp_path / "tuned-tune"
@@ -86,6 +90,15 @@ def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, sc
     (mild,) = (line for line in found.report if line.startswith("mild"))
     assert mild.split() == ["mild", "48.4", "±", "0.6", "+7.9", "±", "1.3", "disc"]
 
+    # class weights: they differ from the chosen pool in this alone, and all five classes have 70 %
+    weights = load_recipe(Run(work / "mild-with-class-weights" / "fold-2").config)
+    assert weights.method.labeled_loss.class_weights == "inverse_sqrt"
+    assert len(changes_of_result(trials["mild"], weights)) == 1
+    assert found.weights is not None
+    assert (found.weights.name, "is clear" in found.weights.reason) == ("class weights", True)
+    (line,) = (line for line in found.report if line.startswith("class weights"))
+    assert line.split() == ["class", "weights", "70.5", "±", "0.7", "+22.1", "±", "1.3"]
+
     # the new recipe: that of before with the chosen pool, and the reasons above it
     new, chosen = load_recipe(out), CANDIDATES[found.choice.name]
     assert new == found.recipe
@@ -93,9 +106,11 @@ def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, sc
     assert new.method.strong == (chosen or CANDIDATES["mild"])
     assert (new.data, new.model, new.optim, new.engine) == (base.data, base.model, base.optim, base.engine)
     assert new.method.threshold == 0.3
+    assert new.method.labeled_loss == weights.method.labeled_loss
     head = [line.removeprefix("# ") for line in lines(out) if line.startswith("#")]
     assert head[0].startswith("imas with ")
     assert found.choice.reason in head
+    assert found.weights.reason in head
     assert set(found.report) - {""} <= {*head}
     assert any("over 2 folds of 6 labeled images, 2 steps" in line for line in head)
 
@@ -115,7 +130,9 @@ def test_a_recipe_is_tuned(base, tmp_path, trained_jobs, monkeypatch, capsys, sc
     assert out.read_text() == text
     shown = capsys.readouterr().out
     assert "8 of 8 runs are complete already" in shown
+    assert "2 of 2 runs are complete already" in shown
     assert found.choice.reason in shown
+    assert found.weights.reason in shown
     assert f"train it: semiseg train {out}" in shown
 
     # other folds are not mixed with these; other steps neither
@@ -145,6 +162,35 @@ def test_strong_views_get_the_pool_but_never_none(base, tmp_path, monkeypatch, b
     assert found.choice.name == best
     method = load_recipe(tmp_path / "x.yaml").method
     assert (method.labeled, method.strong) == (CANDIDATES[best], CANDIDATES[strong])
+
+
+@pytest.mark.parametrize(
+    ("loss", "trials", "chosen"),
+    [
+        ({}, "none with class weights", "no class weights"),
+        ({"class_weights": "inverse_sqrt"}, "none with no class weights", "no class weights"),
+        ({"kind": "ohem"}, None, None),
+        ({"class_weights": [1, 2, 3, 4, 5, 6]}, None, None),
+    ],
+)
+def test_class_weights_that_the_recipe_has(recipe, tmp_path, monkeypatch, loss, trials, chosen):
+    """All scores are equal, so the mildest is chosen. A loss that is not asked about stays, also in the trials."""
+    names = []
+
+    def work(jobs, *_, **__):
+        for job in jobs:
+            names.append(job.name.partition(",")[0])
+            pretend(job, [0.5] * 6)
+        return {}
+
+    monkeypatch.setattr(queue, "work", work)
+    base = validate(recipe(method={"name": "imas", "labeled_loss": loss}), "recipe")
+    found = tune(base, tmp_path / "x.yaml", **SHORT)
+    assert {*names} - {*CANDIDATES} == ({trials} if trials else set())
+    assert (found.weights.name if found.weights else None) == chosen
+    mild = load_recipe(Run(tmp_path / "x-tune" / "mild" / "fold-1").config)
+    assert mild.method.labeled_loss == base.method.labeled_loss
+    assert found.recipe.method.labeled_loss == (LabeledLoss() if chosen else base.method.labeled_loss)
 
 
 def test_when_the_time_is_over_nothing_is_written(base, tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ def tune(
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=256, help="Trainings at once, which share the cores.")] = 1,
 ) -> None:
-    """Choose the pool of operations on labeled images by measuring, and write a recipe with it.
+    """Choose pool of operations and class weights on labeled images by measuring, and write a recipe with them.
 
     Only labeled images are read: supervised training on some, evaluation on others. The same command goes on where it
     stopped.
@@ -277,7 +277,7 @@ def tune(
     if found is None:
         _say("the time is over; the same command goes on")
         return
-    _say("\n".join([*found.report, "", found.choice.reason]))
+    _say("\n".join([*found.report, "", *(each.reason for each in (found.choice, found.weights) if each)]))
     _say(f"{out} written; train it: semiseg train {shlex.quote(str(out))}")
 
 

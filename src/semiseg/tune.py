@@ -1,12 +1,13 @@
 """Chooses the pool of operations on labeled images by measuring: cross-validation on the labeled images alone.
 
 On some images the pool is worth tens of points. On others gray level or color is what tells classes apart, and a pool
-that changes it does harm. Nobody can know this from the paper, so it is measured.
+that changes it does harm. Nobody can know this from the paper, so it is measured; and then, with the chosen pool,
+whether class weights help.
 """
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,22 +30,26 @@ from semiseg.report.choice import Candidate, Choice, choose, table
 from semiseg.runs import Run
 
 _BASELINE = "supervised"
+_WEIGHTS = {"no class weights": None, "class weights": "inverse_sqrt"}  # of method.labeled_loss
 _FEW = 4  # with fewer labeled images each is a fold
 _LEAST_STEPS, _MOST_STEPS = 50, 400
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A recipe whose pool was chosen.
+    """A recipe whose pool and class weights were chosen.
 
     Attributes:
-        recipe: the recipe with the chosen pool.
+        recipe: the recipe with what was chosen.
         choice: the name of the pool in `semiseg.augment.pools.CANDIDATES`, and why.
+        weights: `class weights` or `no class weights`, and why; None for a recipe with another labeled loss (OHEM, or a
+            number for each class), which stays.
         report: what was measured, in lines.
     """
 
     recipe: Recipe
     choice: Choice
+    weights: Choice | None
     report: tuple[str, ...]
 
 
@@ -76,8 +81,9 @@ def tune(
     """Chooses `method.labeled`, and `method.strong` where the method has it, and writes the recipe to a new file.
 
     The labeled images are split into folds. For each fold and each candidate supervised training on the other folds is
-    evaluated on it, from the same weights and with the same batches. No validation image is read. The trainings are in
-    the folder `<out>-tune`. The same call goes on after an interruption.
+    evaluated on it, from the same weights and with the same batches. No validation image is read. With the chosen pool
+    `method.labeled_loss.class_weights` is chosen likewise. The trainings are in the folder `<out>-tune`. The same call
+    goes on after an interruption.
 
     Args:
         recipe: a recipe, or its path or name.
@@ -106,32 +112,54 @@ def tune(
     split = _folds(dataset, folds, base.engine.seed, console)
     work = api.folder(out.with_name(f"{out.stem}-tune"))
 
-    planned: dict[queue.Job, Recipe] = {}
-    jobs: dict[str, list[queue.Job]] = {name: [] for name in CANDIDATES}
-    for number, fold in enumerate(split, 1):
-        lists = _write_lists(work / f"fold-{number}", fold, dataset)
-        for name in CANDIDATES:
-            path = work / name / f"fold-{number}"
-            job = queue.Job(f"{name}, fold {number}", path.with_suffix(".yaml"), Run(path), steps)
-            planned[job] = _trial(base, name, lists, steps)
-            jobs[name].append(job)
-    if held := [job.run for job in planned if job.run.exists() and not job.run.is_blank()]:
-        masks = digests_of_masks(dataset, base.data.root)
-        for run in held:
-            api.refuse_other_masks(run, base, masks)
-    queue.prepare(planned)
-    failed = queue.work(list(planned), console, at_once, until=until)
-    if failed:
-        name, why = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} of {len(planned)} trainings failed; {name}: {why}")
-    if not all(job.complete for job in planned):
-        return None
+    lists = [_write_lists(work / f"fold-{number}", fold, dataset) for number, fold in enumerate(split, 1)]
+    masks = digests_of_masks(dataset, base.data.root)
 
-    names = dataset.classes.names
-    candidates = [_candidate(name, [job.run for job in each], split, names) for name, each in jobs.items()]
-    chosen = choose(candidates)
-    tuned = Tuned(_chosen(base, chosen.name), chosen, tuple(_report(candidates, split, steps, dataset, base, console)))
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in (_title(base, chosen), "", chosen.reason, *tuned.report))
+    def measured(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> list[Candidate] | None:
+        """Trains what is missing, fold by fold. None if the time was over."""
+        planned: dict[queue.Job, Recipe] = {}
+        jobs: dict[str, list[queue.Job]] = {name: [] for name in names}
+        for number, of_fold in enumerate(lists, 1):
+            for name in jobs:
+                path = work / name.replace(" ", "-") / f"fold-{number}"
+                job = queue.Job(f"{name}, fold {number}", path.with_suffix(".yaml"), Run(path), steps)
+                planned[job] = _trial(base, settings[name], of_fold, steps)
+                jobs[name].append(job)
+        for job in planned:
+            if job.run.exists() and not job.run.is_blank():
+                api.refuse_other_masks(job.run, base, masks)
+        queue.prepare(planned)
+        failed = queue.work(list(planned), console, at_once, until=until)
+        if failed:
+            name, why = next(iter(failed.items()))
+            raise UserError(f"{len(failed)} of {len(planned)} trainings failed; {name}: {why}")
+        if not all(job.complete for job in planned):
+            return None
+        classes = dataset.classes.names
+        return [_candidate(name, [job.run for job in each], split, classes) for name, each in jobs.items()]
+
+    pools = measured(CANDIDATES, {name: {"labeled": _plain(pool)} for name, pool in CANDIDATES.items()})
+    if pools is None:
+        return None
+    chosen, tables = choose(pools), [table(pools)]
+    weights: Choice | None = None
+    loss = base.method.labeled_loss
+    if loss.kind == "cross_entropy" and loss.class_weights in _WEIGHTS.values():
+        (other,) = (name for name, value in _WEIGHTS.items() if value != loss.class_weights)
+        trial = f"{chosen.name} with {other}"
+        changed = {"labeled": _plain(CANDIDATES[chosen.name]), "labeled_loss": {"class_weights": _WEIGHTS[other]}}
+        found = measured([trial], {trial: changed})
+        if found is None:
+            return None
+        (as_it_is,) = (each for each in pools if each.name == chosen.name)
+        pair = [replace(found[0] if name == other else as_it_is, name=name) for name in _WEIGHTS]
+        weights = choose(pair)
+        tables.append(table(pair))
+    recipe = _chosen(base, chosen.name, weights.name if weights else None)
+    report = _report(tables, split, steps, dataset, base, console)
+    tuned = Tuned(recipe, chosen, weights, tuple(report))
+    reasons = [chosen.reason, *([weights.reason] if weights else [])]
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in (_title(tuned), "", *reasons, *tuned.report))
     with writing(out), out.open("x", encoding="utf-8") as file:
         file.write(comment + dump(tuned.recipe))
     return tuned
@@ -180,17 +208,17 @@ def _write_lists(folder: Path, fold: _Fold, dataset: Dataset) -> dict[str, Path 
     return paths
 
 
-def _trial(recipe: Recipe, candidate: str, lists: Mapping[str, Path | None], steps: int) -> Recipe:
-    """Makes the recipe of a short supervised training. A recipe that is supervised keeps its settings."""
-    values, pool = recipe.to_dict(), CANDIDATES[candidate]
+def _trial(recipe: Recipe, settings: Mapping[str, Any], lists: Mapping[str, Path | None], steps: int) -> Recipe:
+    """Makes the recipe of a short supervised training. A recipe that is supervised keeps its other settings."""
+    values = recipe.to_dict()
     values["data"] |= {key: None if path is None else str(path) for key, path in lists.items()} | {
         "pseudo": None,
         "pseudo_share": None,
     }
     if "val_fraction" in values["data"]:
         values["data"]["val_fraction"] = None  # it and a list of validation images exclude each other
-    kept = values["method"] if recipe.method_name == _BASELINE else {"name": _BASELINE}
-    values["method"] = kept | {"labeled": _plain(pool)}
+    kept = {"name": _BASELINE, "labeled_loss": values["method"]["labeled_loss"]}
+    values["method"] = (values["method"] if recipe.method_name == _BASELINE else kept) | dict(settings)
     values["optim"]["warmup_steps"] = round(recipe.optim.warmup_steps * min(1, steps / recipe.engine.steps))
     values["engine"] |= {"steps": steps, "eval_every": steps, "save_every": None, "pseudo_label_images": 0}
     return validate(values, "recipe")
@@ -209,9 +237,11 @@ def _candidate(name: str, runs: Sequence[Run], split: Sequence[_Fold], names: Se
     return Candidate(name, tuple(scores), {names[index]: fmean(found[index]) for index in sorted(found)})
 
 
-def _chosen(recipe: Recipe, name: str) -> Recipe:
-    """Puts the pool into the recipe. Consistency needs some change, so strong views get `mild` in place of `none`."""
+def _chosen(recipe: Recipe, name: str, weights: str | None) -> Recipe:
+    """Puts the choice into the recipe. Consistency needs some change, so strong views get `mild` in place of `none`."""
     values = recipe.to_dict()
+    if weights:
+        values["method"]["labeled_loss"]["class_weights"] = _WEIGHTS[weights]
     values["method"]["labeled"] = _plain(CANDIDATES[name])
     if "strong" in values["method"]:
         values["method"]["strong"] = _plain(CANDIDATES[name] or CANDIDATES["mild"])
@@ -222,13 +252,15 @@ def _plain(pool: Any) -> dict[str, Any] | None:
     return None if pool is None else pool.model_dump(mode="json")
 
 
-def _title(recipe: Recipe, chosen: Choice) -> str:
-    pool = "no pool" if CANDIDATES[chosen.name] is None else f"the pool {chosen.name}"
-    return f"{recipe.method_name} with {pool} on labeled images, chosen by semiseg tune."
+def _title(tuned: Tuned) -> str:
+    name = tuned.choice.name
+    pool = "no pool" if CANDIDATES[name] is None else f"the pool {name}"
+    weights = f" and {tuned.weights.name}" if tuned.weights else ""
+    return f"{tuned.recipe.method_name} with {pool} on labeled images{weights}, chosen by semiseg tune."
 
 
 def _report(
-    candidates: Sequence[Candidate],
+    tables: Sequence[Sequence[str]],
     split: Sequence[_Fold],
     steps: int,
     dataset: Dataset,
@@ -237,7 +269,7 @@ def _report(
 ) -> list[str]:
     """Says what was measured, and how far unlabeled images lie from labeled ones."""
     images = sum(len(fold.measured) for fold in split)
-    lines = ["", *table(candidates), ""]
+    lines = [line for each in tables for line in ("", *each)] + [""]
     lines.append(
         f"mIoU, %: mean and standard deviation over {len(split)} folds of {images} labeled images, {steps} steps of "
         f"supervised training, seed {recipe.engine.seed}."

@@ -19,11 +19,11 @@ def candidates(**scores: list[float]) -> list[Candidate]:
         ({"none": [40, 50, 60], "mild": [60, 70, 81], "full": [70, 82, 93]}, "full", "is clear"),
         # half is 3.79 and the mean 3.5: it may be chance. Both none and mild lie more than one standard error (0.88
         # and 0.76) behind
-        ({"none": [50, 50, 50], "mild": [51, 51, 52], "full": [52, 53.5, 55]}, "full", "no milder pool"),
+        ({"none": [50, 50, 50], "mild": [51, 51, 52], "full": [52, 53.5, 55]}, "full", "no milder one"),
         # the same gain; mild is 0.67 behind on the mean, with a standard error of 0.88
-        ({"none": [50, 50, 50], "mild": [53, 53, 52.5], "full": [52, 53.5, 55]}, "mild", "is the mildest pool"),
+        ({"none": [50, 50, 50], "mild": [53, 53, 52.5], "full": [52, 53.5, 55]}, "mild", "is the mildest one"),
         # mild is 0.8 behind, with a standard error of 0.53 (and a deviation of 0.92)
-        ({"none": [50, 50, 50], "mild": [52, 52.9, 53.2], "full": [52, 53.5, 55]}, "full", "no milder pool"),
+        ({"none": [50, 50, 50], "mild": [52, 52.9, 53.2], "full": [52, 53.5, 55]}, "full", "no milder one"),
         # gain 10, -5, 0: mean 1.7, standard error 4.4
         ({"none": [50, 50, 50], "mild": [40, 40, 40], "full": [60, 45, 50]}, "none", "may be chance"),
         # folds of other difficulty: only differences count. The gain is 4, 5, 6

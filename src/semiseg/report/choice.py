@@ -84,8 +84,8 @@ def choose(candidates: Sequence[Candidate]) -> Choice:
     said = f"The gain of {best.name} over {first.name} ({gain.in_percent()}) "
     said += "is clear: its 95 % interval does not include 0" if clear else "may be chance"
     if mildest is not best:
-        return Choice(mildest.name, f"{said}; {mildest.name} is the mildest pool within one standard error of it.")
-    no_milder = "" if clear else ", but no milder pool comes within one standard error of it"
+        return Choice(mildest.name, f"{said}; {mildest.name} is the mildest one within one standard error of it.")
+    no_milder = "" if clear else ", but no milder one comes within one standard error of it"
     return Choice(best.name, f"{said}{no_milder}.")
 
 
