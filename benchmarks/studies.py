@@ -285,7 +285,12 @@ STUDIES: dict[str, Study] = {
     "18-long-camvid": long_study("camvid", f"{_CAMVID}, 3000 steps", _3000),
     "18-long-tile": long_study("tile", f"{_TILES}, 3000 steps", _3000),
     "18-long-voc-mini": long_study("voc-mini", f"{_VOC}, 3000 steps", _3000),
-    "19-weights-wbc": weights_study("wbc", _CELLS, (_JITTER,), ("cac",)),
+    "19-weights-wbc": weights_study(
+        "wbc",
+        _CELLS,
+        (_JITTER,),
+        ("cac", "cac+apart=cac:batch_norm=apart", f"plain+ramp+apart={PLAIN}:batch_norm=apart"),
+    ),
     "19-weights-camvid": weights_study("camvid", _CAMVID),
     "19-weights-tile": weights_study("tile", _TILES),
     "19-weights-voc-mini": weights_study("voc-mini", _VOC),

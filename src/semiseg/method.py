@@ -14,6 +14,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import LabeledLoss
 from semiseg.models.build import Build, Network
+from semiseg.models.norms import BatchNorm
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
@@ -34,6 +35,12 @@ class RampedConfig(MethodConfig):
     """
 
     ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which the weight of unlabeled images rises
+
+
+class OnePassConfig(RampedConfig):
+    """Settings of a method whose student sees labeled images and strong views in one pass."""
+
+    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
 
 class SemiMethod(nn.Module):

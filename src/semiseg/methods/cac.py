@@ -20,17 +20,18 @@ from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import contrastive_between_classes
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import OnePassConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
 from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
 from semiseg.models.heads import projector
 from semiseg.models.memory import Memory
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating, prediction
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(OnePassConfig):
     """Settings of CAC. The defaults are those of the authors' code on PASCAL VOC, but for three limits."""
 
     threshold: float = Field(0.75, ge=0, le=1)  # a place is learned from if its confidence is higher
@@ -109,8 +110,9 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled images and both crops."""
         assert batch.second is not None
         cfg, everyone, own = self.config, part.observed, part.own
-        features = self.student.encode(torch.cat([batch.image, batch.strong[0], batch.second.strong[0]]))
-        decoded = self.student.decode(features)
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            features = self.student.encode(torch.cat([batch.image, batch.strong[0], batch.second.strong[0]]))
+            decoded = self.student.decode(features)
         labeled = cfg.labeled_loss(self.student.classify(decoded[: len(batch.image)], features.size), batch.label, part)
         padded = self.student.padded(features.size)
         grid = grid_of(decoded, padded, cfg.cell)

@@ -20,15 +20,15 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import OnePassConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
-from semiseg.models.norms import BatchNorm, batch_norm
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(OnePassConfig):
     """Settings of FixMatch. The defaults are those of its papers."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
@@ -37,7 +37,6 @@ class Config(RampedConfig):
     ema_decay: float | None = Field(None, ge=0, lt=1)  # of teacher: ema; 0.996 if not given
     cutmix_probability: float = Field(0.5, ge=0, le=1)  # of each strong view; 0 for no CutMix
     strong: Pool = intensity.Config()
-    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

@@ -26,17 +26,17 @@ from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness, subsample
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import OnePassConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
-from semiseg.models.norms import BatchNorm, batch_norm
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Prediction, Progress, PseudoLabels, SemiBatch
 
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(RampedConfig):
+class Config(OnePassConfig):
     """Settings of iMAS. The defaults are those of the paper on PASCAL VOC, as its text means them."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes
@@ -62,7 +62,6 @@ class Config(RampedConfig):
     boxes: Literal["each", "official"] = "each"  # each image has its own box; official: the authors' sampling (D10)
     extra_weak_forward: bool = False  # pass the weak view through the student in train mode, for its batch norm (D17)
     copy_steps: int = Field(0, ge=0)  # steps during which the teacher is a copy of the student (D21)
-    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

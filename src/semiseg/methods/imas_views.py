@@ -27,19 +27,19 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import OnePassConfig, SemiMethod
 from semiseg.models.alignment import DistributionAlignment
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
 from semiseg.models.ema import ema_, ema_decay, make_teacher
-from semiseg.models.norms import BatchNorm, batch_norm
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating, predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(RampedConfig):
+class Config(OnePassConfig):
     """Settings of iMAS with two strong views."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
@@ -56,7 +56,6 @@ class Config(RampedConfig):
     paste: copy_paste.Config | None = None  # of classes of labeled images into the strong views; null: none
     alignment: float = Field(0.0, ge=0, le=1)  # of pseudo-labels with the class frequencies of the labeled images
     ignore_class: int | Literal["background", "none"] = "background"  # this class has no weight in wIoU
-    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
 
     @property
     def adapts(self) -> bool:

@@ -21,14 +21,15 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import OnePassConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(OnePassConfig):
     """Settings of UniMatch V2. The defaults are those of the paper, for all its data."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau
@@ -72,10 +73,11 @@ class Method(SemiMethod, config=Config):
         own: StrongPairs = part.own
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)
         views = [batch.image, *(view.image for view in mixed)]
-        features = student.encode(torch.cat(views))
-        if cfg.feature_dropout == "complementary":
-            features = self._dropped(features, at, part)
-        logits = student.classify(student.decode(features), features.size)
+        with batch_norm(student, cfg.batch_norm, len(batch.image)):
+            features = student.encode(torch.cat(views))
+            if cfg.feature_dropout == "complementary":
+                features = self._dropped(features, at, part)
+            logits = student.classify(student.decode(features), features.size)
         on_image, on_first, on_second = torch.split(logits, [len(view) for view in views])
 
         labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_x
