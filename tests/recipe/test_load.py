@@ -165,7 +165,7 @@ def test_official_validation_images_keep_their_size():
         ("method.ignore_class=none", "method", "ignore_class", "none"),
         ("method.ignore_class=2", "method", "ignore_class", 2),
         ("method.labeled_loss.kind=ohem", "method", "labeled_loss",
-         {"kind": "ohem", "ohem_threshold": None, "min_kept": None}),
+         {"kind": "ohem", "class_weights": None, "ohem_threshold": None, "min_kept": None}),
         ("engine.evaluate={mode: sliding, window: 32}", "engine", "evaluate",
          {"mode": "sliding", "window": 32, "stride": None}),
     ],
