@@ -19,7 +19,7 @@ _WHY = {  # of the settings of the recommended methods
     "ramp": "the weight rises over the whole run: early pseudo-labels are often wrong",
     "ema_decay": "for runs of some thousand steps; 0.996 for longer ones",
     "labeled_loss": "pixels of small and rare classes count more; without it they were lost on tiles and streets",
-    "batch_norm": "labeled images and strong views are normalized apart: better on streets, worse elsewhere",
+    "batch_norm": "labeled images and strong views apart: better on streets and blood cells, worse elsewhere",
 }
 _WHY_LABELED: dict[Kind, str] = {
     "objects": "changes of color on labeled images cost points on small VOC photographs",
