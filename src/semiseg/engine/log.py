@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from semiseg.data.dataset import Dataset
-from semiseg.engine.advice import advice, untried
+from semiseg.engine.advice import advice
 from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.reporter import Reporter
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.metrics import Scores
-from semiseg.recipe import file as recipe_file
 from semiseg.runs import Run
 from semiseg.types import LoadedBatch, Losses
 
@@ -52,6 +51,7 @@ class Log:
         reporter: shows the progress. On all processes but the first it is silent.
         images_per_step: number of labeled and unlabeled images of a step, over all processes.
         done: number of completed steps.
+        untried: settings that may help rare classes and that the recipe does not have.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class Log:
         reporter: Reporter,
         images_per_step: int,
         done: int,
+        untried: Sequence[str] = (),
     ) -> None:
         self.run, self.runtime, self.dataset, self.reporter = run, runtime, dataset, reporter
-        self.images_per_step = images_per_step
+        self.images_per_step, self.untried = images_per_step, untried
         self.names: list[str] = []
         self.steps: list[_Step] = []  # steps that are in no record yet
         self.skipped: list[str] = []  # files that this process could not read in these steps
@@ -221,8 +222,8 @@ class Log:
         if not self.runtime.is_main:
             return
         said = {event["sign"] for event in self.run.events() if event["event"] == "advice"}
-        names, settings = self.dataset.classes.names, untried(recipe_file.read(self.run.config))
-        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, names, settings)
+        names = self.dataset.classes.names
+        found = advice(self.run.metrics("train"), self.run.metrics("val"), steps, names, self.untried)
         for sign, text in found.items():
             if sign not in said:
                 self.event("advice", done, sign=sign, text=text)

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager, suppress
 
 from semiseg.data.dataset import Dataset
 from semiseg.engine import checkpoint, pseudo_quality
+from semiseg.engine.advice import untried
 from semiseg.engine.evaluate import evaluate
 from semiseg.engine.gallery import Gallery
 from semiseg.engine.log import Log, NotFiniteError
@@ -62,7 +63,8 @@ class _Training:
         self.done, self.evaluated = self.saver.resume(newest)  # completed steps: now, and at the last evaluation
         self.tracking = Tracking(run, self.dataset.classes.names, self._on_lost)
         self.reporter = Several(reporter, self.tracking) if self.runtime.is_main else Silent()
-        self.log = Log(run, self.runtime, self.dataset, self.reporter, setup.images_per_step, self.done)
+        left = untried(self.recipe.to_dict())
+        self.log = Log(run, self.runtime, self.dataset, self.reporter, setup.images_per_step, self.done, left)
         if newest is not None:
             self.log.restore(newest)
         self.stepper.optimizers.set_lr(max(self.done - 1, 0), self.recipe.engine.steps)
