@@ -28,8 +28,8 @@ from semiseg.report.data import tables
 from semiseg.types import IGNORE
 
 _SHOWN = {("data", "val"), ("data", "long_side"), ("data", "crop"), ("data", "labeled_order"), ("model", "encoder"),
-          ("method", "name"), ("method", "labeled"), ("engine", "steps"), ("engine", "batch_size"),
-          ("engine", "precision")}  # fmt: skip
+          ("method", "name"), ("method", "labeled"), ("method", "labeled_loss"), ("engine", "steps"),
+          ("engine", "batch_size"), ("engine", "precision")}  # fmt: skip
 
 
 def init(request: Request, ask: Ask = lambda question, default: default, console: Console | None = None) -> Path:
@@ -139,7 +139,7 @@ def _head(request: Request, dataset: Dataset, facts: Facts) -> list[str]:
         "",
         f"  semiseg train {request.out}",
         *baseline,
-        f"  semiseg tune {request.out} --out tuned.yaml  measures which changes of color help",
+        f"  semiseg tune {request.out} --out tuned.yaml  measures whether changes of color and class weights help",
         "",
         "Each setting may be changed here. New masks are used when training starts anew.",
     ]
