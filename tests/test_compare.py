@@ -23,7 +23,8 @@ from semiseg.runs import Run
 
 @pytest.fixture
 def base(recipe):
-    return validate(recipe(method={"name": "imas", "threshold": 0.3, "labeled": {"pool": "jitter"}}), "recipe")
+    labels = {"labeled": {"pool": "jitter"}, "labeled_loss": {"class_weights": "inverse_sqrt"}}
+    return validate(recipe(method={"name": "imas", "threshold": 0.3, **labels}), "recipe")
 
 
 def test_an_entry_of_the_recipes_method_keeps_its_settings(base):
@@ -37,6 +38,7 @@ def test_another_method_has_its_own_settings_and_the_same_labeled_images(base):
     other = plan(base, Entry("fixmatch", "fixmatch", ("method.threshold=0.5",)), 0)
     assert (other.method_name, other.method.threshold) == ("fixmatch", 0.5)
     assert other.method.labeled == base.method.labeled
+    assert other.method.labeled_loss == base.method.labeled_loss  # what it is worth is no gain from unlabeled images
     assert other.method.unlabeled_weight == 1.0  # its own default
 
 
@@ -303,7 +305,8 @@ def test_a_baseline_beside_a_training(base, tmp_path):
     run, baseline = train_with_baseline(base, out, changes)
     assert (run.path, baseline.path) == (out, tmp_path / "run-baseline")
     supervised = load_recipe(baseline.config)
-    assert (supervised.method_name, supervised.method.labeled) == ("supervised", base.method.labeled)
+    assert (supervised.method_name, supervised.of_labels) == ("supervised", base.of_labels)
+    assert supervised.method.labeled_loss.class_weights == "inverse_sqrt"
     assert {change.partition(".")[0] for change in changes_of_result(load_recipe(run.config), supervised)} == {"method"}
     page = Console(width=100)
     with page.capture() as captured:

@@ -1,6 +1,7 @@
 """The stages of ST++."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ import yaml
 from PIL import Image
 
 from semiseg import api, data
-from semiseg.data.pseudo import as_unlabeled, read_reliability, write_reliability
+from semiseg.data.pseudo import as_unlabeled, counts_of_labels, read_reliability, write_reliability
 from semiseg.engine import checkpoint
 from semiseg.engine.pseudo_label import reliability
 from semiseg.errors import UserError
 from semiseg.recipe.load import load_recipe, validate
 from semiseg.runs import Run
-from semiseg.self_train import self_train
+from semiseg.self_train import first_stage, self_train
 
 STEPS = 7
 PLAIN = {"scales": (1.0,), "flip": False}
@@ -78,6 +79,13 @@ def test_every_stage_is_a_run_of_its_own(staged, planned):
     assert {key: value for key, value in changed.items() if key != "engine"} == {
         key: value for key, value in planned.to_dict().items() if key not in ("data", "engine")
     }
+
+
+def test_the_first_stage_sees_labeled_images_as_the_recipe_does(recipe):
+    labels = {"labeled": {"pool": "jitter"}, "labeled_loss": {"class_weights": "inverse_sqrt"}}
+    base = validate(recipe("st_pp", method=labels), "recipe")
+    assert (first_stage(base).method_name, first_stage(base).of_labels) == ("supervised", base.of_labels)
+    assert base.of_labels.keys() == labels.keys()
 
 
 def test_checkpoints_at_thirds_of_the_first_stage_are_kept(staged):
@@ -234,6 +242,10 @@ def test_images_with_pseudo_labels_become_the_pool(recipe, pseudo):
     dataset = data.load(validate(recipe("st_pp"), "recipe").data)
     pool = as_unlabeled(dataset)
     assert len(dataset.labeled) == 14
+    counted = replace(dataset, class_counts=tuple({0: number} for number in range(14)))
+    own = tuple({0: number} for number, sample in enumerate(dataset.labeled) if not sample.pseudo)
+    assert counts_of_labels(counted) == as_unlabeled(counted).class_counts == own
+    assert counts_of_labels(dataset) is None
     assert [sample.pseudo for sample in pool.labeled] == [False] * 6
     assert [sample.pseudo for sample in pool.unlabeled] == [True] * 8
     assert all(sample.mask.is_relative_to(pseudo) for sample in pool.unlabeled)

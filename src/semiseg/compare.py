@@ -106,15 +106,15 @@ def plan(recipe: Recipe, entry: Entry, seed: int) -> Recipe:
     """Makes the recipe of an entry.
 
     An entry of the recipe's own method starts from the recipe's settings of it. Another method starts from its own
-    defaults, with the recipe's augmentation of labeled images.
+    defaults, with the recipe's augmentation and loss of labeled images. Otherwise what class weights are worth would
+    look like a gain from unlabeled images.
 
     Raises:
         UserError: there is no such method, or a setting is wrong.
     """
     changes = list(entry.changes)
     if entry.method != recipe.method_name:
-        labeled = recipe.to_dict()["method"]["labeled"]
-        changes.insert(0, f"method={json.dumps({'name': entry.method, 'labeled': labeled})}")
+        changes.insert(0, f"method={json.dumps({'name': entry.method, **recipe.of_labels})}")
     try:
         return override(recipe, [*changes, f"engine.seed={seed}"])
     except UserError as error:
@@ -252,7 +252,7 @@ def train_with_baseline(
 ) -> tuple[Run, Run]:
     """Trains a recipe into `out`, and supervised training into `out`-baseline: same weights, same labels.
 
-    The baseline augments labeled images as the recipe does.
+    The baseline augments and weighs labeled images as the recipe does.
 
     Raises:
         UserError: the recipe is supervised itself; or as `semiseg.train`.

@@ -20,8 +20,7 @@ SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the authors
 
 def first_stage(recipe: Recipe) -> Recipe:
     """Makes the recipe of the first stage: supervised, and the checkpoints at each third of the steps are kept."""
-    labeled = recipe.to_dict()["method"]["labeled"]
-    settings = {"name": "supervised", "labeled": labeled}
+    settings = {"name": "supervised", **recipe.of_labels}
     return override(
         recipe, [f"method={json.dumps(settings)}", f"engine.keep_every={math.ceil(recipe.engine.steps / 3)}"]
     )

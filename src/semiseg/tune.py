@@ -217,7 +217,7 @@ def _trial(recipe: Recipe, settings: Mapping[str, Any], lists: Mapping[str, Path
     }
     if "val_fraction" in values["data"]:
         values["data"]["val_fraction"] = None  # it and a list of validation images exclude each other
-    kept = {"name": _BASELINE, "labeled_loss": values["method"]["labeled_loss"]}
+    kept = {"name": _BASELINE, **recipe.of_labels}
     values["method"] = (values["method"] if recipe.method_name == _BASELINE else kept) | dict(settings)
     values["optim"]["warmup_steps"] = round(recipe.optim.warmup_steps * min(1, steps / recipe.engine.steps))
     values["engine"] |= {"steps": steps, "eval_every": steps, "save_every": None, "pseudo_label_images": 0}

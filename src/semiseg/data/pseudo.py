@@ -66,16 +66,20 @@ def as_unlabeled(dataset: Dataset) -> Dataset:
             "data.pseudo: the method learns pseudo-labels of an earlier run, and there are none; semiseg self-train "
             "makes them, or name a folder that semiseg pseudo-label wrote"
         )
-    counts = dataset.class_counts
-    if counts is not None:
-        pairs = zip(dataset.labeled, counts, strict=True)
-        counts = tuple(own for sample, own in pairs if not sample.pseudo)
     return replace(
         dataset,
         labeled=tuple(sample for sample in dataset.labeled if not sample.pseudo),
         unlabeled=tuple(sample for sample in dataset.labeled if sample.pseudo),
-        class_counts=counts,
+        class_counts=counts_of_labels(dataset),
     )
+
+
+def counts_of_labels(dataset: Dataset) -> tuple[dict[int, int], ...] | None:
+    """Returns the number of pixels of each class in each labeled image without those that have a pseudo-label."""
+    if dataset.class_counts is None:
+        return None
+    pairs = zip(dataset.labeled, dataset.class_counts, strict=True)
+    return tuple(own for sample, own in pairs if not sample.pseudo)
 
 
 def write_reliability(path: Path, reliability: Iterable[tuple[str, float]]) -> None:

@@ -7,6 +7,7 @@ import torch
 from semiseg import methods
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.loader import EvalItem, check_loading, eval_loader, train_loader
+from semiseg.data.pseudo import counts_of_labels
 from semiseg.data.restart import OnRestart, RestartingLoader
 from semiseg.engine import pseudo_quality, trackers
 from semiseg.engine.runtime import Runtime
@@ -35,7 +36,7 @@ class Setup:
 
     def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime) -> None:
         self.recipe, self.dataset, self.runtime = recipe, dataset, runtime
-        method = build_method(recipe, dataset.classes, dataset.class_counts)
+        method = build_method(recipe, dataset.classes, counts_of_labels(dataset))
         self.method = method.to(runtime.device).to(memory_format=torch.channels_last)
         self.stepper = Stepper(recipe, self.method, runtime)
         self.images_per_step = recipe.engine.batch_size * self.method.views.images_per_slot

@@ -22,6 +22,11 @@ class Recipe:
     engine: EngineConfig
 
     @property
+    def of_labels(self) -> dict[str, Any]:
+        """Returns the method's settings of labeled images, as plain values. Every method has them."""
+        return self.method.model_dump(mode="json", include={*MethodConfig.model_fields})
+
+    @property
     def counts_classes(self) -> bool:
         """Returns whether training must know how many pixels of each class each labeled mask has."""
         weights = self.method.labeled_loss.class_weights
