@@ -45,6 +45,11 @@ def log(clock) -> Log:
     return Log(clock)
 
 
+@pytest.fixture(autouse=True)
+def _usual_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def console(file: io.StringIO, terminal: bool = False) -> Console:
     return Console(file=file, force_terminal=terminal, force_interactive=terminal, width=160, color_system=None)
 
@@ -229,6 +234,13 @@ def test_counting_on_a_terminal(clock, log):
     count(clock, log, 20, 3, terminal=True)
     assert "3/3 images" in log.getvalue()
     assert "of 3" not in log.getvalue()
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(clock, log, monkeypatch):
+    """A bar would show nothing at all there, e.g. in a shell inside Emacs."""
+    monkeypatch.setenv("TERM", "dumb")
+    count(clock, log, 20, 3, terminal=True)
+    assert "predicting: 2 of 3 images" in log.getvalue()
 
 
 # notebooks

@@ -29,8 +29,11 @@ Clock = Callable[[], float]  # s
 
 
 def draws_bars(console: Console) -> bool:
-    """Returns whether the console is a terminal that can draw bars. The terminal of a notebook's `!command` cannot."""
-    return console.is_terminal and not _in_notebook(console)
+    """Returns whether the console is a terminal that can draw bars.
+
+    The terminal of a notebook's `!command` cannot, nor one that cannot redraw a line (TERM=dumb), e.g. in Emacs.
+    """
+    return console.is_terminal and not console.is_dumb_terminal and not _in_notebook(console)
 
 
 def _in_notebook(console: Console) -> bool:
