@@ -33,6 +33,8 @@ OFF = {"loss": "standard", "intensity": "standard", "pairs": "standard"}
 # Their teachers are made for long runs; in a short one they would lag behind
 _FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
 _JITTER = "method.labeled=jitter"
+_WEIGHTS = "labeled_loss.class_weights=inverse_sqrt"
+_PEER = "unimatch_v2:ema_decay=0.99:ramp=1.0"  # the strongest peer, with the settings that helped the others
 _SGD = "optim.kind=sgd:optim.lr=0.01:optim.weight_decay=1e-4"  # as in the sections before 10
 _STAGES = ("st_pp",)  # trained by `semiseg self-train`
 ALL = 0  # labels of all images of training
@@ -153,18 +155,20 @@ def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) 
     return Study(f"{title}: one switch at a time", asked, pack, tuple(rows), settings)
 
 
-def adaptations_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
+def adaptations_study(pack: str, title: str, settings: tuple[str, ...], text: str = "") -> Study:
     """Makes the study of Table 5 of iMAS: each adaptation alone, all together, and none."""
 
     def row(name: str, *on: str) -> str:
-        return f"{name}={VIEW}" + "".join(f":{key}={'adaptive' if key in on else value}" for key, value in OFF.items())
+        values = "".join(f":{key}={'adaptive' if key in on else value}" for key, value in OFF.items())
+        return f"{name}={VIEW}:batch_norm=apart{values}"
 
     rows = (
         row("standard"), *(row(f"adaptive {key}", key) for key in OFF), row("all three", *OFF), "supervised"
     )  # fmt: skip
     asked = (
         f"Do the adaptations of iMAS pay? Table 5 in kind, recipe `small/{pack}`, one strong view (jitter, gray, blur)"
-        ", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99. *standard* has none of them."
+        f", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99, batch norm apart. {text}*standard* has none "
+        "of them."
     )
     return Study(f"{title}: the adaptations of iMAS", asked, pack, rows, settings, (0, 1, 2, 3, 4))
 
@@ -235,15 +239,20 @@ def long_study(pack: str, title: str, settings: tuple[str, ...]) -> Study:
     return Study(f"{title}: a longer training", asked, pack, rows, settings)
 
 
-def weights_study(pack: str, title: str, settings: tuple[str, ...] = (), others: tuple[str, ...] = ()) -> Study:
+def weights_study(
+    pack: str, title: str, settings: tuple[str, ...] = (), peer: str = "", others: tuple[str, ...] = ()
+) -> Study:
     """Makes the study of class weights and of batch norm."""
-    weights = ":method.labeled_loss.class_weights=inverse_sqrt"
+    weights = f":method.{_WEIGHTS}"
+    apart = ":batch_norm=apart"
     rows = ("supervised", f"supervised+weights=supervised{weights}", f"plain+ramp={PLAIN}",
-            f"plain+ramp+weights={PLAIN}{weights}", f"plain+ramp+weights+apart={PLAIN}{weights}:batch_norm=apart",
+            f"plain+ramp+weights={PLAIN}{weights}", f"plain+ramp+weights+apart={PLAIN}{weights}{apart}",
+            f"unimatch_v2+ramp{peer}={_PEER}" + weights * ("+weights" in peer) + apart * ("+apart" in peer),
             *others)  # fmt: skip
     asked = (
         f"Recipe `small/{pack}`. *+weights*: `labeled_loss.class_weights: inverse_sqrt`. *plain+ramp*: FixMatch with "
-        "an EMA teacher, whose unlabeled weight rises over the whole run. *+apart*: `batch_norm: apart`."
+        "an EMA teacher, whose unlabeled weight rises over the whole run. *+apart*: `batch_norm: apart`. "
+        "*unimatch_v2+ramp*: UniMatch V2 with EMA 0.99 and what helped FixMatch; its step has 1.4 times the passes."
     )
     return Study(f"{title}: class weights and batch norm", asked, pack, rows, settings)
 
@@ -270,8 +279,10 @@ STUDIES: dict[str, Study] = {
     "13-ramps-camvid": ramps_study("camvid", _CAMVID),
     "13-ramps-tile": ramps_study("tile", _TILES),
     "13-ramps-voc-mini": ramps_study("voc-mini", _VOC),
-    "11-adaptations-wbc": adaptations_study("wbc", f"{_CELLS}, 2000 steps", (_JITTER, *_LONG)),
-    "11-adaptations-camvid": adaptations_study("camvid", f"{_CAMVID}, 2000 steps", _LONG),
+    "11-adaptations-wbc": adaptations_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
+    "11-adaptations-camvid": adaptations_study(
+        "camvid", _CAMVID, (f"method.{_WEIGHTS}",), "All rows have `labeled_loss.class_weights: inverse_sqrt`. "
+    ),
     "14-labels-wbc": labels_study("wbc", "White blood cells", (5, 10), (_JITTER,)),
     "14-labels-camvid": labels_study("camvid", "CamVid", (23, 46, 92, 184)),
     "14-labels-camvid-long": labels_study("camvid", "CamVid, 3000 steps", (23, 46, 92, 184), ("engine.steps=3000",)),
@@ -289,6 +300,7 @@ STUDIES: dict[str, Study] = {
         "wbc",
         _CELLS,
         (_JITTER,),
+        "+apart",
         (
             "cac",
             "cac+apart=cac:batch_norm=apart",
@@ -297,10 +309,12 @@ STUDIES: dict[str, Study] = {
             "supervised+weak=supervised:labeled=null",
         ),
     ),
-    "19-weights-camvid": weights_study("camvid", _CAMVID),
-    "19-weights-tile": weights_study("tile", _TILES),
-    "19-weights-voc-mini": weights_study("voc-mini", _VOC),
-    "19-weights-tile-binary": weights_study("tile", "Magnetic tiles, defect or not, 24 labels", _BINARY),
+    "19-weights-camvid": weights_study("camvid", _CAMVID, peer="+weights+apart"),
+    "19-weights-tile": weights_study("tile", _TILES, peer="+weights"),
+    "19-weights-voc-mini": weights_study("voc-mini", _VOC, peer="+weights"),
+    "19-weights-tile-binary": weights_study(
+        "tile", "Magnetic tiles, defect or not, 24 labels", _BINARY, peer="+weights"
+    ),
     "19-weights-voc-groups": weights_study("voc-mini", "Small VOC photographs in 5 groups, 83 labels", _GROUPS),
     "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
     "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
