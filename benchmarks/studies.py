@@ -167,8 +167,8 @@ def adaptations_study(pack: str, title: str, settings: tuple[str, ...], text: st
     )  # fmt: skip
     asked = (
         f"Do the adaptations of iMAS pay? Table 5 in kind, recipe `small/{pack}`, one strong view (jitter, gray, blur)"
-        f", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99, batch norm apart. {text}*standard* has none "
-        "of them."
+        f", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99, batch norm apart. {text}*standard* has "
+        "none of them."
     )
     return Study(f"{title}: the adaptations of iMAS", asked, pack, rows, settings, (0, 1, 2, 3, 4))
 
