@@ -120,6 +120,18 @@ def ramps_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str
     return Study(f"{title}: every method, with a weight that rises", asked, pack, ("supervised", *rows), settings)
 
 
+def apart_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
+    """Makes the study of every method with batch norm apart and a weight that rises over the whole run."""
+    rows = [f"{name}={method}:ramp=1.0:batch_norm=apart" for name, method in _methods().items()]
+    asked = (
+        f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0` (its unlabeled weight rises "
+        "over the whole run) and `batch_norm: apart` (labeled and unlabeled images are normalized by their own "
+        f"statistics). The EMA of teachers that are meant for long runs is 0.99. {text}Compare with the section of "
+        "every method with a weight that rises."
+    )
+    return Study(f"{title}: every method, batch norm apart", asked, pack, ("supervised", *rows), settings)
+
+
 def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) -> Study:
     """Makes the study of one switch at a time: each row differs from the first, *plain*, in one setting."""
     off = "".join(f":{key}={value}" for key, value in OFF.items())
@@ -316,6 +328,8 @@ STUDIES: dict[str, Study] = {
         "tile", "Magnetic tiles, defect or not, 24 labels", _BINARY, peer="+weights"
     ),
     "19-weights-voc-groups": weights_study("voc-mini", "Small VOC photographs in 5 groups, 83 labels", _GROUPS),
+    "20-apart-wbc": apart_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
+    "20-apart-camvid": apart_study("camvid", _CAMVID, (f"method.{_WEIGHTS}",), "All rows have class weights. "),
     "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
     "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
     "16-optimizers-tile": optimizers_study("tile", _TILES),

@@ -27,20 +27,15 @@ class MethodConfig(BaseModel):
     labeled_loss: LabeledLoss = LabeledLoss()
 
 
-class RampedConfig(MethodConfig):
-    """Settings of a method whose unlabeled loss may come in slowly.
+class SemiConfig(MethodConfig):
+    """Settings of a method that learns from labeled and unlabeled images at the same time.
 
     The papers' own ramps are the defaults; 0, a constant weight, where they have none. In a short run a constant weight
     teaches the student the errors of a young teacher (docs/results.md).
     """
 
     ramp: float = Field(0.0, ge=0, le=1)  # share of the run in which the weight of unlabeled images rises
-
-
-class OnePassConfig(RampedConfig):
-    """Settings of a method whose student sees labeled images and strong views in one pass."""
-
-    batch_norm: BatchNorm = "joint"  # apart: labeled images and strong views are normalized by their own statistics
+    batch_norm: BatchNorm = "joint"  # apart: labeled and unlabeled images are normalized by their own statistics
 
 
 class SemiMethod(nn.Module):

@@ -192,3 +192,13 @@ def test_equal_steps_mix_alike_and_others_do_not(make):
     whole = method.alone(BATCH, AT)
     other = method._mix(whole, replace(AT, step=4))[0]
     assert not torch.equal(one, other.image)
+
+
+def test_with_batch_norm_apart_images_to_mix_change_no_running_statistics(make):
+    def statistics(how: str, factor: float) -> Tensor:
+        method = make(norm=True, cutmix=True, batch_norm=how)
+        method.losses(replace(BATCH, weak=factor * BATCH.weak), AT)
+        return torch.cat([value for key, value in method.state_dict().items() if "running" in key])
+
+    assert not torch.equal(statistics("joint", 1.0), statistics("joint", 2.0))
+    torch.testing.assert_close(statistics("apart", 1.0), statistics("apart", 2.0))

@@ -189,6 +189,12 @@ def test_both_networks_are_evaluated_and_the_student_is_kept(make):
     assert method.evaluated() == {"student": (method.student,), "teacher": (method.teacher,)}
 
 
+def test_batch_norm_apart_needs_labeled_images_for_the_teachers_own_statistics():
+    with pytest.raises(ValidationError, match="use consistency_on: all, or teacher_statistics: averaged"):
+        Config(batch_norm="apart", consistency_on="unlabeled")
+    Config(batch_norm="apart", consistency_on="unlabeled", teacher_statistics="averaged")
+
+
 def test_a_view_of_the_teacher_needs_strong_operations():
     with pytest.raises(ValidationError, match="teacher_view does nothing without strong operations"):
         Config(teacher_view="strong")

@@ -23,10 +23,11 @@ from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import confident_ratio
 from semiseg.losses import weighted_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import most_likely, predict
 from semiseg.rng import uniform
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
@@ -38,7 +39,7 @@ class Paste(paste.Config):
     onto: Literal["labeled", "unlabeled"] = "labeled"  # the images that receive pixels; labeled ones in the paper
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of AEL. The defaults are those of the paper on Cityscapes; each ingredient can be switched off."""
 
     unlabeled_weight: float = Field(1.0, ge=0)  # alpha
@@ -121,7 +122,8 @@ class Method(SemiMethod, config=Config):
         known = PseudoLabels(batch.image, batch.label, torch.ones_like(batch.image[:, 0]), batch.label != IGNORE)
         known = self._paste("labeled", known, at, part)
         mixed = self._paste("unlabeled", self._cutmix(at, part), at, part)
-        on_labeled, on_mixed = self.student(torch.cat([known.image, mixed.image])).split(len(batch.image))
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            on_labeled, on_mixed = self.student(torch.cat([known.image, mixed.image])).split(len(batch.image))
 
         labeled = cfg.labeled_loss(on_labeled, known.label, part)  # Eq. 1
         sampled = self._sampled(on_mixed.detach(), at, part) & mixed.valid & (mixed.confidence >= cfg.threshold)

@@ -25,9 +25,10 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import fixed_logits, prediction
 from semiseg.rng import uniform
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
@@ -38,7 +39,7 @@ POOL = intensity.Config(  # one to three of eleven operations
 INJECTED, PASTED = (8, 2), (4, 4)  # lambda of the boxes; they cover 0.2 and 0.5 of an image in the mean
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of AugSeg. The defaults are those of the authors' code on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; 0 in the code for Cityscapes
@@ -94,7 +95,8 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled images and strong views."""
         cfg, own = self.config, part.own
         mixed, injected = self._mixed(at, part)
-        on_labeled, on_mixed = self.student(torch.cat([batch.image, mixed.image])).split(len(batch.image))
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            on_labeled, on_mixed = self.student(torch.cat([batch.image, mixed.image])).split(len(batch.image))
         labeled = cfg.labeled_loss(on_labeled, batch.label, part)
         each = confident_cross_entropy(on_mixed, mixed.label, mixed.confidence, cfg.threshold, mixed.valid)
         unlabeled = each.mean() * part.share

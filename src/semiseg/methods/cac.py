@@ -20,7 +20,7 @@ from semiseg.augment.overlap import seen_in_both, to_first
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import contrastive_between_classes
-from semiseg.method import OnePassConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
 from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
@@ -31,7 +31,7 @@ from semiseg.models.predict import evaluating, prediction
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(OnePassConfig):
+class Config(SemiConfig):
     """Settings of CAC. The defaults are those of the authors' code on PASCAL VOC, but for three limits."""
 
     threshold: float = Field(0.75, ge=0, le=1)  # a place is learned from if its confidence is higher

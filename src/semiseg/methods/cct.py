@@ -20,9 +20,10 @@ from semiseg.augment import features as perturb
 from semiseg.augment.adversarial import adversarial_noise, sample_direction
 from semiseg.augment.overlap import at_scale
 from semiseg.augment.views import Views
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.auxiliary import AuxiliaryDecoder, last_map
 from semiseg.models.build import Build, Network, require_encoder
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import most_likely
 from semiseg.rng import uniform
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
@@ -56,7 +57,7 @@ _OF_KIND = {
 }
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of CCT. The defaults are those of the authors' code on PASCAL VOC."""
 
     decoders: Decoders = Decoders()
@@ -112,8 +113,9 @@ class Method(SemiMethod, config=Config):
     def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
         """Computes the losses, in one pass of the encoder and the main decoder over all images."""
         cfg, student, b = self.config, self.student, len(batch.image)
-        features = student.encode(torch.cat([batch.image, batch.weak]))
-        logits = student.classify(student.decode(features), features.size)
+        with batch_norm(student, cfg.batch_norm, b):
+            features = student.encode(torch.cat([batch.image, batch.weak]))
+            logits = student.classify(student.decode(features), features.size)
         value, target = features.maps[-1][b:], logits[b:].detach().float().softmax(1)
         guide = self._guide(target, batch.valid, value)
         distances = []

@@ -22,17 +22,18 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.correlation import CorrelationHead, propagate, regions, spread
 from semiseg.models.frames import cells, to_image, to_map
+from semiseg.models.norms import batch_norm
 from semiseg.models.perturbed import classify_perturbed
 from semiseg.models.predict import predict, prediction
 from semiseg.models.threshold import GlobalThreshold
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of CorrMatch. The defaults are those of the authors on PASCAL VOC."""
 
     threshold: float = Field(0.85, ge=0, le=1)  # before the first step; then it follows the network's confidence
@@ -69,8 +70,9 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one pass over labeled images and weak views and one over strong views."""
         cfg, student, tau = self.config, self.student, self.threshold.value
         drop = drop_channels(at.generator("feature dropout"), len(part.observed.label), part.rows, cfg.feature_dropout)
-        features = student.encode(torch.cat([batch.image, batch.weak]))
-        on_image, on_weak, on_features = classify_perturbed(student, features, len(batch.image), drop)
+        with batch_norm(student, cfg.batch_norm, len(batch.image)):
+            features = student.encode(torch.cat([batch.image, batch.weak]))
+            on_image, on_weak, on_features = classify_perturbed(student, features, len(batch.image), drop)
         counted = torch.cat([batch.label != IGNORE, batch.valid])
         correlation, correlated = self._correlate(features, torch.cat([on_image, on_weak]), counted)
         image_correlated, weak_correlated = torch.split(correlated, [len(batch.image), len(batch.weak)])
@@ -78,8 +80,9 @@ class Method(SemiMethod, config=Config):
         weak = prediction(on_weak)
         own = PseudoLabels(batch.strong[0], weak.label, weak.confidence, batch.valid)
         mixed, box, mixed_px = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        features = student.encode(mixed.image)
-        on_strong = student.classify(student.decode(features), features.size)
+        with batch_norm(student, cfg.batch_norm, labeled=0):
+            features = student.encode(mixed.image)
+            on_strong = student.classify(student.decode(features), features.size)
         _, strong_correlated = self._correlate(features, on_strong, mixed.valid)
 
         confident = (mixed.confidence >= tau) & mixed.valid

@@ -19,13 +19,14 @@ from semiseg import ramps
 from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.views import Views
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import most_likely, predict
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of CPS. The defaults are those of the paper on PASCAL VOC."""
 
     unlabeled_weight: float = Field(1.5, ge=0)  # lambda; 6 on Cityscapes. The authors' code with CutMix: 1 and 5
@@ -55,7 +56,8 @@ class Method(SemiMethod, config=Config):
         """Predicts the unlabeled images, if CutMix is to mix them. Batch norm is in train mode, as in the authors'."""
         if not self.config.cutmix:
             return None
-        first, second = (predict(one, batch.weak, batch_statistics=True).label for one in (self.first, self.second))
+        with batch_norm(self, self.config.batch_norm, labeled=0):
+            first, second = (predict(one, batch.weak, batch_statistics=True).label for one in (self.first, self.second))
         return Crossed(batch.weak, first, second, batch.valid)
 
     def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
@@ -66,11 +68,14 @@ class Method(SemiMethod, config=Config):
         cfg, num_labeled = self.config, len(batch.image)
         if cfg.cutmix:
             crossed, px = self._mix(part, at)
-            first, second = (network(torch.cat([batch.image, crossed.image])) for network in (self.first, self.second))
+            with batch_norm(self, cfg.batch_norm, num_labeled):
+                images = torch.cat([batch.image, crossed.image])
+                first, second = self.first(images), self.second(images)
             unlabeled = crossed_loss(first[num_labeled:], second[num_labeled:], crossed, px)
         else:
             images = torch.cat([batch.image, batch.weak])
-            first, second = self.first(images), self.second(images)
+            with batch_norm(self, cfg.batch_norm, num_labeled):
+                first, second = self.first(images), self.second(images)
             counted = torch.cat([batch.label != IGNORE, batch.valid])
             crossed = Crossed(images, most_likely(first.detach()), most_likely(second.detach()), counted)
             unlabeled = crossed_loss(first, second, crossed, part.labeled_px + part.valid_px)

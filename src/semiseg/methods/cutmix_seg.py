@@ -22,14 +22,15 @@ from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import counted_share
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import fixed_logits, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of CutMix-Seg. The defaults are those of the authors' code."""
 
     threshold: float = Field(0.97, ge=0, le=1)  # a pixel with at least this confidence is confident; 0: all are
@@ -77,7 +78,8 @@ class Method(SemiMethod, config=Config):
         patch = everyone[partner[part.rows]]
         mixed = own.pasted(patch, box[part.rows])
         target = paste(own.probability, patch.probability, box[part.rows])
-        on_labeled, on_mixed = self.student(torch.cat([batch.image, mixed.image])).split(len(batch.image))
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            on_labeled, on_mixed = self.student(torch.cat([batch.image, mixed.image])).split(len(batch.image))
         labeled = cfg.labeled_loss(on_labeled, batch.label, part)
 
         # of the whole mixed batch

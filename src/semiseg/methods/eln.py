@@ -20,19 +20,20 @@ from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import class_contrast, cross_entropy, weighted_cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models import build as networks
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.heads import decoded_channels, values_at
 from semiseg.models.localization import is_right, localization_loss, seen_by_localizer
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 _REPRESENTATION = 128  # values
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of ELN. The defaults are those of the authors' code on PASCAL VOC."""
 
     supervised: float = Field(0.14, ge=0, lt=1)  # share of the run with labels alone
@@ -103,9 +104,10 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled images and both views of unlabeled ones."""
         cfg, student, (b, u) = self.config, self.student, (len(batch.image), len(batch.weak))
         everyone, own = part.observed, part.own
-        features = student.encode(torch.cat([batch.image, batch.weak, *batch.strong]))
-        decoded = student.decode(features)
-        on_image, on_weak, on_strong = torch.split(student.classify(decoded, features.size), [b, u, u])
+        with batch_norm(student, cfg.batch_norm, b):
+            features = student.encode(torch.cat([batch.image, batch.weak, *batch.strong]))
+            decoded = student.decode(features)
+            on_image, on_weak, on_strong = torch.split(student.classify(decoded, features.size), [b, u, u])
         labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_sup
         auxiliary, localization = self._errors(batch, features[:b].detached(), on_image.detach(), part)
 

@@ -20,7 +20,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import OnePassConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.norms import batch_norm
@@ -28,7 +28,7 @@ from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(OnePassConfig):
+class Config(SemiConfig):
     """Settings of FixMatch. The defaults are those of its papers."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau

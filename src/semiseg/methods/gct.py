@@ -19,13 +19,14 @@ from torch.func import functional_call
 from semiseg import optim, ramps
 from semiseg.augment.views import Views
 from semiseg.losses import counted_share
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.flaws import FlawDetector, clear_flaws, true_flaws
+from semiseg.models.norms import batch_norm
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of GCT. The defaults are those of the authors' code on PASCAL VOC, but for a smaller detector."""
 
     correction_weight: float = Field(1.0, ge=0)  # lambda_fc, of the flaws where both networks are wrong
@@ -59,7 +60,8 @@ class Method(SemiMethod, config=Config):
         images = torch.cat([batch.image, batch.weak])
         counted = torch.cat([batch.label != IGNORE, batch.valid])
         counted_px = part.labeled_px + part.valid_px
-        logits = [network(images) for network in (self.first, self.second)]
+        with batch_norm(self, cfg.batch_norm, num_labeled):
+            logits = [network(images) for network in (self.first, self.second)]
         labeled = _sum(cfg.labeled_loss(one[:num_labeled], batch.label, part) for one in logits)
 
         probability = [one.float().softmax(1) for one in logits]

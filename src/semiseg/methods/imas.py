@@ -26,7 +26,7 @@ from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness, subsample
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import OnePassConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.norms import batch_norm
@@ -36,7 +36,7 @@ from semiseg.types import ClassTable, Losses, Part, Prediction, Progress, Pseudo
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(OnePassConfig):
+class Config(SemiConfig):
     """Settings of iMAS. The defaults are those of the paper on PASCAL VOC, as its text means them."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau, Eq. 4-6, 11; the paper uses 0.7 on Cityscapes

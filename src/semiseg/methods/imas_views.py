@@ -27,7 +27,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import class_to_ignore, confident_ratio, easiness
 from semiseg.losses import confident_cross_entropy
-from semiseg.method import OnePassConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.alignment import DistributionAlignment
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.confidence import ClassConfidence, class_sums, true_class_probability
@@ -39,7 +39,7 @@ from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, Semi
 Adaptive = Literal["adaptive", "standard"]
 
 
-class Config(OnePassConfig):
+class Config(SemiConfig):
     """Settings of iMAS with two strong views."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau

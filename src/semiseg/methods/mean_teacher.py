@@ -19,15 +19,16 @@ from semiseg import ramps
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import counted_share
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.heads import has_batch_norm
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import fixed_logits
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of Mean Teacher. The defaults are those of the authors of CPS on PASCAL VOC."""
 
     unlabeled_weight: float = Field(100 / 21, ge=0)  # theirs is 100, times the mean over VOC's 21 classes
@@ -42,6 +43,11 @@ class Config(RampedConfig):
     def _nothing_ignored(self) -> "Config":
         if self.strong is None and self.teacher_view is not None:
             raise ValueError("teacher_view does nothing without strong operations; remove it or set strong to a pool")
+        if self.batch_norm == "apart" and self.teacher_statistics == "own" and self.consistency_on == "unlabeled":
+            raise ValueError(
+                "batch_norm: apart needs labeled images for the teacher's own statistics; use consistency_on: all, or "
+                "teacher_statistics: averaged"
+            )
         return self
 
 
@@ -63,7 +69,8 @@ class Method(SemiMethod, config=Config):
         views = (batch.weak, *batch.strong)
         seen = views[0 if cfg.strong is None else 1]
         by_teacher = views[2 if cfg.teacher_view == "strong" else 0]
-        logits = self.student(torch.cat([batch.image, seen]))
+        with batch_norm(self.student, cfg.batch_norm, num_labeled):
+            logits = self.student(torch.cat([batch.image, seen]))
         labeled = cfg.labeled_loss(logits[:num_labeled], batch.label, part)
 
         counted, counted_px = batch.valid, part.valid_px
@@ -71,7 +78,8 @@ class Method(SemiMethod, config=Config):
             by_teacher = torch.cat([batch.image, by_teacher])
             counted = torch.cat([batch.label != IGNORE, counted])
             counted_px = counted_px + part.labeled_px
-        target = self._compared(fixed_logits(self.teacher, by_teacher, self.own_statistics))
+        with batch_norm(self.teacher, cfg.batch_norm, num_labeled):
+            target = self._compared(fixed_logits(self.teacher, by_teacher, self.own_statistics))
         distance = (self._compared(logits[-len(target) :]) - target).square().sum(1)
         unlabeled = counted_share(distance, counted, counted_px)
         return Losses(

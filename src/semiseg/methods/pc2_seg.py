@@ -19,16 +19,17 @@ from semiseg.augment import jitter
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.losses import contrastive_between_classes
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.bank import choose
 from semiseg.models.build import Build, Network
 from semiseg.models.cells import grid_of, padded_to_cells, represent_cells, whole_cells
 from semiseg.models.heads import projector
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of our reading of PC2Seg. All defaults are ours."""
 
     consistency_weight: float = Field(1.0, ge=0)  # of the distance of probabilities
@@ -80,9 +81,10 @@ class Method(SemiMethod, config=Config):
     def forward(self, batch: SemiBatch, at: Progress, part: Part) -> Losses:
         """Computes the three losses, in one student pass over labeled images and strong views."""
         cfg, num_labeled, own = self.config, len(batch.image), part.own
-        features = self.student.encode(torch.cat([batch.image, batch.strong[0]]))
-        decoded = self.student.decode(features)
-        logits = self.student.classify(decoded, features.size)
+        with batch_norm(self.student, cfg.batch_norm, num_labeled):
+            features = self.student.encode(torch.cat([batch.image, batch.strong[0]]))
+            decoded = self.student.decode(features)
+            logits = self.student.classify(decoded, features.size)
         labeled = cfg.labeled_loss(logits[:num_labeled], batch.label, part)
 
         distance = (logits[num_labeled:].float().softmax(1) - own.probability.float()).square().sum(1)

@@ -23,15 +23,16 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network, require_encoder
 from semiseg.models.earlier import EarlierNetworks
+from semiseg.models.norms import batch_norm
 from semiseg.models.perturbed import classify_perturbed
 from semiseg.models.predict import predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of PrevMatch. The defaults are those of the authors on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # of the network's own pseudo-labels; 0 on Cityscapes
@@ -90,12 +91,14 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one pass over labeled images and weak views and one over strong views."""
         cfg, num_slots, weight = self.config, len(part.observed.label), self._weight(at)
         drop = drop_channels(at.generator("feature dropout"), num_slots, part.rows, cfg.feature_dropout)
-        features = self.student.encode(torch.cat([batch.image, batch.weak]))
-        on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            features = self.student.encode(torch.cat([batch.image, batch.weak]))
+            on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
         weak = prediction(on_weak)
         own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        on_strong = self.student(torch.cat([view.image for view in mixed])).chunk(2)
+        with batch_norm(self.student, cfg.batch_norm, labeled=0):
+            on_strong = self.student(torch.cat([view.image for view in mixed])).chunk(2)
 
         def loss(views: list[PseudoLabels], labels: StrongPairs, threshold: float) -> Float[Tensor, ""]:
             """Computes UniMatch's loss with one kind of pseudo-labels."""

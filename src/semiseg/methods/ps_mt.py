@@ -22,15 +22,16 @@ from semiseg.augment.cutmix import paste, random_partners, sample_boxes_of_area
 from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating
 from semiseg.rng import uniform
 from semiseg.types import ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of PS-MT. The defaults are those of the paper on PASCAL VOC, blended labels."""
 
     threshold: float = Field(0.6, ge=0, le=1)
@@ -70,12 +71,13 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one student pass over labeled and mixed images."""
         cfg, student, b = self.config, self.student, len(batch.image)
         own, kept, kept_px = self._mixed(part, at)
-        features = student.encode(torch.cat([batch.image, own.image]))
-        if cfg.vat_radius:
-            last = features.maps[-1]
-            noise = self._noise(features[b:].detached(), own.valid, at)
-            features = _with_last(features, torch.cat([last[:b], last[b:] + noise]))
-        logits = student.classify(student.decode(features), features.size)
+        with batch_norm(student, cfg.batch_norm, b):
+            features = student.encode(torch.cat([batch.image, own.image]))
+            if cfg.vat_radius:
+                last = features.maps[-1]
+                noise = self._noise(features[b:].detached(), own.valid, at)
+                features = _with_last(features, torch.cat([last[:b], last[b:] + noise]))
+            logits = student.classify(student.decode(features), features.size)
 
         labeled = cfg.labeled_loss(logits[:b], batch.label, part)
         loss = own.confidence * F.cross_entropy(logits[b:].float(), own.label, reduction="none")

@@ -22,15 +22,16 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.attended_cams import AttendedCams
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.confidence import class_sums
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of PseudoSeg. The defaults are those of the authors' code on PASCAL VOC."""
 
     unlabeled_weight: float = Field(1.0, ge=0)
@@ -79,8 +80,9 @@ class Method(SemiMethod, config=Config):
         target = self._pseudo_label(batch)
         box = self._cutouts(at, part)
         strong = torch.where(box[part.rows][:, None], 0.0, batch.strong[0])  # 0 is the mean color
-        features = self.student.encode(torch.cat([batch.image, strong]))
-        logits = self.student.classify(self.student.decode(features), features.size)
+        with batch_norm(self.student, cfg.batch_norm, num_labeled):
+            features = self.student.encode(torch.cat([batch.image, strong]))
+            logits = self.student.classify(self.student.decode(features), features.size)
 
         counted = batch.label != IGNORE
         seen = self.cams.see(features[:num_labeled], counted, self.student.padded(size))

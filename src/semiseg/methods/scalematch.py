@@ -22,15 +22,16 @@ from semiseg.augment.scales import rescale, resize, sample_scale, seen_alone
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.frames import to_image
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import predict, prediction
 from semiseg.models.scales import ScaleAttention, fuse, rescale_features
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of ScaleMatch. The defaults are those of the authors on PASCAL VOC, where they are known."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; 0 on Cityscapes
@@ -79,18 +80,21 @@ class Method(SemiMethod, config=Config):
         scale = sample_scale(at.generator("scale"), cfg.scales)
         weak = torch.where(batch.valid[:, None], batch.weak, 0.0)  # so padding has one color when it is resized
         images = torch.cat([batch.image, weak])
-        features = student.encode(images)
-        logits, score = self._scored(features)
-        other, other_score = self._scored(student.encode(rescale(images, scale)))
+        with batch_norm(student, cfg.batch_norm, num_labeled):
+            features = student.encode(images)
+            logits, score = self._scored(features)
+            other, other_score = self._scored(student.encode(rescale(images, scale)))
         other, other_score = (resize(value, features.size) for value in (other, other_score))
         fused = fuse(logits, other, score, other_score)
-        on_features = self._rescaled(features[num_labeled:], at, part)
+        with batch_norm(student, cfg.batch_norm, labeled=0):
+            on_features = self._rescaled(features[num_labeled:], at, part)
 
         label = (fused if at.step >= cfg.fused_after * at.num_steps else logits)[num_labeled:]
         found = prediction(label)
         own = PseudoLabels(batch.strong[0], found.label, found.confidence, batch.valid)
         mixed, _, mixed_px = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        on_strong = student(mixed.image)
+        with batch_norm(student, cfg.batch_norm, labeled=0):
+            on_strong = student(mixed.image)
 
         # ignored pixels mix into their neighbors at the other scale: these count in the first prediction alone
         clear = torch.where(seen_alone(known, scale), batch.label, IGNORE)

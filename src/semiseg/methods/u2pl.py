@@ -21,16 +21,17 @@ from semiseg.augment.cutmix import paste, sample_boxes_of_area, triggered
 from semiseg.augment.views import Views
 from semiseg.errors import UserError
 from semiseg.hardness import quantile
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.bank import Bank, prototypes
 from semiseg.models.build import Build, Network
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.heads import has_batch_norm, representation_head, values_at
+from semiseg.models.norms import batch_norm
 from semiseg.models.predict import evaluating
 from semiseg.types import IGNORE, ClassTable, Losses, Part, Progress, PseudoLabels, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of U2PL. The defaults are those of the paper on PASCAL VOC."""
 
     unreliable: float = Field(0.2, gt=0, lt=1)  # alpha_0: share of unlabeled pixels at the start; it falls to 0
@@ -113,13 +114,14 @@ class Method(SemiMethod, config=Config):
         own = mixed[part.rows]
 
         views = torch.cat([batch.image, own.image])
-        features = self.student.encode(views)
-        decoded = self.student.decode(features)
-        on_labeled, on_mixed = self.student.classify(decoded, features.size).chunk(2)
-        of_image, of_mixed = values_at(self.student, self.head(decoded), pixel, features.size).chunk(2)
-        if self.own_statistics:
-            with torch.no_grad():
-                self.teacher_head(self.teacher.decode(self.teacher.encode(views)))
+        with batch_norm(self, cfg.batch_norm, len(batch.image)):
+            features = self.student.encode(views)
+            decoded = self.student.decode(features)
+            on_labeled, on_mixed = self.student.classify(decoded, features.size).chunk(2)
+            of_image, of_mixed = values_at(self.student, self.head(decoded), pixel, features.size).chunk(2)
+            if self.own_statistics:
+                with torch.no_grad():
+                    self.teacher_head(self.teacher.decode(self.teacher.encode(views)))
 
         labeled = cfg.labeled_loss(on_labeled, batch.label, part)
         reliable = mixed.valid & (mixed.entropy <= threshold)

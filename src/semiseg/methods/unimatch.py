@@ -19,14 +19,15 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import RampedConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Network, require_encoder
+from semiseg.models.norms import batch_norm
 from semiseg.models.perturbed import classify_perturbed
 from semiseg.models.predict import predict, prediction
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(RampedConfig):
+class Config(SemiConfig):
     """Settings of UniMatch. The defaults are those of the paper on PASCAL VOC."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau; the paper uses 0 on Cityscapes
@@ -61,12 +62,14 @@ class Method(SemiMethod, config=Config):
         """
         cfg, num_slots = self.config, len(part.observed.label)
         drop = drop_channels(at.generator("feature dropout"), num_slots, part.rows, cfg.feature_dropout)
-        features = self.student.encode(torch.cat([batch.image, batch.weak]))
-        on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
+        with batch_norm(self.student, cfg.batch_norm, len(batch.image)):
+            features = self.student.encode(torch.cat([batch.image, batch.weak]))
+            on_image, on_weak, on_features = classify_perturbed(self.student, features, len(batch.image), drop)
         weak = prediction(on_weak)
         own = StrongPairs(batch.strong[0], weak.label, weak.confidence, batch.valid, batch.strong[1])
         mixed, valid_px = cutmix_pairs(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        on_first, on_second = self.student(torch.cat([view.image for view in mixed])).chunk(2)
+        with batch_norm(self.student, cfg.batch_norm, labeled=0):
+            on_first, on_second = self.student(torch.cat([view.image for view in mixed])).chunk(2)
 
         labeled = cfg.labeled_loss(on_image, batch.label, part)  # L_s
         perturbed = cross_entropy(on_features, own.kept(cfg.threshold), part.valid_px)  # H(p^w, p^fp)

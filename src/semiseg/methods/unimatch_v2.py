@@ -21,7 +21,7 @@ from semiseg.augment.pools import Pool
 from semiseg.augment.views import Views
 from semiseg.hardness import confident_ratio
 from semiseg.losses import cross_entropy
-from semiseg.method import OnePassConfig, SemiMethod
+from semiseg.method import SemiConfig, SemiMethod
 from semiseg.models.build import Build, Features, Network, require_encoder
 from semiseg.models.ema import ema_, ema_decay, make_teacher
 from semiseg.models.norms import batch_norm
@@ -29,7 +29,7 @@ from semiseg.models.predict import predict
 from semiseg.types import ClassTable, Losses, Part, Progress, SemiBatch
 
 
-class Config(OnePassConfig):
+class Config(SemiConfig):
     """Settings of UniMatch V2. The defaults are those of the paper, for all its data."""
 
     threshold: float = Field(0.95, ge=0, le=1)  # tau

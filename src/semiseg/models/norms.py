@@ -1,4 +1,4 @@
-"""Batch norm of labeled images and strong views: as one batch, or apart."""
+"""Batch norm of labeled images and views of unlabeled ones: as one batch, or apart."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,17 +13,18 @@ BatchNorm = Literal["joint", "apart"]
 
 @contextmanager
 def batch_norm(network: nn.Module, how: BatchNorm, labeled: int) -> Iterator[None]:
-    """Sets how batch norm treats the batches that pass a network inside, in train mode.
+    """Sets how batch norm treats the batches that pass a network, or all networks of a method, inside, in train mode.
 
     Strong views have other statistics than photographs. If both share a batch, the running statistics fit neither, and
     evaluation suffers. Yuan et al. (ICCV 2021) give strong views running statistics of their own. Here they have none,
     because no strong view is ever evaluated.
 
     Args:
-        network: the network.
+        network: the network or the method.
         how: `joint`: all images are one batch. `apart`: the first `labeled` images are a batch and the rest is another
             one, whose statistics do not become running ones.
-        labeled: number of labeled images, which come first. There must be others behind them.
+        labeled: number of labeled images, which come first. There must be others behind them. 0: all are unlabeled, so
+            with `apart` no statistics become running ones.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if how == "apart" else []
     for norm in norms:
@@ -37,10 +38,10 @@ def batch_norm(network: nn.Module, how: BatchNorm, labeled: int) -> Iterator[Non
 
 def _apart(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], labeled: int) -> Callable[[Tensor], Tensor]:
     def both(value: Tensor) -> Tensor:
-        first = forward(value[:labeled])
+        first = [forward(value[:labeled])] if labeled else []
         tracks, norm.track_running_stats = norm.track_running_stats, False
         rest = forward(value[labeled:])
         norm.track_running_stats = tracks
-        return torch.cat([first, rest])
+        return torch.cat([*first, rest])
 
     return both
