@@ -284,6 +284,22 @@ def test_when_the_time_is_over_the_tables_say_what_is_incomplete(base, tmp_path)
     assert "not counted: cps with seed 3, 0 of 1 steps" in text
 
 
+def test_when_it_is_interrupted_the_tables_have_what_is_complete(base, tmp_path, monkeypatch):
+    small, out = ["engine.steps=1", "engine.eval_every=1"], tmp_path / "out"
+    real = queue.work
+
+    def interrupted(jobs, *settings):
+        real(jobs[:complete], *settings)
+        raise Interrupted("stopped by SIGTERM", signal.SIGTERM)
+
+    monkeypatch.setattr(queue, "work", interrupted)
+    for complete in (0, 1):
+        with pytest.raises(Interrupted):
+            compare(base, "supervised,cps", [0], out, small)
+        assert (out / "comparison.txt").exists() == bool(complete)
+    assert "not counted: cps with seed 0, 0 of 1 steps" in (out / "comparison.txt").read_text()
+
+
 def test_two_comparisons_in_one_folder(base, tmp_path):
     out = tmp_path / "out"
     program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "

@@ -15,7 +15,7 @@ from semiseg.data.dataset import Dataset
 from semiseg.engine.lock import Lock
 from semiseg.engine.runtime import Runtime
 from semiseg.engine.setup import check_settings
-from semiseg.errors import UserError
+from semiseg.errors import Interrupted, UserError
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
 from semiseg.recipe.load import changes_of_result, load_recipe, override
@@ -151,7 +151,8 @@ def compare(
     Raises:
         UserError: a name or a setting is wrong, or the folder holds runs that cannot stand in one table with these, or
             another process works in it, before anything is written; or no training could be completed.
-        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
+        Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved, and the tables show
+            the runs that are complete.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
     console, out = console or Console(quiet=True), api.folder(Path(out))
@@ -176,14 +177,24 @@ def compare(
                 api.refuse_other_images(run, of_run, dataset)
                 api.refuse_other_masks(run, of_run, masks)
         queue.prepare({job: planned[key] for key, job in jobs.items()})
-        failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+
+        def tables() -> Comparison:
+            found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
+            found = _with_waiting(found, named, seeds)
+            comparison_files.write(found, out)
+            return found
+
+        try:
+            failed = queue.work(list(jobs.values()), console, at_once, devices, until)
+        except Interrupted:
+            if any(job.complete for job in jobs.values()):
+                tables()
+            raise
         if not any(job.run.exists() for job in jobs.values()):
             raise UserError(
                 _failures(failed, len(jobs)) if failed else f"{out}: the time was over before a run was started"
             )
-        found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
-        found = _with_waiting(found, named, seeds)
-        comparison_files.write(found, out)
+        found = tables()
     if failed:
         raise UserError(_failures(failed, len(jobs)))
     return found

@@ -20,6 +20,7 @@ from semiseg.data import appearance
 from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.partitions import class_folds, class_presence, lines_of
+from semiseg.engine.lock import Lock
 from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.files import writing
@@ -99,7 +100,8 @@ def tune(
         The recipe and the reasons; None if the time was over before all trainings were complete.
 
     Raises:
-        UserError: a setting is wrong, the file exists, there are too few labeled images, or a training failed.
+        UserError: a setting is wrong, the file exists, there are too few labeled images, another process works in the
+            folder, or a training failed.
         Interrupted: the process received Ctrl-C, SIGTERM or SIGHUP. The completed steps are saved.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -125,11 +127,13 @@ def tune(
                 job = queue.Job(f"{name}, fold {number}", path.with_suffix(".yaml"), Run(path), steps)
                 planned[job] = _trial(base, settings[name], of_fold, steps)
                 jobs[name].append(job)
-        for job in planned:
-            if job.run.exists() and not job.run.is_blank():
-                api.refuse_other_masks(job.run, base, masks)
-        queue.prepare(planned)
-        failed = queue.work(list(planned), console, at_once, until=until)
+        with Lock(Run(work)) as lock:
+            lock.acquire()
+            for job in planned:
+                if job.run.exists() and not job.run.is_blank():
+                    api.refuse_other_masks(job.run, base, masks)
+            queue.prepare(planned)
+            failed = queue.work(list(planned), console, at_once, until=until)
         if failed:
             name, why = next(iter(failed.items()))
             raise UserError(f"{len(failed)} of {len(planned)} trainings failed; {name}: {why}")

@@ -71,6 +71,18 @@ def test_statistics_by_hand(run):
     assert other.class_iou(1).mean == pytest.approx(0.005)
 
 
+@pytest.mark.parametrize(("pixels", "lost"), [((5, 7), 1), ((5, 0), 0)])
+def test_a_class_that_no_validation_mask_shows_is_not_lost(run, pixels, lost):
+    """It has an IoU of 0 as soon as the network predicts it somewhere."""
+    made = run("a", 0, 0.25, iou=(0.5, 0.0))
+    made.pictures.mkdir()
+    confusion = [[pixels[0], 0], [pixels[1], 0]]
+    (made.pictures / "index.json").write_text(json.dumps({"networks": {"student": {"confusion": confusion}}}))
+    found = comparison.read({"a": [made]})
+    assert found.rows[0].results[0].lost == lost
+    assert comparison_files.from_values(json.loads(comparison_files.to_json(found))) == found
+
+
 def test_many_seeds_have_the_interval_of_thirty_degrees_of_freedom():
     differences = [0.0, 1.0] * 20
     found = comparison.Interval.of(differences)

@@ -89,6 +89,7 @@ class Result:
         step_s: median time of a step, s, without evaluations.
         memory_mb: peak memory of a process, MB.
         parameters: number of trained parameters; None if an earlier semiseg made the run.
+        pixels: number of pixels of each class in the validation masks; None if an earlier semiseg read the run.
     """
 
     last: float
@@ -97,11 +98,15 @@ class Result:
     step_s: float
     memory_mb: float
     parameters: int | None
+    pixels: tuple[int, ...] | None = None
 
     @property
     def lost(self) -> int:
-        """Returns the number of classes whose IoU is below 1 %."""
-        return sum(value is not None and value < LOST for value in self.iou)
+        """Returns the number of classes whose IoU is below 1 %, though validation masks show them."""
+        shown = self.pixels or [1] * len(self.iou)
+        return sum(
+            bool(some) and value is not None and value < LOST for value, some in zip(self.iou, shown, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,7 @@ class _Started:
             step_s=statistics.median(map(step_seconds, train)),
             memory_mb=float(max(record["peak_memory_mb"] for record in train)),
             parameters=self.environment.get("trained_parameters"),
+            pixels=None if (pixels := self.run.val_pixels()) is None else tuple(pixels),
         )
 
 

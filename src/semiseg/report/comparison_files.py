@@ -140,7 +140,7 @@ def from_values(values: dict[str, Any]) -> Comparison:
         rows=tuple(
             Row(
                 name=row["name"],
-                results={int(seed): Result(**{**run, "iou": tuple(run["iou"])}) for seed, run in row["runs"].items()},
+                results={int(seed): _result(run) for seed, run in row["runs"].items()},
                 unfinished={int(seed): steps for seed, steps in row["unfinished"].items()},
             )
             for row in values["rows"]
@@ -149,6 +149,10 @@ def from_values(values: dict[str, Any]) -> Comparison:
         protocol=values["protocol"],
         made={what: tuple(each) for what, each in values["made"].items()},
     )
+
+
+def _result(values: dict[str, Any]) -> Result:
+    return Result(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _percent(value: Spread | Interval | None) -> str:
