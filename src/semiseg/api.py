@@ -194,7 +194,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
             f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
         )
     refuse_other_images(run, recipe, dataset)
-    refuse_other_masks(run, recipe, digests_of_masks(dataset, recipe.data.root))
+    refuse_other_masks(run, recipe, masks_of(dataset, recipe, console))
     newest = checkpoint.newest(run.checkpoints)
     record = run.newest("train", "val")
     if newest is None and record and record["step"] > min(recipe.engine.checkpoint_interval, recipe.engine.steps):
@@ -237,6 +237,12 @@ def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
+def masks_of(dataset: Dataset, recipe: Recipe, console: Console) -> dict[str, dict[str, str]]:
+    """Identifies what each mask shows, see `digests_of_masks`, and shows how many are done."""
+    with counting("comparing masks", console, "masks") as count:
+        return digests_of_masks(dataset, recipe.data.root, count)
+
+
 def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, Mapping[str, str]]) -> None:
     """Checks that the masks of a run show what they showed at its start.
 
@@ -245,7 +251,7 @@ def refuse_other_masks(run: Run, recipe: Recipe, masks: Mapping[str, Mapping[str
     Args:
         run: the run.
         recipe: its recipe.
-        masks: what `digests_of_masks` says of the masks that are there now.
+        masks: what `masks_of` says of the masks that are there now.
 
     Raises:
         UserError: a mask shows something else.
@@ -307,7 +313,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, console
     _acquire(lock, console)
     counts = count_classes(dataset, recipe.data.root) if recipe.counts_classes else None
     environment = describe(dataset, runtime) | {"trained_parameters": parameters}
-    run.start(dump(recipe), environment, _names(dataset), counts, digests_of_masks(dataset, recipe.data.root))
+    run.start(dump(recipe), environment, _names(dataset), counts, masks_of(dataset, recipe, console))
     _print_report(recipe, dataset, report, console)
 
 

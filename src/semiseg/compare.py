@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg import api, data, queue
-from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset
 from semiseg.engine.lock import Lock
 from semiseg.engine.runtime import Runtime
@@ -172,7 +171,7 @@ def compare(
         held = {job.run: planned[key] for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}
         held |= {run: base for runs in others.values() for run in runs}
         if held:
-            masks = digests_of_masks(dataset, base.data.root)
+            masks = api.masks_of(dataset, base, console)
             for run, of_run in held.items():
                 api.refuse_other_images(run, of_run, dataset)
                 api.refuse_other_masks(run, of_run, masks)
@@ -274,11 +273,11 @@ def train_with_baseline(
     out = api.folder(Path(out)).absolute()
     beside = out.with_name(f"{out.name}-baseline")
     supervised = plan(whole, Entry(BASELINE, BASELINE), whole.engine.seed)
-    _refuse_other_baseline(Run(api.folder(beside)), supervised)
+    _refuse_other_baseline(Run(api.folder(beside)), supervised, console or Console(quiet=True))
     return api.train(whole, out, console=console), api.train(supervised, beside, console=console)
 
 
-def _refuse_other_baseline(held: Run, supervised: Recipe) -> None:
+def _refuse_other_baseline(held: Run, supervised: Recipe, console: Console) -> None:
     """Checks that the baseline can be trained, or has been: now, not after hours when it is its turn."""
     if not held.exists() or held.is_blank():
         held.refuse_other_content()
@@ -289,7 +288,7 @@ def _refuse_other_baseline(held: Run, supervised: Recipe) -> None:
         )
     dataset = data.load(supervised.data)
     api.refuse_other_images(held, supervised, dataset)
-    api.refuse_other_masks(held, supervised, digests_of_masks(dataset, supervised.data.root))
+    api.refuse_other_masks(held, supervised, api.masks_of(dataset, supervised, console))
 
 
 def _check(entry: Entry, planned: Recipe, dataset: Dataset) -> None:

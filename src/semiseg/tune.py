@@ -17,7 +17,6 @@ from rich.console import Console
 from semiseg import api, data, queue
 from semiseg.augment.pools import CANDIDATES
 from semiseg.data import appearance
-from semiseg.data.check import digests_of_masks
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.partitions import class_folds, class_presence, lines_of
 from semiseg.engine.lock import Lock
@@ -115,7 +114,7 @@ def tune(
     work = api.folder(out.with_name(f"{out.stem}-tune"))
 
     lists = [_write_lists(work / f"fold-{number}", fold, dataset) for number, fold in enumerate(split, 1)]
-    masks = digests_of_masks(dataset, base.data.root)
+    masks = api.masks_of(dataset, base, console)
 
     def measured(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> list[Candidate] | None:
         """Trains what is missing, fold by fold. None if the time was over."""

@@ -5,7 +5,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from semiseg.data import check as check_module
-from semiseg.data.check import Report, check, shares_of_classes
+from semiseg.data.check import Report, check, digests_of_masks, shares_of_classes
 from semiseg.data.layouts import folder as layout
 from semiseg.data.masks import StoredMask
 from semiseg.data.read import Header, read_header
@@ -51,6 +51,14 @@ def test_a_broken_file_is_named(folder, part, kind):
     path = getattr(getattr(layout.load(layout.Config(root=folder)), part)[-1], kind)
     path.write_bytes(path.read_bytes()[:45])
     assert refused(folder).startswith(f"{path}: not a readable image")
+
+
+def test_digests_of_masks_tell_how_far_they_are(folder):
+    dataset, told = layout.load(layout.Config(root=folder)), []
+    found = digests_of_masks(dataset, folder, lambda *count: told.append(count))
+    total = len(dataset.labeled) + len(dataset.val)
+    assert len(found["labels"]) == total
+    assert sorted(told) == [(done, total) for done in range(1, total + 1)]
 
 
 def test_it_tells_how_far_it_is(folder):

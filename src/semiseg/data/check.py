@@ -448,11 +448,18 @@ def count_classes(dataset: Dataset, root: Path) -> tuple[dict[int, int], ...]:
         return tuple(threads.map(count, dataset.labeled))
 
 
-def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
+def digests_of_masks(
+    dataset: Dataset, root: Path, on_mask: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, dict[str, str]]:
     """Identifies what each mask of a dataset shows: name of the sample -> digests of its class counts and its pixels.
 
     A digest is `<size and number of pixels of each class>-<class of each pixel>`; an earlier semiseg had the first part
     alone. Masks that were read before are not decoded again. Masks that cannot be read are left out.
+
+    Args:
+        dataset: the dataset.
+        root: its folder.
+        on_mask: called with the number of masks that are done and the number of all masks.
 
     Returns:
         `labels` of labeled and validation images, and `pseudo` for predicted ones.
@@ -475,7 +482,8 @@ def digests_of_masks(dataset: Dataset, root: Path) -> dict[str, dict[str, str]]:
         shown = memory.recall(mask, what, lambda: _short_digest(read_stored(mask).classes(meaning).numpy().tobytes()))
         return f"{counted}-{shown}"
 
-    found, _ = _inspect(digest, dataset.labeled + dataset.val, lambda: None)
+    samples, numbers = dataset.labeled + dataset.val, itertools.count(1)
+    found, _ = _inspect(digest, samples, lambda: on_mask(next(numbers), len(samples)))
     memory.keep()
     return {
         kind: {sample.name: digest for sample, digest in found.items() if sample.pseudo == is_pseudo}
