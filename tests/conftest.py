@@ -148,10 +148,14 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Module):
-    """A decoder that takes the last feature map as it is."""
+    """A decoder that takes the last feature map as it is, or normalizes it."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = norm or nn.Identity()
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        return maps[-1]
+        return self.norm(maps[-1])
 
 
 @pytest.fixture
@@ -159,19 +163,21 @@ def tiny() -> Callable[..., nn.Module]:
     """tiny(seed) -> a network of two convolutions, sure enough of itself for pseudo-labels.
 
     With norm=False it has no batch norm, so that images do not influence each other. With size=1 pixels do not either.
+    With norm="everywhere" the decoder has it, too.
     """
     from semiseg.models.build import Network
     from semiseg.rng import seeded
     from semiseg.types import Normalization
 
-    def tiny(seed: int = 0, norm: bool = True, num_classes: int = 3, channels: int = 3, size: int = 3) -> Network:
+    def tiny(seed: int = 0, norm: bool | str = True, num_classes: int = 3, channels: int = 3, size: int = 3) -> Network:
         with seeded(seed, "tiny"):
             conv = nn.Conv2d(channels, 8, size, padding=size // 2)
             encoder = Encoder(conv, *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU())
+            decoder = Decoder(nn.BatchNorm2d(8) if norm == "everywhere" else None)
             head = nn.Conv2d(8, num_classes, 1)
         with torch.no_grad():
             head.weight *= 4
-        net = nn.ModuleDict({"encoder": encoder, "decoder": Decoder(), "segmentation_head": head})
+        net = nn.ModuleDict({"encoder": encoder, "decoder": decoder, "segmentation_head": head})
         return Network(net, Normalization(), 1)
 
     return tiny

@@ -13,12 +13,17 @@ METHODS = """# Methods
 Each row is one setting of `method.name`. Data, network, optimizer and number of steps do not depend on it, so methods
 can be compared. `semiseg methods` prints this list. (`make docs-pages` writes this page; do not edit it.)
 
-Two settings are the same for every method:
+These settings are the same for every method:
 
 - `method.labeled`: a pool of operations on labeled images, e.g. `jitter`; `semiseg tune` chooses one.
+- `method.labeled_loss`: the loss of labeled images, e.g. `{class_weights: inverse_sqrt}` for rare classes, or OHEM.
 - `method.ramp`: share of the run in which the weight of unlabeled images rises, as exp(-5 (1 - t)^2); `1.0`: all of it.
   The default is the paper's, mostly 0: the whole weight from the first step on. In short runs with few labels that
   does harm ([results](../results.md)); try `1.0`. `supervised` and `st_pp` have none; of PS-MT it follows a cosine.
+- `method.batch_norm`: `joint`, the default, normalizes labeled and unlabeled images of a step as one batch, where a
+  method passes them together. With `apart` each kind has its own statistics, and the network is evaluated with those
+  of labeled images. Which is better depends on the images ([results](../results.md)). `supervised` and `st_pp` have
+  no such setting.
 
 """
 RECIPES = """# Recipes

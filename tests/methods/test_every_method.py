@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from semiseg import methods, optim, ramps
 from semiseg.augment import intensity
+from semiseg.augment.scales import rescale
 from semiseg.engine.optimizers import Optimizers
 from semiseg.errors import UserError
 from semiseg.method import MethodConfig, SemiMethod, predictor
@@ -169,24 +170,45 @@ def test_a_ramp_makes_the_weight_of_unlabeled_images_rise(make, name):
     assert slope * (1 - most[1]) == pytest.approx(whole[0] - most[0], rel=1e-3, abs=1e-5)
 
 
-def test_with_batch_norm_apart_unlabeled_images_change_no_running_statistics(make, name):
+def test_with_batch_norm_apart_labeled_images_are_as_if_they_were_alone(make, name):
+    """Running statistics are those of passes of labeled images alone, and no loss of labeled images sees others."""
     fields = methods.load(name).Config.model_fields
     if "batch_norm" not in fields:
         return
-    unblended = {"intensity": "standard"} if "intensity" in fields else {}
+    plain: dict[str, object] = {"intensity": "standard"} if "intensity" in fields else {}  # no strong view is blended
+    plain |= {"paste": None} if "paste" in fields else {}
+    plain |= {"scales": (2.0,)} if "scales" in fields else {}
 
-    def statistics(how, factor):
-        method = make(batch_norm=how, **unblended)
+    def step(how: str, factor: float) -> tuple[SemiMethod, SemiBatch, Losses]:
+        method = make(norm="everywhere", batch_norm=how, **plain)
         batch = each_crop(
             toys(method),
             lambda crop: {"weak": factor * crop.weak, "strong": tuple(factor * view for view in crop.strong)},
         )
-        method.losses(batch, Progress(0, STEPS))
-        networks = [network for group in method.evaluated().values() for network in group]
-        return torch.cat([value for one in networks for key, value in one.state_dict().items() if "running" in key])
+        return method, batch, method.losses(batch, Progress(0, STEPS))
 
-    assert not torch.equal(statistics("joint", 1.0), statistics("joint", 2.0))
-    torch.testing.assert_close(statistics("apart", 1.0), statistics("apart", 2.0))
+    def networks(method: SemiMethod) -> list[Network]:
+        return [network for group in method.evaluated().values() for network in group]
+
+    def statistics(network: Network) -> torch.Tensor:
+        return torch.cat([value for key, value in network.state_dict().items() if "running" in key])
+
+    method, batch, losses = step("apart", 1.0)
+    passes = []
+    for found, alone in zip(networks(method), networks(make(norm="everywhere", **plain)), strict=True):
+        expected = [statistics(alone)]
+        for image in (batch.image, rescale(batch.image, 2.0)):  # ScaleMatch has a second pass
+            alone.train()(image)
+            expected.append(statistics(alone))
+        passes += [n for n, value in enumerate(expected) if torch.allclose(statistics(found), value, atol=1e-6)][:1]
+    assert len(passes) == len(networks(method))  # an averaged teacher has none
+    assert max(passes) == (2 if name == "scalematch" else 1)
+
+    others = {how: step(how, -1.0)[2].scalars for how in ("apart", "joint")}
+    for key, value in losses.scalars.items():
+        if key.startswith("labeled"):
+            torch.testing.assert_close(value, others["apart"][key])
+            assert not torch.allclose(step("joint", 1.0)[2].scalars[key], others["joint"][key])
 
 
 def test_class_weights_act_on_the_labeled_loss(make):

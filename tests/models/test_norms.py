@@ -1,4 +1,4 @@
-"""Batch norm of labeled images and strong views."""
+"""Batch norm of labeled images and views of unlabeled ones."""
 
 import copy
 
@@ -41,6 +41,9 @@ def test_afterwards_the_network_is_as_before():
     two, image = copy.deepcopy(net), torch.randn(4, 3, 4, 4)
     with pytest.raises(ZeroDivisionError), batch_norm(net, "apart", labeled=2):
         raise ZeroDivisionError
+    with pytest.raises(ValueError, match="more than 1 value"), batch_norm(two, "apart", labeled=2):
+        two(torch.randn(3, 3, 1, 1))  # the second of two passes fails
+    two.load_state_dict(net.state_dict())
     assert torch.equal(net(image), two(image))
     assert torch.equal(copy.deepcopy(net)[1].running_mean, two[1].running_mean)
 

@@ -70,20 +70,20 @@ class Method(SemiMethod, config=Config):
         """Computes the losses, in one pass over labeled images and weak views and one over strong views."""
         cfg, student, tau = self.config, self.student, self.threshold.value
         drop = drop_channels(at.generator("feature dropout"), len(part.observed.label), part.rows, cfg.feature_dropout)
-        with batch_norm(student, cfg.batch_norm, len(batch.image)):
+        counted = torch.cat([batch.label != IGNORE, batch.valid])
+        with batch_norm(self, cfg.batch_norm, len(batch.image)):
             features = student.encode(torch.cat([batch.image, batch.weak]))
             on_image, on_weak, on_features = classify_perturbed(student, features, len(batch.image), drop)
-        counted = torch.cat([batch.label != IGNORE, batch.valid])
-        correlation, correlated = self._correlate(features, torch.cat([on_image, on_weak]), counted)
+            correlation, correlated = self._correlate(features, torch.cat([on_image, on_weak]), counted)
         image_correlated, weak_correlated = torch.split(correlated, [len(batch.image), len(batch.weak)])
 
         weak = prediction(on_weak)
         own = PseudoLabels(batch.strong[0], weak.label, weak.confidence, batch.valid)
         mixed, box, mixed_px = cutmix_view(own, part, at.generator("cutmix"), cfg.cutmix_probability)
-        with batch_norm(student, cfg.batch_norm, labeled=0):
+        with batch_norm(self, cfg.batch_norm, labeled=0):
             features = student.encode(mixed.image)
             on_strong = student.classify(student.decode(features), features.size)
-        _, strong_correlated = self._correlate(features, on_strong, mixed.valid)
+            _, strong_correlated = self._correlate(features, on_strong, mixed.valid)
 
         confident = (mixed.confidence >= tau) & mixed.valid
         label, spreads = self._propagate(correlation[len(batch.image) :], features, mixed, own.valid & ~box, at)

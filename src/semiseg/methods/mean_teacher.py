@@ -78,7 +78,7 @@ class Method(SemiMethod, config=Config):
             by_teacher = torch.cat([batch.image, by_teacher])
             counted = torch.cat([batch.label != IGNORE, counted])
             counted_px = counted_px + part.labeled_px
-        with batch_norm(self.teacher, cfg.batch_norm, num_labeled):
+        with batch_norm(self.teacher, cfg.batch_norm, num_labeled if cfg.consistency_on == "all" else 0):
             target = self._compared(fixed_logits(self.teacher, by_teacher, self.own_statistics))
         distance = (self._compared(logits[-len(target) :]) - target).square().sum(1)
         unlabeled = counted_share(distance, counted, counted_px)

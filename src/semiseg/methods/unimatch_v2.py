@@ -5,7 +5,7 @@ Each channel of the encoder's feature maps is dropped in one of the two views an
 
 docs/methods/unimatch_v2.md says where each part of the paper is. Deviations from the authors' code: the partner of
 CutMix is random and never the image itself; labeled images and strong views go through the student in one pass, so with
-batch norm they share its statistics; the pool of strong operations is a setting.
+batch norm they share its statistics, unless they are apart; the pool of strong operations is a setting.
 """
 
 from typing import Literal

@@ -15,9 +15,9 @@ BatchNorm = Literal["joint", "apart"]
 def batch_norm(network: nn.Module, how: BatchNorm, labeled: int) -> Iterator[None]:
     """Sets how batch norm treats the batches that pass a network, or all networks of a method, inside, in train mode.
 
-    Strong views have other statistics than photographs. If both share a batch, the running statistics fit neither, and
-    evaluation suffers. Yuan et al. (ICCV 2021) give strong views running statistics of their own. Here they have none,
-    because no strong view is ever evaluated.
+    Strong and mixed views have other statistics than photographs. If both share a batch, each is normalized by values
+    that do not fit it. Yuan et al. (ICCV 2021) give strong views running statistics of their own. Here they have none,
+    because no such view is ever evaluated.
 
     Args:
         network: the network or the method.
@@ -40,8 +40,10 @@ def _apart(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], labeled: int) 
     def both(value: Tensor) -> Tensor:
         first = [forward(value[:labeled])] if labeled else []
         tracks, norm.track_running_stats = norm.track_running_stats, False
-        rest = forward(value[labeled:])
-        norm.track_running_stats = tracks
+        try:
+            rest = forward(value[labeled:])
+        finally:
+            norm.track_running_stats = tracks
         return torch.cat([*first, rest])
 
     return both

@@ -14,7 +14,7 @@ def classify_perturbed(
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "u c h w"], Float[Tensor, "u c h w"]]:
     """Computes logits of labeled and unlabeled images, and again of the unlabeled ones with changed feature maps.
 
-    All go through the decoder together. So they share its statistics of batch norm.
+    All go through the decoder together. So they share its statistics of batch norm, if that is joint.
 
     Args:
         network: the network.

@@ -52,7 +52,8 @@ def fixed_logits(
         network: the network.
         image: the images, normalized.
         batch_statistics: batch norm is in train mode: it uses the statistics of these images and adds them to its
-            running ones. All other modules are in eval mode, so no random numbers are drawn.
+            running ones (but see `semiseg.models.norms`). All other modules are in eval mode, so no random numbers are
+            drawn.
     """
     with evaluating(network):
         for module in network.modules():
