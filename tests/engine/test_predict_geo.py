@@ -60,6 +60,24 @@ def test_the_mask_has_the_same_control_points(tile, model, tmp_path):
         assert [(one.row, one.col, one.x, one.y) for one in points] == [(p.row, p.col, p.x, p.y) for p in corners]
 
 
+@pytest.mark.parametrize("suffix", [".tfw", ".TFW", ".wld"])
+def test_the_mask_has_the_place_that_a_world_file_says(tile, model, tmp_path, suffix):
+    """Aerial photographs often come with one. Its last two numbers are the middle of the first pixel."""
+    import rasterio
+
+    with Image.open(tile) as image:
+        image.convert("RGB").save(tile)
+    world = tile.with_suffix(suffix)
+    world.write_text("0.5\n0.0\n0.0\n-0.5\n500000.25\n4099999.75\n")
+    assert raster.is_georeferenced(tile)
+    predict_files(model, tile, tmp_path / "out")
+    with rasterio.open(tmp_path / "out" / "a.tif") as mask:
+        assert mask.transform * (0, 0) == CORNER
+        assert mask.res == (0.5, 0.5)
+    world.write_text("0.5 0.0")
+    assert not raster.is_georeferenced(tile)
+
+
 def test_marks_of_geotiffs(tile, color_model, tmp_path):
     import rasterio
 

@@ -6,7 +6,7 @@ decoded once by Pillow: 1 to 4 bytes a pixel are in memory, and windows are cut 
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from semiseg.errors import UnreadableError, UserError
 LARGE = 2**24  # px; larger images are predicted in windows
 MOST = 2**30  # px; larger images are refused
 _GEO_KEYS, _MODEL_TRANSFORMATION, _MODEL_PIXEL_SCALE = 34735, 34264, 33550  # tags of GeoTIFF
+_WORLD_FILES = (".tfw", ".TFW", ".tifw", ".tiffw", ".wld")
 _CACHE_MB = 256  # of decoded strips, in GDAL
 
 
@@ -160,13 +161,27 @@ def fitted(picture: Picture, long_side: int) -> tuple[int, int]:
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Returns whether a file is a TIFF that says where on Earth it lies. A file that cannot be read is not."""
+    """Returns whether a TIFF, or a world file beside it, says where on Earth it lies.
+
+    A file that cannot be read does not.
+    """
     try:
         with open_image(path, MOST) as image:
             tags = getattr(image, "tag_v2", {})
-            return any(tag in tags for tag in (_GEO_KEYS, _MODEL_TRANSFORMATION, _MODEL_PIXEL_SCALE))
+            inside = any(tag in tags for tag in (_GEO_KEYS, _MODEL_TRANSFORMATION, _MODEL_PIXEL_SCALE))
+            return inside or _has_world_file(path)
     except UserError:
         return False
+
+
+def _has_world_file(path: Path) -> bool:
+    """Returns whether a file beside an image, where GDAL looks for it, has the six numbers of an affine transform."""
+    for suffix in _WORLD_FILES:
+        with suppress(OSError, ValueError):
+            numbers = [float(line) for line in path.with_suffix(suffix).read_text(encoding="utf-8").split()]
+            if len(numbers) == 6:
+                return True
+    return False
 
 
 def has_rasterio() -> bool:
