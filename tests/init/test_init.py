@@ -1,5 +1,6 @@
 """`semiseg init`: from photographs to a recipe that trains."""
 
+import os
 import re
 from pathlib import Path
 
@@ -276,14 +277,26 @@ def test_the_faster_precision_is_taken(data, monkeypatch):
     assert "precision: fp32  # a step took 0.90 s in bf16 here" in text
 
 
-def test_a_smaller_batch_is_tried_if_memory_is_short(data, monkeypatch):
+def test_a_smaller_batch_is_taken_if_memory_is_short(data, monkeypatch):
+    """The peak memory of a process never falls again, whatever is tried after it."""
+    peak = [0.0]
+
     def rehearsed(chosen, request, work, batch, precision):
-        needed = 1e9 if batch > 2 else 1.0
-        return Rehearsal(needed, needed, step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
+        peak[0] = max(peak[0], 1e9 if batch > 2 else 1.0)
+        return Rehearsal(peak[0], peak[0], step_s=0.5, evaluation_s=1.0, hours=0.1, disk_mb=1.0, loss=1.0)
 
     monkeypatch.setattr(trial, "_rehearsed", rehearsed)
     init(Request(data / "out", data / "photos"))
-    assert load_recipe(data / "out").engine.batch_size == 2
+    made = load_recipe(data / "out")
+    assert (made.engine.batch_size, made.optim.lr) == (2, 3.5e-4)
+
+
+@pytest.mark.parametrize(("text", "fits"), [("max\n", None), ("2000000000\n", 2000.0)])
+def test_a_container_has_the_memory_that_it_may_use(tmp_path, monkeypatch, text, fits):
+    (tmp_path / "memory.max").write_text(text)
+    monkeypatch.setattr(trial, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing")))
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    assert trial._memory_mb() == pytest.approx(fits or machine)
 
 
 @pytest.mark.parametrize(

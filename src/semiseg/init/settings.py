@@ -31,6 +31,7 @@ _WHY_LABELED: dict[Kind, str] = {
 _CPU_SIDE, _GPU_SIDE = 240, 512  # px of the long side
 _SMALLEST_OBJECT = 8  # px of the side of a square as large as a class's area in an image
 _MULTIPLE = 32  # crops are multiples of it: the encoder divides by it
+_LR, _LR_BATCH = 5e-4, 4  # of AdamW, and the labeled images a step with which it was measured
 _RARE_IMAGES = 3  # a class in fewer labeled images is rare
 _STEPS_A_LABEL, _FEWEST, _MOST = 400, 500, 40_000
 
@@ -86,9 +87,9 @@ def kind_of(facts: Facts) -> Kind:
 
 
 def choose(facts: Facts) -> list[Setting]:
-    """Chooses all settings but those of the data's files, the batch and the steps, which are tried."""
+    """Chooses all settings but those of the data's files, and of the batch and the steps, which are tried."""
     kind = kind_of(facts)
-    return [*_sizes(facts), *_order(facts), *_model(facts), *_method(facts, kind), *_optim(facts)]
+    return [*_sizes(facts), *_order(facts), *_model(facts), *_method(facts, kind)]
 
 
 def _sizes(facts: Facts) -> list[Setting]:
@@ -164,10 +165,24 @@ def _method(facts: Facts, kind: Kind) -> list[Setting]:
     return [Setting("method", key, value, why[key]) for key, value in method.items()]
 
 
-def _optim(facts: Facts) -> list[Setting]:
+def optim(batch: int) -> list[Setting]:
+    """Chooses the optimizer for a number of labeled images a step.
+
+    The learning rate of Adam is in proportion to the square root of the batch (Malladi et al., NeurIPS 2022).
+
+    Example:
+        >>> [optim(batch)[1].value for batch in (2, 4, 8, 16)]
+        [0.00035, 0.0005, 0.00071, 0.001]
+    """
+    lr, why = (
+        float(f"{_LR * (batch / _LR_BATCH) ** 0.5:.2g}"),
+        f"of the encoder; measured with {_LR_BATCH} images a step",
+    )
+    if batch != _LR_BATCH:
+        why = f"of the encoder: {_LR:g}, measured with {_LR_BATCH} images a step, times the root of {batch}/{_LR_BATCH}"
     return [
         Setting("optim", "kind", "adamw", "after 1000 steps 0 to 3 points above SGD on four sets of photographs"),
-        Setting("optim", "lr", 5e-4, "of the encoder; measured with 4 images a step, twice of it was no better"),
+        Setting("optim", "lr", float(lr), why),
         Setting("optim", "head_lr_factor", 5, "the decoder is new, the encoder is pretrained"),
         Setting("optim", "weight_decay", 0.01, "usual with adamw"),
     ]

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,20 @@ from semiseg.engine.rehearse import Rehearsal
 from semiseg.engine.runtime import Runtime
 from semiseg.errors import UserError
 from semiseg.init.request import Request, at_work
-from semiseg.init.settings import Facts, Setting, most_steps, steps
+from semiseg.init.settings import Facts, Setting, most_steps, optim, steps
 from semiseg.recipe.engine import PrecisionSetting
 from semiseg.recipe.load import validate
 
 _EVALUATIONS, _TRIED = 8, 6  # evaluations of a run; steps that are tried
-_CPU_BATCHES, _GPU_BATCHES = (4, 2), (16, 8, 4, 2)
+_CPU_BATCHES, _GPU_BATCHES = (2, 4), (16, 8, 4, 2)  # in the order in which they are tried
 _MEMORY = 0.6  # share of a machine's memory that a training may take
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, Linux
 
 
 def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts, console: Console) -> list[Setting]:
     """Takes real steps to find a batch that fits, and the number of steps that fit into the time."""
-    for batch in _GPU_BATCHES if facts.on_gpu else _CPU_BATCHES:
-        found = _rehearsed(chosen, request, work, batch, "auto")
-        if found is not None and (facts.on_gpu or found.evaluate_mb <= _MEMORY * _memory_mb()):
-            break
-    else:
-        raise UserError("a step of 2 images does not fit into the memory; use a machine with more")
+    batch, found = _largest(request, chosen, work, facts)
+    chosen = [*chosen, *optim(batch)]
     precision, reason = "auto", "bf16 where the machine has it, otherwise fp32"
     if not facts.on_gpu and Runtime(request.device, "auto").precision == "bf16":
         in_fp32 = _rehearsed(chosen, request, work, batch, "fp32")
@@ -60,6 +58,7 @@ def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts,
         )
     tried = f"labeled images a step; tried: {found.train_mb:.0f} MB"
     return [
+        *optim(batch),
         Setting("engine", "steps", length, why),
         Setting("engine", "batch_size", batch, tried),
         Setting("engine", "precision", precision, reason),
@@ -67,6 +66,24 @@ def tried(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts,
         Setting("engine", "save_every", length // _EVALUATIONS, ""),
         *([] if request.device == "auto" else [Setting("engine", "device", request.device, "as asked for")]),
     ]
+
+
+def _largest(request: Request, chosen: Sequence[Setting], work: Path, facts: Facts) -> tuple[int, Rehearsal]:
+    """Finds the largest batch that fits.
+
+    A GPU says what a batch needs; the memory of a process has only grown so far. So a CPU tries the smallest one first.
+    """
+    fits: tuple[int, Rehearsal] | None = None
+    for batch in _GPU_BATCHES if facts.on_gpu else _CPU_BATCHES:
+        found = _rehearsed([*chosen, *optim(batch)], request, work, batch, "auto")
+        if facts.on_gpu and found is not None:
+            return batch, found
+        if not facts.on_gpu and (found is None or found.evaluate_mb > _MEMORY * _memory_mb()):
+            break
+        fits = None if found is None else (batch, found)
+    if fits is None:
+        raise UserError("a step of 2 images does not fit into the memory; use a machine with more")
+    return fits
 
 
 def _rehearsed(
@@ -86,7 +103,11 @@ def _rehearsed(
 
 
 def _memory_mb() -> float:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-    except (AttributeError, ValueError, OSError):  # not on this system
-        return float("inf")
+    """Returns the memory of the machine, or that of the container that this process is in."""
+    found = [float("inf")]
+    with suppress(AttributeError, ValueError, OSError):  # not on this system
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6)
+    for limit in _LIMITS:
+        with suppress(ValueError, OSError):  # `max`: there is none
+            found.append(int(Path(limit).read_text(encoding="utf-8")) / 1e6)
+    return min(found)
