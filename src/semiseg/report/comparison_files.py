@@ -152,7 +152,8 @@ def from_values(values: dict[str, Any]) -> Comparison:
 
 
 def _result(values: dict[str, Any]) -> Result:
-    return Result(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Result(**plain)
 
 
 def _percent(value: Spread | Interval | None) -> str:
