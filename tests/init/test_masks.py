@@ -65,6 +65,15 @@ def test_one_file_for_each_class(tmp_path, write, form):
     assert not found.files
 
 
+def test_label_studios_files_are_not_named_by_images(tmp_path, write):
+    for name in ("1", "2"):
+        write(f"photos/{name}.jpg", IMAGE)
+        for of in ("Car", "Road"):
+            write(f"masks/task-{name}-annotation-{name}-by-3-tag-{of}-0.png", MASK)
+    with pytest.raises(UserError, match=r"e.g. task-1-annotation-1-by-3-tag-Car-0.png; export Brush labels to COCO"):
+        find(tmp_path / "photos", tmp_path / "masks")
+
+
 def test_numbered_masks_of_an_image_show_objects_of_one_class(tmp_path, write):
     for name in ("a (1)", "a (2)", "a (3)", "a (4)"):
         for place in ("photos", "one/folder"):

@@ -1,5 +1,6 @@
 """Finds the masks of images, whatever their names have more, and says how they are stored."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from semiseg.errors import UserError
 # Names of folders in which people keep masks, beside or below the images.
 FOLDERS = ("masks", "mask", "labels", "label", "annotations", "ann", "gt", "groundtruth", "ground_truth",
            "segmentation", "segmentations", "SegmentationClass", "targets")  # fmt: skip
+
+# Label Studio's files of one class each; they are named by task, not by image
+_BRUSH = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.+-\d+")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "JPEGImages")
 
@@ -56,6 +60,11 @@ def find(images: Path, masks: Path) -> Masks:
     others = found if same else scan(masks, without=images).images
     if not others:
         raise UserError(f"--masks {masks}: holds no image file; for COCO or LabelMe files use --coco or --labelme")
+    if not same and all(_BRUSH.fullmatch(path.stem) for path in others.values()):
+        raise UserError(
+            f"--masks {masks}: holds Label Studio's PNG files, whose names say the task and not the image, e.g. "
+            f"{next(iter(others.values())).name}; export Brush labels to COCO there, and give the file with --coco"
+        )
     if same:
         return _in_one_folder(found, masks)
     return _layers_by_folder(found, others, masks) or _by_name(found, others, masks)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from semiseg.data.annotated import (
+    EXPORTS,
     AnnotatedConfig,
     Annotation,
     Thing,
@@ -189,7 +190,7 @@ def _content(path: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"{path}: is a file of LabelMe, not COCO; set data.layout=labelme")
     if not isinstance(content, dict) or not content.keys() & {*_KEYS}:
         kind = "a list" if isinstance(content, list) else "no object with images, categories and annotations"
-        raise UserError(f"{path}: is {kind}, not COCO; export it as COCO (in CVAT: COCO 1.0)")
+        raise UserError(f"{path}: is {kind}, not COCO; {EXPORTS}")
     for key in _KEYS:
         if key not in content:
             raise UserError(f"{path}: has no {key!r}; COCO has images, categories and annotations")
