@@ -17,7 +17,7 @@ from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.init import layers
 from semiseg.init.colors import colors
-from semiseg.init.masks import Masks, find, guess_folder, parts
+from semiseg.init.masks import Masks, find, guess_folder, of_export, parts
 from semiseg.init.request import Ask, Request
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
@@ -44,7 +44,10 @@ def data_section(request: Request, work: Path, ask: Ask, console: Console) -> li
     sorted_into = parts(request.images) if request.masks is None else None
     if sorted_into is not None:
         return _of_parts(*sorted_into, request, work, ask, console)
-    folder = request.masks or _guessed(request, ask)
+    folder, table = of_export(request.masks or _guessed(request, ask))
+    if table is not None and request.classes is None:
+        say(console, f"masks: CVAT's Segmentation mask 1.1; names and colors of {table}")
+        request = replace(request, classes=str(table))
     found = find(request.images, folder)
     settings = [
         Setting("data", "layout", "folder", f"masks are files: {_how(found)}"),
