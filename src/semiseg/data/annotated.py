@@ -55,11 +55,12 @@ class AnnotatedConfig(DataConfig):
 
 @dataclass(frozen=True)
 class Thing:
-    """An annotated object: its label, its pixels, and what it is called in messages."""
+    """An annotated object: its label, its pixels, what it is called in messages, and how it is stored."""
 
     label: str
     shape: Shape
     id: str
+    kind: str  # polygon, RLE, crowd, or a shape_type of LabelMe
 
 
 @dataclass(frozen=True)
