@@ -363,7 +363,7 @@ def check(
     console = Console()
     with _stoppable():
         dataset, report = api.check(recipe, overrides or [], full, console)
-    for table in tables(report, dataset.classes.names):
+    for table in tables(report, dataset.classes):
         console.print(table)
     for unused in report.unused:
         _say(str(unused))

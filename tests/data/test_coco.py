@@ -181,6 +181,22 @@ def test_a_later_object_lies_above_and_a_crowd_below_all(root, values):
     assert rows(load(config(root)), "0") == ["021122"] * 4
 
 
+def test_objects_of_different_classes_that_overlap_are_noted(root, values):
+    assert not [note for note in check(load(config(root)), config(root, crop=4)).notes if "overlap" in note]
+    values["annotations"] += [
+        thing(0, 7, square(1, 0, 3, 4)),
+        thing(1, 7, square(1, 0, 2, 1)),
+        thing(2, 3, square(0, 0, 2, 2)),  # of the class of the object below
+    ]
+    write(root, values)
+    for _ in ("drawn", "drawn before"):
+        (note,) = [note for note in check(load(config(root)), config(root, crop=4)).notes if "overlap" in note]
+        assert note == (
+            f"Objects of different classes overlap in 2 of 4 images, e.g. {root / 'images/0.png'} (4 px); the one that "
+            "stands later in the file lies above, and crowds below all others."
+        )
+
+
 def test_holes_and_both_kinds_of_runs(root, values):
     values["annotations"] = [
         thing(0, 3, {"size": [HEIGHT, WIDTH], "counts": [0, 5, 2, 17]}),  # a hole at the second column
@@ -588,7 +604,8 @@ def test_progress_is_told_while_masks_are_drawn(root):
         ('{"images": [', ("ends too early", "cut off")),
         ('{"images": nothing}', ("no JSON (line 1",)),
         ("[" * 100_000, ("RecursionError",)),
-        ("[]", ("is a list", "COCO 1.0")),
+        ("[]", ("is a list", "in CVAT: COCO 1.0", "in Label Studio: COCO, or Brush labels to COCO")),
+        ('\n<?xml version="1.0"?><annotations/>', ("is XML, not JSON", "COCO 1.0, or Segmentation mask 1.1")),
         ("3", ("not COCO",)),
         ("{}", ("not COCO",)),
         ('{"shapes": [], "imagePath": "a.jpg"}', ("LabelMe", "data.layout=labelme")),

@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from semiseg.data import load
+from semiseg.data.check import check
 from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.layouts import labelme
 from semiseg.data.layouts.labelme import Config
@@ -202,6 +203,10 @@ def test_a_later_shape_lies_above_and_ignored_ones_do_not_count(root):
     dataset = load(Config(root=root, uncovered="ignored"))
     assert dataset.classes.names == ("cat", "dog")
     assert rows(dataset, "0") == ["#01###", "001###", "001###", "001###"]
+    (note,) = [
+        note for note in check(dataset, Config(root=root, uncovered="ignored", crop=4)).notes if "overlap" in note
+    ]
+    assert note.endswith("images/0.png (8 px); the one that stands later in the file lies above.")
 
 
 def test_labels_of_the_class_file(root):

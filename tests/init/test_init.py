@@ -129,6 +129,22 @@ def test_joined_masks_are_written_and_the_originals_stay(data, tried, write, squ
     assert load_recipe(data / "out").data.masks == Path("masks")
 
 
+@pytest.mark.parametrize("named", ["cvat", "cvat/SegmentationClass"])
+def test_an_export_of_cvat_has_its_names_and_colors(data, tried, write, square, named, capsys):
+    for number in range(6):
+        for folder, color in (("SegmentationClass", (250, 50, 83)), ("SegmentationObject", (128, 0, number))):
+            write(f"cvat/{folder}/{number:02}.png", np.array([(0, 0, 0), color], np.uint8)[square(6)])
+    lines = ("# label:color_rgb:parts:actions", "background:0,0,0::", "car:250,50,83::", "rare:1,2,3::")
+    (data / "cvat/labelmap.txt").write_text("\n".join(lines))
+    init(Request(data / "out", data / "photos", data / named), console=Console(width=200))
+    table = data / "cvat/labelmap.txt"
+    assert f"masks: CVAT's Segmentation mask 1.1; names and colors of {table}" in capsys.readouterr().out
+    assert (data / "out/classes.txt").read_text() == "background #000000\ncar #fa3253\nrare #010203\n"
+    recipe = load_recipe(data / "out").data
+    assert recipe.masks == data / "cvat/SegmentationClass"
+    assert recipe.background == "background"
+
+
 def test_folders_of_masks_that_share_no_image_may_be_no_classes(data, tried, write, square):
     for number in range(8):
         write(f"parts/{'one' if number < 4 else 'two'}/{number:02}.png", square(6, inside=255))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from semiseg.errors import UserError
 from semiseg.init.layers import merge
-from semiseg.init.masks import find, guess_folder
+from semiseg.init.masks import find, guess_folder, of_export
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 MASK = np.zeros((4, 6), np.uint8)
@@ -63,6 +63,24 @@ def test_one_file_for_each_class(tmp_path, write, form):
         "a": ["cat", "dog"], "b": ["dog"], "c": ["cat"],
     }  # fmt: skip
     assert not found.files
+
+
+def test_label_studios_files_are_not_named_by_images(tmp_path, write):
+    for name in ("1", "2"):
+        write(f"photos/{name}.jpg", IMAGE)
+        for of in ("Car", "Road"):
+            write(f"masks/task-{name}-annotation-{name}-by-3-tag-{of}-0.png", MASK)
+    with pytest.raises(UserError, match=r"e.g. task-1-annotation-1-by-3-tag-Car-0.png; export Brush labels to COCO"):
+        find(tmp_path / "photos", tmp_path / "masks")
+
+
+def test_masks_of_vocs_folders_are_in_one_of_them(tmp_path, write):
+    for folder in ("SegmentationClass", "SegmentationObject"):
+        write(f"voc/{folder}/a.png", MASK)
+    assert of_export(tmp_path / "voc") == (tmp_path / "voc/SegmentationClass", None)
+    (tmp_path / "voc/labelmap.txt").write_text("a:0,0,0::")
+    assert of_export(tmp_path / "voc")[1] == tmp_path / "voc/labelmap.txt"
+    assert of_export(tmp_path / "voc/SegmentationObject") == (tmp_path / "voc/SegmentationObject", None)
 
 
 def test_numbered_masks_of_an_image_show_objects_of_one_class(tmp_path, write):

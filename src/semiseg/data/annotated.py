@@ -28,6 +28,10 @@ _MOST_BYTES = 2**32
 _SHOWN = 12  # names in a message
 _BACKGROUND = ("background", "_background_")  # the latter is LabelMe's
 IGNORED = "__ignore__"  # LabelMe's label of what does not count
+EXPORTS = (
+    "export it as COCO (in CVAT: COCO 1.0, or Segmentation mask 1.1, which is a folder of masks; in Label Studio: "
+    "COCO, or Brush labels to COCO)"
+)
 
 
 class AnnotatedConfig(DataConfig):
@@ -51,11 +55,12 @@ class AnnotatedConfig(DataConfig):
 
 @dataclass(frozen=True)
 class Thing:
-    """An annotated object: its label, its pixels, and what it is called in messages."""
+    """An annotated object: its label, its pixels, what it is called in messages, and how it is stored."""
 
     label: str
     shape: Shape
     id: str
+    kind: str  # polygon, RLE, crowd, or a shape_type of LabelMe
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def read_json(path: Path, setting: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        if text.lstrip("\ufeff \t\r\n").startswith("<"):
+            raise UserError(f"{path}: is XML, not JSON; {EXPORTS}") from error
         ends = not text[error.pos :].strip()
         what = "ends too early (cut off?)" if ends else f"is no JSON (line {error.lineno}: {error.msg})"
         raise UserError(f"{path}: {what}; export it again") from error

@@ -19,6 +19,7 @@ from semiseg.data.dataset import DataConfig, Dataset, MaskCoding, Sample, Unused
 from semiseg.data.explain import Meaning, explain
 from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, percent, read_as, read_stored
 from semiseg.data.memory import Memory
+from semiseg.data.rasterize import overlap_of
 from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_header, read_image
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
@@ -75,6 +76,7 @@ class _Facts:
     content: Content | None = None
     is_flat: bool = False  # the photograph has as few colors as a mask
     has_pages: bool = False  # the file holds other photographs or channels, too
+    overlap: int = 0  # pixels in which annotated objects of different classes overlap
 
     @property
     def size(self) -> Size:
@@ -105,6 +107,7 @@ def check(
             the first such file and says how many more there are.
     """
     memory = Memory(config.root)
+    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made the files of the masks
     total, numbers = len(dataset.labeled) + len(dataset.val) + len(dataset.unlabeled), itertools.count(1)
 
     def look(sample: Sample) -> _Facts:
@@ -117,12 +120,14 @@ def check(
 
     def look_at_both(sample: Sample) -> _Facts:
         facts = look(sample)
-        assert sample.mask is not None
-        content = _content(sample.mask, memory)
+        mask = sample.mask
+        assert mask is not None
+        content = _content(mask, memory)
         coding = coding_of(sample, dataset.coding)
         swapped = coding.orientation == "stored" and facts.header.orientation in (5, 6, 7, 8)
         check_sizes(sample, facts.size, content.size[::-1] if swapped else content.size, coding)
-        return replace(facts, content=content)
+        overlap = memory.recall(mask, "overlap", lambda: overlap_of(mask)) if drawn else 0
+        return replace(facts, content=content, overlap=overlap)
 
     def count() -> None:
         on_image(next(numbers), total)
@@ -149,12 +154,12 @@ def check(
         "validation": _part(val, dataset),
     }
     _check_classes(parts, dataset, config)
-    drawn = isinstance(config, AnnotatedConfig)  # then nobody has made the files of the masks
     notes = [
         *dataset.notes,
         *meaning.notes,
         *_class_notes(parts, dataset, labeled),
         *([] if drawn else _empty_notes(labeled, dataset)),
+        *_overlap_notes(labeled | val, config),
         *_orientation_notes(labeled | val, dataset),
         *_depth_notes(labeled | val | unlabeled, config),
         *_twins(dataset),
@@ -309,6 +314,18 @@ def _empty_notes(labeled: Mapping[Sample, _Facts], dataset: Dataset) -> list[str
     return [
         f"Labeled masks that show background alone: {len(empty)} of {len(labeled)}, e.g. {empty[0]}; if nobody has "
         "labeled these images yet, remove their masks: then they are unlabeled."
+    ]
+
+
+def _overlap_notes(masked: Mapping[Sample, _Facts], config: DataConfig) -> list[str]:
+    overlaps = {sample.image: facts.overlap for sample, facts in masked.items() if facts.overlap}
+    if not overlaps:
+        return []
+    most = max(overlaps, key=lambda image: overlaps[image])
+    crowds = ", and crowds below all others" if config.layout == "coco" else ""
+    return [
+        f"Objects of different classes overlap in {len(overlaps)} of {len(masked)} images, e.g. {most} "
+        f"({overlaps[most]} px); the one that stands later in the file lies above{crowds}."
     ]
 
 

@@ -17,16 +17,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semiseg.data.memory import cache_folder, digest_of
-from semiseg.data.shapes import Shape, Size, paint
+from semiseg.data.shapes import Shape, Size, paint_and_count
 from semiseg.errors import UserError
 from semiseg.types import IGNORE, ClassTable, voc_color
 
 Color = tuple[int, int, int]
 OnImage = Callable[[int, int], None]
 
-_VERSION = 1  # of the pixels that shapes become; a change of shapes.py that changes pixels needs another one
+_VERSION = 2  # of what the files hold; a change of shapes.py that changes pixels needs another one
+_OVERLAP = "semiseg_overlap"  # the text of a file that says in how many pixels shapes of different classes overlap
 _END = b"\0\0\0\0IEND\xaeB`\x82"  # of every complete PNG
 _LONGEST = 40  # characters of an image's name in that of its mask; in UTF-8 a character has up to 4 bytes
 
@@ -93,9 +95,10 @@ def mask_files(
         raise _unwritable(folder, error) from error
 
     def draw(drawing: Drawing) -> None:
-        image = Image.fromarray(_pixels(drawing, fill))
+        pixels, overlap = _pixels(drawing, fill)
+        image = Image.fromarray(pixels)
         image.putpalette(entries)  # makes it a palette image
-        _write(image, files[drawing.name])
+        _write(image, overlap, files[drawing.name])
 
     with (
         ThreadPoolExecutor() as threads
@@ -107,6 +110,15 @@ def mask_files(
             threads.shutdown(cancel_futures=True)
             raise
     return files
+
+
+def overlap_of(path: Path) -> int:
+    """Returns in how many pixels of a mask file shapes of different classes overlap; 0 if it was not drawn here."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return int(image.info.get(_OVERLAP, 0))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # the check says what cannot be read
+        return 0
 
 
 def palette(colors: dict[Color, int]) -> list[int]:
@@ -136,9 +148,9 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _pixels(drawing: Drawing, fill: int) -> UInt8[np.ndarray, "h w"]:
+def _pixels(drawing: Drawing, fill: int) -> tuple[UInt8[np.ndarray, "h w"], int]:
     try:
-        return paint(drawing.shapes, drawing.size, fill)
+        return paint_and_count(drawing.shapes, drawing.size, fill)
     except UserError:
         for name, (_, shape) in zip(drawing.ids, drawing.shapes, strict=True):
             try:
@@ -148,13 +160,14 @@ def _pixels(drawing: Drawing, fill: int) -> UInt8[np.ndarray, "h w"]:
         raise
 
 
-def _write(image: Image.Image, path: Path) -> None:
+def _write(image: Image.Image, overlap: int, path: Path) -> None:
     """Writes under a name that no other process has, and renames: others may write the same file at the same time."""
-    aside = None
+    aside, texts = None, PngInfo()
+    texts.add_text(_OVERLAP, str(overlap))
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             aside = Path(file.name)
-            image.save(file, "PNG", compress_level=1)
+            image.save(file, "PNG", pnginfo=texts, compress_level=1)
         aside.replace(path)
     except OSError as error:
         if aside is not None:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from numpy.typing import NDArray
 
 from semiseg.errors import UserError
+from semiseg.types import IGNORE
 
 Size = tuple[int, int]  # px, (height, width)
 _FARTHEST = 10**6  # px; coordinates beyond it are no pixels
@@ -177,15 +178,34 @@ def paint(shapes: Sequence[tuple[int, Shape]], size: Size, fill: int) -> UInt8[n
                [1, 1, 2, 2],
                [0, 0, 2, 2]], dtype=uint8)
     """
+    return paint_and_count(shapes, size, fill)[0]
+
+
+def paint_and_count(shapes: Sequence[tuple[int, Shape]], size: Size, fill: int) -> tuple[UInt8[np.ndarray, "h w"], int]:
+    """Does what `paint` does, and counts the pixels in which shapes of different classes overlap.
+
+    A shape that does not count (IGNORE) overlaps none.
+
+    Example:
+        >>> low, high = rectangle(as_points([0, 0, 3, 2])), rectangle(as_points([2, 1, 4, 4]))
+        >>> [paint_and_count([(1, low), (value, high)], (3, 4), fill=0)[1] for value in (1, 2, 255)]
+        [0, 1, 0]
+    """
     mask = np.full(size, fill, dtype=np.uint8)
+    below = np.full(size, IGNORE, dtype=np.uint8)  # the classes of shapes alone
+    overlaps = np.zeros(size, dtype=bool)
     for number, (value, shape) in enumerate(shapes):
         try:
             top, left, inside = shape.region(size)
         except UserError as error:
             raise UserError(f"shape {number}: {error}") from error
         height, width = inside.shape
-        mask[top : top + height, left : left + width][inside] = value
-    return mask
+        box = np.s_[top : top + height, left : left + width]
+        if value != IGNORE:
+            overlaps[box] |= inside & (below[box] != IGNORE) & (below[box] != value)
+        below[box][inside] = value
+        mask[box][inside] = value
+    return mask, int(overlaps.sum())
 
 
 def _box(points: Float64[np.ndarray, "n 2"], reach: float, size: Size) -> tuple[int, int, int, int]:

@@ -15,9 +15,9 @@ from semiseg.data.masks import Content, hex_color, read_stored
 from semiseg.data.read import read_header, read_size
 from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
-from semiseg.init import layers
+from semiseg.init import annotations, layers
 from semiseg.init.colors import colors
-from semiseg.init.masks import Masks, find, guess_folder, parts
+from semiseg.init.masks import Masks, find, guess_folder, of_export, parts
 from semiseg.init.request import Ask, Request
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
@@ -28,27 +28,19 @@ _READ = 400  # files that are read to find out what they mean; the check reads a
 
 def data_section(request: Request, work: Path, ask: Ask, console: Console) -> list[Setting]:
     """Returns the settings that name the files and say what masks mean; writes classes.txt and joined masks."""
-    here = [Setting("data", "root", str(request.out), "moved? set it to the new place")]
     if request.coco is not None or request.labelme is not None:
-        layout, place = ("coco", request.coco) if request.coco is not None else ("labelme", request.labelme)
-        named = [Setting("data", "classes", "classes.txt", "")] if request.classes is not None else []
-        if request.classes is not None:
-            (work / "classes.txt").write_text(_class_lines(request.classes), encoding="utf-8")
-        return [
-            Setting("data", "layout", layout, "the annotations are read directly: change them, and train again"),
-            *here,
-            Setting("data", "images", str(request.images), ""),
-            Setting("data", "annotations", str(place), ""),
-            *named,
-        ]
+        return annotations.section(request, work, console)
     sorted_into = parts(request.images) if request.masks is None else None
     if sorted_into is not None:
         return _of_parts(*sorted_into, request, work, ask, console)
-    folder = request.masks or _guessed(request, ask)
+    folder, table = of_export(request.masks or _guessed(request, ask))
+    if table is not None and request.classes is None:
+        say(console, f"masks: CVAT's Segmentation mask 1.1; names and colors of {table}")
+        request = replace(request, classes=str(table))
     found = find(request.images, folder)
     settings = [
         Setting("data", "layout", "folder", f"masks are files: {_how(found)}"),
-        *here,
+        Setting("data", "root", str(request.out), "moved? set it to the new place"),
         Setting("data", "images", str(request.images), ""),
     ]
     if found.layers:
@@ -212,12 +204,6 @@ def _given_names(request: Request) -> tuple[str, ...] | None:
     if Path(request.classes).is_file():
         return read_classes(Path(request.classes), None)[0].names
     return tuple(name.strip() for name in request.classes.split(",") if name.strip())
-
-
-def _class_lines(classes: str) -> str:
-    if Path(classes).is_file():
-        return Path(classes).read_text(encoding="utf-8")
-    return "".join(f"{name.strip()}\n" for name in classes.split(",") if name.strip())
 
 
 def _background(names: Sequence[str]) -> int | None:

@@ -1,5 +1,6 @@
 """Finds the masks of images, whatever their names have more, and says how they are stored."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,14 @@ from semiseg.data.parts import part_named
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 
+_OF_VOC = "SegmentationClass"  # VOC's folder of masks; CVAT's export has it, too
+
 # Names of folders in which people keep masks, beside or below the images.
 FOLDERS = ("masks", "mask", "labels", "label", "annotations", "ann", "gt", "groundtruth", "ground_truth",
-           "segmentation", "segmentations", "SegmentationClass", "targets")  # fmt: skip
+           "segmentation", "segmentations", _OF_VOC, "targets")  # fmt: skip
+
+# Label Studio's files of one class each; they are named by task, not by image
+_BRUSH = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.+-\d+")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "JPEGImages")
 
@@ -56,6 +62,11 @@ def find(images: Path, masks: Path) -> Masks:
     others = found if same else scan(masks, without=images).images
     if not others:
         raise UserError(f"--masks {masks}: holds no image file; for COCO or LabelMe files use --coco or --labelme")
+    if not same and all(_BRUSH.fullmatch(path.stem) for path in others.values()):
+        raise UserError(
+            f"--masks {masks}: holds Label Studio's PNG files, whose names say the task and not the image, e.g. "
+            f"{next(iter(others.values())).name}; export Brush labels to COCO there, and give the file with --coco"
+        )
     if same:
         return _in_one_folder(found, masks)
     return _layers_by_folder(found, others, masks) or _by_name(found, others, masks)
@@ -83,6 +94,19 @@ def guess_folder(images: Path) -> Path | None:
     beside = [path for place in (images, images.parent) for path in sorted(place.iterdir()) if path.is_dir()]
     found = [path for path in beside if path.name.casefold() in known and not path.samefile(images)]
     return found[0] if len(found) == 1 else None
+
+
+def of_export(folder: Path) -> tuple[Path, Path | None]:
+    """Finds the masks in an export of CVAT, "Segmentation mask 1.1", or in a folder like VOC's.
+
+    Returns:
+        The folder SegmentationClass if it is in `folder`, otherwise `folder` itself; and CVAT's labelmap.txt beside
+        SegmentationClass, which has the names and colors of the classes; None if there is none.
+    """
+    inside = folder / _OF_VOC
+    masks = inside if inside.is_dir() else folder
+    table = masks.parent / "labelmap.txt"
+    return masks, table if masks.name == _OF_VOC and table.is_file() else None
 
 
 def _in_one_folder(names: dict[str, Path], folder: Path) -> Masks:

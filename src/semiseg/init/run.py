@@ -57,7 +57,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
         section = validated(request, section, dataset, work, console)
         dataset, report = _look(section, request, work, console)  # with these validation images, as in training
         say(console, f"photographs: {_formats(dataset)}")
-        for table in tables(report, dataset.classes.names):
+        for table in tables(report, dataset.classes):
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
             say(console, f"note: {note}", "yellow")

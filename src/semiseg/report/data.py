@@ -7,14 +7,14 @@ from rich.text import Text
 
 from semiseg.data.check import Report
 from semiseg.data.masks import hex_color, percent
-from semiseg.types import IGNORE
+from semiseg.types import IGNORE, ClassTable
 
 _MOST_ROWS = 64  # values or colors of masks that are shown
 
 
-def tables(report: Report, classes: Sequence[str]) -> list[Table]:
+def tables(report: Report, classes: ClassTable) -> list[Table]:
     """Makes three tables: images of each list, values or colors of the masks, classes in each list."""
-    return [_lists(report), _values(report, classes), _classes(report, classes)]
+    return [_lists(report), _values(report, classes.names), _classes(report, classes)]
 
 
 def _lists(report: Report) -> Table:
@@ -38,10 +38,11 @@ def _values(report: Report, classes: Sequence[str]) -> Table:
     return table
 
 
-def _classes(report: Report, classes: Sequence[str]) -> Table:
+def _classes(report: Report, classes: ClassTable) -> Table:
     labeled, val = report.parts["labeled"], report.parts["validation"]
     table = Table(
         "class",
+        "color",
         *(_right(text) for text in ("labeled pixels", "labeled masks", "validation pixels", "validation masks")),
         title="classes",
     )
@@ -52,7 +53,8 @@ def _classes(report: Report, classes: Sequence[str]) -> Table:
             for part in (labeled, val)
             for text in (percent(part.pixels.get(index, 0), sum(part.pixels.values())), str(part.masks.get(index, 0)))
         ]
-        table.add_row(_name(index, classes), *cells)
+        color = "" if index == IGNORE else hex_color(classes.colors[index])
+        table.add_row(_name(index, classes.names), color, *cells)
     return table
 
 

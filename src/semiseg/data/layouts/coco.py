@@ -18,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from semiseg.data.annotated import (
+    EXPORTS,
     AnnotatedConfig,
     Annotation,
     Thing,
@@ -100,6 +101,21 @@ def read(path: Path, catalog: Catalog) -> tuple[tuple[Annotation, ...], tuple[st
     return file.annotations, file.missing
 
 
+def objects(config: Config) -> tuple[list[str], list[Annotation]]:
+    """Reads the files `annotations` alone.
+
+    Returns:
+        The labels in the order of the classes, and at most one annotation for each image.
+
+    Raises:
+        UserError: as `load` where a file is wrong.
+    """
+    catalog, _ = find_images(config)
+    files = [_read(config.root / path, "data.annotations", catalog) for path in _paths(config.annotations)]
+    _missing(files, config)
+    return _labels(files), _merged(files)
+
+
 def _paths(given: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
     return () if given is None else (given,) if isinstance(given, Path) else given
 
@@ -161,20 +177,20 @@ def _read(path: Path, setting: str, catalog: Catalog) -> _File:
     categories = _categories(path, content["categories"])
     entries = _by_id(path, content["images"], "images")
     samples, missing = _samples(path, entries, catalog)
-    things: dict[Id, list[tuple[bool, Thing]]] = {}
+    things: dict[Id, list[Thing]] = {}
     _check_objects(path, content["annotations"], entries, categories)
     for one in content["annotations"]:
         name = f"annotation {one.get('id', '')}".rstrip()
         if one["image_id"] in samples:
             shape = _shape(one["segmentation"], f"{path}: {name}")
-            thing = Thing(categories[one["category_id"]], shape, name)
-            things.setdefault(one["image_id"], []).append((bool(one.get("iscrowd")), thing))
+            kind = "crowd" if one.get("iscrowd") else "RLE" if isinstance(shape, Runs) else "polygon"
+            things.setdefault(one["image_id"], []).append(Thing(categories[one["category_id"]], shape, name, kind))
     annotations = [
         Annotation(
             sample,
             str(path),
             stated_size(entries[key].get("height"), entries[key].get("width"), f"{path}: image {key}"),
-            tuple(thing for _, thing in sorted(things.get(key, []), key=lambda pair: not pair[0])),  # crowds first
+            tuple(sorted(things.get(key, []), key=lambda thing: thing.kind != "crowd")),  # crowds first
         )
         for key, sample in samples.items()
     ]
@@ -189,7 +205,7 @@ def _content(path: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"{path}: is a file of LabelMe, not COCO; set data.layout=labelme")
     if not isinstance(content, dict) or not content.keys() & {*_KEYS}:
         kind = "a list" if isinstance(content, list) else "no object with images, categories and annotations"
-        raise UserError(f"{path}: is {kind}, not COCO; export it as COCO (in CVAT: COCO 1.0)")
+        raise UserError(f"{path}: is {kind}, not COCO; {EXPORTS}")
     for key in _KEYS:
         if key not in content:
             raise UserError(f"{path}: has no {key!r}; COCO has images, categories and annotations")

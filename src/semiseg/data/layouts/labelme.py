@@ -104,8 +104,7 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
     folder = config.root / (config.annotations or config.images)
     paths = json_files(folder, unused if config.annotations is None else None)
     annotations, others, thin = read(paths, folder, catalog, config)
-    labels = sorted({thing.label for one in annotations for thing in one.things} - {IGNORED})
-    classes = class_table(labels, config, str(folder))
+    classes = class_table(_labels(annotations), config, str(folder))
     used = [config.classes, config.labeled, config.unlabeled, config.val]
     unused = without_used(unused, [*paths, *(config.root / path for path in used if path)])
     notes: tuple[str, ...] = ()
@@ -115,6 +114,26 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
             f"({', '.join(f'{number} {kind}' for kind, number in thin.items())}).",
         )
     return as_dataset(config, catalog, annotations, classes, str(folder), on_image, None, unused + others, notes)
+
+
+def objects(config: Config) -> tuple[list[str], list[Annotation]]:
+    """Reads the files.
+
+    Returns:
+        The labels in the order of the classes, and at most one annotation for each image.
+
+    Raises:
+        UserError: as `load` where a file is wrong.
+    """
+    catalog, unused = find_images(config)
+    folder = config.root / (config.annotations or config.images)
+    paths = json_files(folder, unused if config.annotations is None else None)
+    annotations, _, _ = read(paths, folder, catalog, config)
+    return _labels(annotations), annotations
+
+
+def _labels(annotations: Sequence[Annotation]) -> list[str]:
+    return sorted({thing.label for one in annotations for thing in one.things} - {IGNORED})
 
 
 def json_files(folder: Path, files: Sequence[Unused] | None = None) -> list[Path]:
@@ -254,7 +273,7 @@ def _things(shapes: Sequence[Any], path: Path, config: Config) -> tuple[Thing, .
             drawn = _shapes(shape, config.line_width)
         except UserError as error:
             raise UserError(f"{path}: {name}: {error}") from error
-        things += [Thing(label, one, name) for one in drawn]
+        things += [Thing(label, one, name, shape.get("shape_type") or "polygon") for one in drawn]
     return tuple(things)
 
 
