@@ -322,6 +322,22 @@ def test_data_that_cannot_be_trained_writes_nothing(data, tried, contents, write
     assert contents(data) == before
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_swapped_folders_are_said(tmp_path, tried, write, square, suffix):
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(256, size=(80, 80, 3), dtype=np.uint8)
+        write(f"my photos/{number}.{suffix}", noise)
+        write(f"masks/{number}.png", square(5 + number))
+    photos, masks = tmp_path / "my photos", tmp_path / "masks"
+    with pytest.raises(UserError, match=f"swapped\\? --images '{photos}' --masks {masks}$"):
+        init(Request(tmp_path / "out", masks, photos))
+    for path in masks.iterdir():  # these are no masks either
+        write(f"others/{path.name}", noise)
+    with pytest.raises(UserError, match="export the masks as PNG") as caught:
+        init(Request(tmp_path / "out", tmp_path / "others", photos))
+    assert "swapped?" not in str(caught.value)
+
+
 def test_an_earlier_result_is_replaced_only_if_asked_for(data, tried):
     out = data / "out"
     init(Request(out, data / "photos"))

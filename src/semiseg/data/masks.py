@@ -311,7 +311,7 @@ def _colors(image: Image.Image, kind: str, path: Path) -> StoredMask:
     if found is None:
         raise UserError(
             f"{path}: has more than {_MOST} colors, so it is no mask: a photograph, an overlay, or a mask with soft "
-            "edges"
+            "edges; name the folder of the masks, or export the masks as PNG without antialiasing"
         )
     colors: dict[Key, int] = {}
     for number, color in sorted(found, reverse=True):

@@ -17,7 +17,7 @@ from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.init import layers
 from semiseg.init.colors import colors
-from semiseg.init.masks import Masks, find, guess_folder, parts
+from semiseg.init.masks import Masks, find, guess_folder, parts, unless_swapped
 from semiseg.init.request import Ask, Request
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
@@ -45,17 +45,17 @@ def data_section(request: Request, work: Path, ask: Ask, console: Console) -> li
     if sorted_into is not None:
         return _of_parts(*sorted_into, request, work, ask, console)
     folder = request.masks or _guessed(request, ask)
-    found = find(request.images, folder)
+    with unless_swapped(request.images, folder):
+        found = find(request.images, folder)
+        reading = _joined(found, request, work, ask, console) if found.layers else _read(found, request, ask, console)
     settings = [
         Setting("data", "layout", "folder", f"masks are files: {_how(found)}"),
         *here,
         Setting("data", "images", str(request.images), ""),
     ]
     if found.layers:
-        reading = _joined(found, request, work, ask, console)
         settings.append(Setting("data", "masks", "masks", "joined from files of one class each; the originals stay"))
     else:
-        reading = _read(found, request, ask, console)
         settings.append(Setting("data", "masks", str(folder), ""))
         if found.suffix:
             settings.append(Setting("data", "mask_suffix", found.suffix, "what names of masks have more at the end"))
