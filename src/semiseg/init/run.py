@@ -22,6 +22,7 @@ from semiseg.init.request import Ask, Request, at_work, checked
 from semiseg.init.settings import Facts, Setting, choose, kind_of
 from semiseg.init.trial import tried
 from semiseg.init.validation import validated
+from semiseg.init.words import own_words
 from semiseg.recipe.file import OF_FOLDER as RECIPE
 from semiseg.recipe.load import validate
 from semiseg.report.data import tables
@@ -51,7 +52,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
     """
     console = console or Console(quiet=True)
     request = checked(request)
-    with filling(request.out) as work:
+    with filling(request.out) as work, own_words(request, work):
         section = data_section(request, work, ask, console)
         dataset, _ = _look(section, request, work, console)
         section = validated(request, section, dataset, work, console)
@@ -60,7 +61,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
         for table in tables(report, dataset.classes.names):
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
-            say(console, f"note: {note}", "yellow")
+            say(console, f"note: {note}".replace(str(work), str(request.out)), "yellow")
         chosen = [*section, *choose(facts := _facts(dataset, request))]
         chosen += tried(request, chosen, work, facts, console)
         head = _head(request, dataset, facts)
