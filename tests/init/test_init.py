@@ -62,6 +62,25 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
     assert load_recipe(data / "no").data.values == {128: 1, 255: 255}
 
 
+def test_names_without_colors_are_not_paired_with_colors_by_themselves(data, tried, square, write):
+    for number in range(8):
+        colors = np.array([[200, 0, 0], [0, 200, 0]], np.uint8)
+        write(f"colored/{number:02}.png", colors[square(6 + number)])
+    (data / "names.txt").write_text("road\nsky\n")
+    held = r"e\.g\. 'road #RRGGBB' \(the masks hold #c80000, #00c800\)"
+    for classes, says in (
+        ("road,sky", f"--classes: names do not say which color is which; give a file .*{held}"),
+        (str(data / "names.txt"), f"--classes .*names.txt: does not say .*; write the color behind each name, {held}"),
+    ):
+        request = Request(data / "out", data / "photos", data / "colored", classes=classes)
+        with pytest.raises(UserError, match=says):
+            init(request)
+    init(request, lambda question, default: True)
+    assert (data / "out/classes.txt").read_text() == "road #c80000\nsky #00c800\n"
+    (data / "names.txt").write_text("road #00c800\nsky #c80000\n")
+    init(Request(data / "new", data / "photos", data / "colored", classes=str(data / "names.txt")))
+
+
 def test_what_is_there_is_said(data, tried, capsys):
     with Image.open(data / "photos/11.png") as image:
         exif = image.getexif()

@@ -198,12 +198,22 @@ def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading
             contents[path] = read_stored(path).content
             count(number, len(some))
     reading = propose(contents, _given_names(request))
-    if reading.doubt is not None and not ask(reading.doubt, True):
+    if reading.doubt is not None and not ask(reading.doubt, reading.likely):
+        if not reading.likely:
+            raise UserError(_without_colors(reading, request))
         if reading.other is None:
             raise UserError("--classes: give a file with one line for each class, its name and its color: road #804080")
         reading = reading.other
     say(console, f"masks: {reading.why}")
     return reading
+
+
+def _without_colors(reading: Reading, request: Request) -> str:
+    of_file = request.classes is not None and Path(request.classes).is_file()
+    what = f"--classes {request.classes}: does" if of_file else "--classes: names do"
+    remedy = "write the color behind each name" if of_file else "give a file with a line for each class"
+    held = ", ".join(map(hex_color, reading.colors))
+    return f"{what} not say which color is which; {remedy}, e.g. '{reading.names[0]} #RRGGBB' (the masks hold {held})"
 
 
 def _given_names(request: Request) -> tuple[str, ...] | None:
