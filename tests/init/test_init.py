@@ -92,6 +92,18 @@ def test_what_is_there_is_said(data, tried, capsys):
     assert "photographs: 11 PNG of 8 bits, 3 channels; 1 JPEG of 8 bits, 3 channels, 1 of them turned by EXIF" in said
     assert "masks: gray masks with the values 0 (" in said
     assert "0 is background, 255 is object" in said
+    kind = (
+        "2 classes (4 or fewer are few) in color, a background -> method of recommended/shifted; others: recommended/"
+    )
+    assert f"data: {kind}" in said
+    assert f"# {kind}" in (data / "out/recipe.yaml").read_text()
+    assert "fewer than 3" not in said
+
+
+def test_classes_of_few_images_are_noted(data, tried, square, write, capsys):
+    write("masks/00_mask.png", square(5, inside=128) + square(4, at=20, inside=255))
+    init(Request(data / "out", data / "photos"), console=Console(width=200))
+    assert "note: fewer than 3 labeled images show: class_128" in capsys.readouterr().out
 
 
 def test_the_lists_that_are_shown_are_those_of_a_training(tmp_path, photo, write, square, tried, capsys):

@@ -19,7 +19,7 @@ from semiseg.files import filling
 from semiseg.init import recipe
 from semiseg.init.files import data_section
 from semiseg.init.request import Ask, Request, at_work, checked
-from semiseg.init.settings import Facts, Setting, choose, kind_of
+from semiseg.init.settings import Facts, Setting, choose, kind_and_why, kind_of, rare_classes
 from semiseg.init.trial import tried
 from semiseg.init.validation import validated
 from semiseg.init.words import own_words
@@ -62,7 +62,11 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
             say(console, f"note: {note}".replace(str(work), str(request.out)), "yellow")
-        chosen = [*section, *choose(facts := _facts(dataset, request))]
+        facts = _facts(dataset, request)
+        if (rare := rare_classes(facts)) is not None:
+            say(console, f"note: {rare}", "yellow")
+        say(console, f"data: {kind_and_why(facts)}")
+        chosen = [*section, *choose(facts)]
         chosen += tried(request, chosen, work, facts, console)
         head = _head(request, dataset, facts)
         (work / RECIPE).write_text(recipe.text(head, chosen), encoding="utf-8")
@@ -137,6 +141,7 @@ def _head(request: Request, dataset: Dataset, facts: Facts) -> list[str]:
     return [
         f"{facts.labeled} labeled, {facts.unlabeled} unlabeled and {len(dataset.val)} validation images of "
         f"{request.images}; {len(facts.classes)} classes; {method}.",
+        f"{kind_and_why(facts)}.",
         "",
         f"  semiseg train {request.out}",
         *baseline,
