@@ -1,6 +1,7 @@
 """`semiseg init`: from photographs to a recipe that trains."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,7 +265,7 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
         place.write_text("test/20.png\ntest/21\n")
     init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
     assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
-    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+    assert "near-duplicates in training and validation: 1 group, e.g." in capsys.readouterr().out
 
 
 def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, photo, write, square, capsys):
@@ -276,7 +277,23 @@ def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, phot
     pixels[0, 0] ^= 1
     write("sorted/val/24.png", pixels)
     init(Request(data / "out", data / "sorted", data / "labels"), console=Console(width=200))
-    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+    assert "near-duplicates in training and validation: 1 group, e.g." in capsys.readouterr().out
+
+
+def test_unlabeled_copies_of_validation_images_are_said(data, tried, monkeypatch, capsys):
+    (data / "val.txt").write_text("00\n01\n")
+    for name in ("00", "02"):  # the first is for validation
+        Image.open(data / f"photos/{name}.png").save(data / f"photos/copy{name}.jpg", quality=95)
+    (data / "photos/same.png").write_bytes((data / "photos/01.png").read_bytes())
+    request = Request(data / "out", data / "photos", val=data / "val.txt")
+    init(request, console=Console(width=300))
+    said = capsys.readouterr().out
+    note = "unlabeled images that are near-duplicates of validation images: 1"
+    assert f"{note}, e.g. {data}/photos/copy00.jpg and {data}/photos/00.png; the score may be too good" in said
+    assert "byte for byte: 1" in said
+    monkeypatch.setattr("semiseg.init.validation._COMPARED", 4)
+    init(replace(request, overwrite=True), console=Console(width=300))
+    assert f"{note} of 4 that were compared" in capsys.readouterr().out  # every second: 08, 10, copy00, same
 
 
 def test_a_line_of_the_list_means_one_image(data, tried, photo, write, square):
