@@ -326,3 +326,17 @@ def test_a_pair_is_compared_at_the_sizes_on_disk(write, ramp):
     assert (image.shape[1:], mask.shape) == ((50, 60), (200, 240))
     with pytest.raises(UserError, match=r"60x50 px, but .*a.jpg has 240x200"):
         read_pair(replace(sample, mask=write("b.png", np.zeros((50, 60), np.uint8))), MaskCoding(24), 60)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((25, 31), "export the mask again at the size of the photograph, or resize it with nearest neighbor"),
+        ((61, 50), "turn the mask as the photograph is, or export it again"),
+        ((40, 40), "is it the mask of this photograph, as it is now"),
+    ],
+)
+def test_masks_of_another_size_have_a_remedy(write, size, says):
+    sample = Sample("a", write("a.png", np.zeros((50, 61, 3), np.uint8)), write("b.png", np.zeros(size, np.uint8)))
+    with pytest.raises(UserError, match=f"they must be of one size: {says}"):
+        read_pair(sample, MaskCoding(24))

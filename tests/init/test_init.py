@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,25 @@ def test_an_answer_changes_the_meaning(data, tried, write, square):
     assert load_recipe(data / "no").data.values == {128: 1, 255: 255}
 
 
+def test_names_without_colors_are_not_paired_with_colors_by_themselves(data, tried, square, write):
+    for number in range(8):
+        colors = np.array([[200, 0, 0], [0, 200, 0]], np.uint8)
+        write(f"colored/{number:02}.png", colors[square(6 + number)])
+    (data / "names.txt").write_text("road\nsky\n")
+    held = r"e\.g\. 'road #RRGGBB' \(the masks hold #c80000, #00c800\)"
+    for classes, says in (
+        ("road,sky", f"--classes: names do not say which color is which; give a file .*{held}"),
+        (str(data / "names.txt"), f"--classes .*names.txt: does not say .*; write the color behind each name, {held}"),
+    ):
+        request = Request(data / "out", data / "photos", data / "colored", classes=classes)
+        with pytest.raises(UserError, match=says):
+            init(request)
+    init(request, lambda question, default: True)
+    assert (data / "out/classes.txt").read_text() == "road #c80000\nsky #00c800\n"
+    (data / "names.txt").write_text("road #00c800\nsky #c80000\n")
+    init(Request(data / "new", data / "photos", data / "colored", classes=str(data / "names.txt")))
+
+
 def test_what_is_there_is_said(data, tried, capsys):
     with Image.open(data / "photos/11.png") as image:
         exif = image.getexif()
@@ -74,6 +94,18 @@ def test_what_is_there_is_said(data, tried, capsys):
     assert "photographs: 11 PNG of 8 bits, 3 channels; 1 JPEG of 8 bits, 3 channels, 1 of them turned by EXIF" in said
     assert "masks: gray masks with the values 0 (" in said
     assert "0 is background, 255 is object" in said
+    kind = (
+        "2 classes (4 or fewer are few) in color, a background -> method of recommended/shifted; others: recommended/"
+    )
+    assert f"data: {kind}" in said
+    assert f"# {kind}" in (data / "out/recipe.yaml").read_text()
+    assert "fewer than 3" not in said
+
+
+def test_classes_of_few_images_are_noted(data, tried, square, write, capsys):
+    write("masks/00_mask.png", square(5, inside=128) + square(4, at=20, inside=255))
+    init(Request(data / "out", data / "photos"), console=Console(width=200))
+    assert "note: fewer than 3 labeled images show: class_128" in capsys.readouterr().out
 
 
 def test_the_lists_that_are_shown_are_those_of_a_training(tmp_path, photo, write, square, tried, capsys):
@@ -250,7 +282,7 @@ def test_given_validation_images(data, tried, photo, write, square, form, capsys
         place.write_text("test/20.png\ntest/21\n")
     init(Request(data / "out", data / "photos", val=place), console=Console(width=200))
     assert (data / "out/splits/val.txt").read_text().split() == ["test/20", "test/21"]
-    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+    assert "near-duplicates in training and validation: 1 group, e.g." in capsys.readouterr().out
 
 
 def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, photo, write, square, capsys):
@@ -262,7 +294,23 @@ def test_near_duplicates_of_the_folder_for_validation_are_said(data, tried, phot
     pixels[0, 0] ^= 1
     write("sorted/val/24.png", pixels)
     init(Request(data / "out", data / "sorted", data / "labels"), console=Console(width=200))
-    assert "near-duplicates in training and validation: 1 groups" in capsys.readouterr().out
+    assert "near-duplicates in training and validation: 1 group, e.g." in capsys.readouterr().out
+
+
+def test_unlabeled_copies_of_validation_images_are_said(data, tried, monkeypatch, capsys):
+    (data / "val.txt").write_text("00\n01\n")
+    for name in ("00", "02"):  # the first is for validation
+        Image.open(data / f"photos/{name}.png").save(data / f"photos/copy{name}.jpg", quality=95)
+    (data / "photos/same.png").write_bytes((data / "photos/01.png").read_bytes())
+    request = Request(data / "out", data / "photos", val=data / "val.txt")
+    init(request, console=Console(width=300))
+    said = capsys.readouterr().out
+    note = "unlabeled images that are near-duplicates of validation images: 1"
+    assert f"{note}, e.g. {data}/photos/copy00.jpg and {data}/photos/00.png; the score may be too good" in said
+    assert "byte for byte: 1" in said
+    monkeypatch.setattr("semiseg.init.validation._COMPARED", 4)
+    init(replace(request, overwrite=True), console=Console(width=300))
+    assert f"{note} of 4 that were compared" in capsys.readouterr().out  # every second: 08, 10, copy00, same
 
 
 def test_a_line_of_the_list_means_one_image(data, tried, photo, write, square):
@@ -349,6 +397,22 @@ def test_data_that_cannot_be_trained_writes_nothing(data, tried, contents, write
     with pytest.raises(UserError, match="they must be of one size"):
         init(Request(data / "out", data / "photos"))
     assert contents(data) == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_swapped_folders_are_said(tmp_path, tried, write, square, suffix):
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(256, size=(80, 80, 3), dtype=np.uint8)
+        write(f"my photos/{number}.{suffix}", noise)
+        write(f"masks/{number}.png", square(5 + number))
+    photos, masks = tmp_path / "my photos", tmp_path / "masks"
+    with pytest.raises(UserError, match=f"swapped\\? --images '{photos}' --masks {masks}$"):
+        init(Request(tmp_path / "out", masks, photos))
+    for path in masks.iterdir():  # these are no masks either
+        write(f"others/{path.name}", noise)
+    with pytest.raises(UserError, match="export the masks as PNG") as caught:
+        init(Request(tmp_path / "out", tmp_path / "others", photos))
+    assert "swapped?" not in str(caught.value)
 
 
 def test_an_earlier_result_is_replaced_only_if_asked_for(data, tried):

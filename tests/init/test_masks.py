@@ -140,6 +140,18 @@ def test_what_is_no_folder_of_masks(tmp_path, write, images, masks, message):
         find(tmp_path / images, tmp_path / masks)
 
 
+@pytest.mark.parametrize("end", ["", "_mask"])
+def test_the_folder_above_is_named_with_the_one_that_fits(tmp_path, write, end):
+    for name in ("a", "b", "c"):
+        write(f"base/images/{name}.jpg", IMAGE)
+        write(f"base/masks/{name}{end}.png", MASK)
+    base = tmp_path / "base"
+    with pytest.raises(UserError, match=rf"are in {base}/images: give --images {base}/images$"):
+        find(base, base / "masks")
+    with pytest.raises(UserError, match=rf"are in {base}/masks: give --masks {base}/masks$"):
+        find(base / "images", base)
+
+
 def test_the_folder_beside_or_below_is_guessed_if_it_is_the_only_one(tmp_path, write):
     write("photos/a.jpg", IMAGE)
     assert guess_folder(tmp_path / "photos") is None

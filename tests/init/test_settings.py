@@ -8,7 +8,7 @@ import yaml
 
 from semiseg.data.order import ClassBalanced
 from semiseg.init import recipe
-from semiseg.init.settings import Facts, Setting, choose, kind_of, steps
+from semiseg.init.settings import Facts, Setting, choose, kind_and_why, kind_of, rare_classes, steps
 from semiseg.recipe import file as recipe_file
 
 FACTS = Facts(
@@ -96,6 +96,23 @@ def test_without_unlabeled_images_training_is_supervised():
     assert found == {"method.name": "supervised", "method.labeled": None, "method.labeled_loss": weights}
 
 
+def test_the_kind_is_said_with_its_reason():
+    others = "others: recommended/objects, recommended/street, recommended/defects"
+    few = "2 classes (4 or fewer are few) in color, a background"
+    assert kind_and_why(FACTS) == f"{few} -> method of recommended/shifted; {others}"
+    supervised = kind_and_why(replace(FACTS, unlabeled=0))
+    assert supervised == f"{few} -> labeled images as in recommended/shifted; {others}"
+    street = replace(FACTS, classes=tuple("abcdef"), background=None)
+    assert kind_and_why(street).startswith("6 classes in color, no background -> method of recommended/street; others")
+
+
+def test_classes_of_few_images_are_said():
+    assert rare_classes(FACTS) is None
+    facts = replace(FACTS, labeled=3, images_of_class={0: 3, 1: 2})
+    assert rare_classes(facts) == "fewer than 3 labeled images show: disc"
+    assert rare_classes(replace(facts, labeled=2)) is None  # then none can show in more
+
+
 def test_steps_fit_the_time_and_the_labels():
     assert steps(1.0, step_s=1.0, evaluation_s=30.0, labeled=20, evaluations=8) == 3000
     assert steps(100.0, step_s=0.1, evaluation_s=1.0, labeled=20, evaluations=8) == 8000  # 400 a label
@@ -112,4 +129,6 @@ def test_every_choice_has_its_reason_in_the_recipe():
         section: {one.key: one.value for one in settings if one.section == section}
         for section in {one.section for one in settings}
     }
-    assert all(one.why in text for one in settings)
+    assert all(one.why and one.why in text for one in settings)
+    for section, key in (("data", "images"), ("data", "masks"), ("data", "annotations"), ("engine", "save_every")):
+        assert f"  {key}: 1  # " in recipe.text([], [Setting(section, key, 1, "")])

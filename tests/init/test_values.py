@@ -77,6 +77,19 @@ def test_colors_become_classes_black_first():
     assert (named.names, named.colors, named.ignored) == (("sea", "sun"), (blue, red), (black,))
     assert named.doubt is not None
     assert "#0000ff is sea, #ff0000 is sun" in named.doubt
+    assert not named.likely
+
+
+@pytest.mark.parametrize(
+    ("colors", "names"),
+    [
+        ([voc_color(0), voc_color(1), voc_color(2)], ["ground", "sea", "sun"]),
+        ([(0, 0, 0), (9, 9, 1)], ["background", "a"]),
+    ],
+)
+def test_colors_whose_order_is_known_are_no_question(colors, names):
+    found = propose(masks(dict.fromkeys(colors, 5)), names)
+    assert (found.names, found.colors, found.doubt) == (tuple(names), tuple(colors), None)
 
 
 @pytest.mark.parametrize("names", [None, ["ground", "sea", "sun"]])

@@ -175,7 +175,7 @@ def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], c
     message = f"{sample.mask}: {_size(mask)} px, but {sample.image} has {_size(image)}"
     orientation = read_header(sample.image).orientation
     if image != mask[::-1] or orientation not in (5, 6, 7, 8):
-        raise UserError(f"{message}; they must be of one size")
+        raise UserError(f"{message}; they must be of one size: {_remedy_of_sizes(image, mask)}")
     if coding.orientation == "stored":
         raise UserError(
             f"{message} when both are turned as EXIF says ({orientation}); the mask is drawn on the turned "
@@ -186,6 +186,15 @@ def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], c
         "as they are stored: set data.mask_orientation=stored, or write the orientation into the photographs "
         "(mogrify -auto-orient FILE)"
     )
+
+
+def _remedy_of_sizes(image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    is_scaled = abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*image, *mask)  # but for a pixel
+    if image == mask[::-1]:
+        return "turn the mask as the photograph is, or export it again"
+    if is_scaled:
+        return "export the mask again at the size of the photograph, or resize it with nearest neighbor"
+    return "is it the mask of this photograph, as it is now? export it again at the size of the photograph"
 
 
 def turned(mask: UInt8[Tensor, "h w"], orientation: int) -> UInt8[Tensor, "H W"]:
@@ -311,7 +320,7 @@ def _colors(image: Image.Image, kind: str, path: Path) -> StoredMask:
     if found is None:
         raise UserError(
             f"{path}: has more than {_MOST} colors, so it is no mask: a photograph, an overlay, or a mask with soft "
-            "edges"
+            "edges; name the folder of the masks, or export the masks as PNG without antialiasing"
         )
     colors: dict[Key, int] = {}
     for number, color in sorted(found, reverse=True):

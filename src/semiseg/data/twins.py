@@ -69,6 +69,43 @@ def pairs(
     """
     if not samples:
         return []
+    images, readable = _all_small(samples, on_image)
+    return [
+        pair
+        for start in range(0, len(samples), _ROWS)
+        for pair in _alike(images, readable, slice(start, start + _ROWS))
+    ]
+
+
+def across(
+    samples: Sequence[Sample], others: Sequence[Sample], on_image: Callable[[int, int], None] = lambda done, total: None
+) -> list[tuple[Sample, Sample]]:
+    """Finds near-duplicates of `samples` among `others`. What cannot be read is in no pair.
+
+    Args:
+        samples: few photographs.
+        others: other photographs, which are not compared with each other.
+        on_image: as for `groups`.
+
+    Returns:
+        One of `samples` and one of `others` each.
+    """
+    if not samples or not others:
+        return []
+    every = [*samples, *others]
+    images, readable = _all_small(every, on_image)
+    return [
+        (every[one], every[other])
+        for start in range(0, len(samples), _ROWS)
+        for one, other in _alike(images, readable, slice(start, min(start + _ROWS, len(samples))))
+        if other >= len(samples)
+    ]
+
+
+def _all_small(
+    samples: Sequence[Sample], on_image: Callable[[int, int], None]
+) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, " n"]]:
+    """Returns the small images, and which of them could be read."""
     small = []
     with ThreadPoolExecutor() as threads:
         for done, found in enumerate(threads.map(_small, samples), 1):
@@ -76,11 +113,7 @@ def pairs(
             on_image(done, len(samples))
     readable = torch.tensor([found is not None for found in small])
     images = torch.stack([torch.full((_SIDE, _SIDE + 1), torch.nan) if found is None else found for found in small])
-    return [
-        pair
-        for start in range(0, len(samples), _ROWS)
-        for pair in _alike(images, readable, slice(start, start + _ROWS))
-    ]
+    return images, readable
 
 
 def _alike(images: Float[Tensor, "n h w"], readable: Bool[Tensor, " n"], rows: slice) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from semiseg.engine.progress import counting, say
 from semiseg.errors import UserError
 from semiseg.init import annotations, layers
 from semiseg.init.colors import colors
-from semiseg.init.masks import Masks, find, guess_folder, of_export, parts
+from semiseg.init.masks import Masks, find, guess_folder, of_export, parts, unless_swapped
 from semiseg.init.request import Ask, Request
 from semiseg.init.settings import Setting
 from semiseg.init.values import Reading, propose
@@ -37,17 +37,17 @@ def data_section(request: Request, work: Path, ask: Ask, console: Console) -> li
     if table is not None and request.classes is None:
         say(console, f"masks: CVAT's Segmentation mask 1.1; names and colors of {table}")
         request = replace(request, classes=str(table))
-    found = find(request.images, folder)
+    with unless_swapped(request.images, folder):
+        found = find(request.images, folder)
+        reading = _joined(found, request, work, ask, console) if found.layers else _read(found, request, ask, console)
     settings = [
         Setting("data", "layout", "folder", f"masks are files: {_how(found)}"),
         Setting("data", "root", str(request.out), "moved? set it to the new place"),
         Setting("data", "images", str(request.images), ""),
     ]
     if found.layers:
-        reading = _joined(found, request, work, ask, console)
         settings.append(Setting("data", "masks", "masks", "joined from files of one class each; the originals stay"))
     else:
-        reading = _read(found, request, ask, console)
         settings.append(Setting("data", "masks", str(folder), ""))
         if found.suffix:
             settings.append(Setting("data", "mask_suffix", found.suffix, "what names of masks have more at the end"))
@@ -190,12 +190,22 @@ def _read(found: Masks, request: Request, ask: Ask, console: Console) -> Reading
             contents[path] = read_stored(path).content
             count(number, len(some))
     reading = propose(contents, _given_names(request))
-    if reading.doubt is not None and not ask(reading.doubt, True):
+    if reading.doubt is not None and not ask(reading.doubt, reading.likely):
+        if not reading.likely:
+            raise UserError(_without_colors(reading, request))
         if reading.other is None:
             raise UserError("--classes: give a file with one line for each class, its name and its color: road #804080")
         reading = reading.other
     say(console, f"masks: {reading.why}")
     return reading
+
+
+def _without_colors(reading: Reading, request: Request) -> str:
+    of_file = request.classes is not None and Path(request.classes).is_file()
+    what = f"--classes {request.classes}: does" if of_file else "--classes: names do"
+    remedy = "write the color behind each name" if of_file else "give a file with a line for each class"
+    held = ", ".join(map(hex_color, reading.colors))
+    return f"{what} not say which color is which; {remedy}, e.g. '{reading.names[0]} #RRGGBB' (the masks hold {held})"
 
 
 def _given_names(request: Request) -> tuple[str, ...] | None:

@@ -1,14 +1,20 @@
 """Finds the masks of images, whatever their names have more, and says how they are stored."""
 
 import re
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from semiseg.data.catalog import folded
+from semiseg.data.masks import read_stored
 from semiseg.data.match import match, numbered, remedy, rests
 from semiseg.data.parts import part_named
+from semiseg.data.read import read_image
 from semiseg.data.scan import scan
 from semiseg.errors import UserError
 
@@ -22,6 +28,11 @@ FOLDERS = ("masks", "mask", "labels", "label", "annotations", "ann", "gt", "grou
 _BRUSH = re.compile(r"task-\d+-annotation-\d+-by-.*-tag-.+-\d+")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "JPEGImages")
+
+_LOOKED_AT = 8  # files of a folder that are decoded to tell masks from photographs
+_PIXELS = 4096  # of a photograph in which its colors are counted
+_COLORS, _BLENDED = 64, 0.05  # values or colors that a mask has at most; its share of pixels between their neighbors
+_FOLDERS = 64  # folders that are compared with the other one
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,53 @@ def find(images: Path, masks: Path) -> Masks:
         )
     if same:
         return _in_one_folder(found, masks)
-    return _layers_by_folder(found, others, masks) or _by_name(found, others, masks)
+    return _layers_by_folder(found, others, masks) or _by_name(found, others, images, masks)
+
+
+@contextmanager
+def unless_swapped(images: Path, masks: Path) -> Iterator[None]:
+    """Says that two folders are swapped, in place of an error, if the first holds masks and the second photographs.
+
+    Raises:
+        UserError: the code within raised one.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not _are_swapped(images, masks):
+            raise
+        raise UserError(
+            f"--images {images}: holds masks, and --masks {masks} holds photographs: swapped? "
+            f"--images {shlex.quote(str(masks))} --masks {shlex.quote(str(images))}"
+        ) from error
+
+
+def _are_swapped(images: Path, masks: Path) -> bool:
+    if not images.is_dir() or not masks.is_dir() or images.samefile(masks):
+        return False
+    first, second = (
+        list(scan(folder, without=other).images.values()) for folder, other in ((images, masks), (masks, images))
+    )
+    some, others = (files[:: -(-len(files) // _LOOKED_AT) or 1] for files in (first, second))
+    return bool(some and others) and all(map(_is_mask, some)) and all(map(_is_photograph, others))
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        content = read_stored(path).content
+    except UserError:
+        return False
+    return len(content.counts) <= _COLORS and content.blended <= _BLENDED
+
+
+def _is_photograph(path: Path) -> bool:
+    if _is_mask(path):
+        return False
+    try:
+        pixels = read_image(path).flatten(1)
+    except UserError:
+        return False
+    return torch.unique(pixels[:, :: -(-pixels.shape[1] // _PIXELS)], dim=1).shape[1] > _COLORS
 
 
 def parts(root: Path) -> tuple[str, str] | None:
@@ -145,7 +202,7 @@ def _layers_by_folder(images: dict[str, Path], masks: dict[str, Path], folder: P
     return Masks(images, folder, layers=dict(sorted(layers.items())), left=tuple(left))
 
 
-def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> Masks:
+def _by_name(images: dict[str, Path], masks: dict[str, Path], root: Path, folder: Path) -> Masks:
     found, left = match(images, masks, None)
     suffix, ends = None, rests(images, masks)
     if len(found) < len(masks) / 2 and ends:
@@ -155,11 +212,29 @@ def _by_name(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> M
         suffix = Counter(rest for _, rest in ends.values()).most_common(1)[0][0]
         found, left = match(images, masks, suffix)
     if not found:
-        raise UserError(
-            f"--masks {folder}: no mask has the name of an image ({next(iter(masks.values()))} beside "
-            f"{next(iter(images.values()))}): {remedy(images, masks)}"
-        )
+        pair = f"{next(iter(masks.values()))} beside {next(iter(images.values()))}"
+        if below := _folder_that_fits(images, masks):
+            where = shlex.quote(str(root / below))
+            what = f"the images of these names are in {root / below}: give --images {where}"
+        elif below := _folder_that_fits(masks, images):
+            where = shlex.quote(str(folder / below))
+            what = f"the masks of these names are in {folder / below}: give --masks {where}"
+        else:
+            what = remedy(images, masks)
+        raise UserError(f"--masks {folder}: no mask has the name of an image ({pair}): {what}")
     return Masks(images, folder, found, suffix, left=tuple(path for one in left for path in one.files))
+
+
+def _folder_that_fits(names: Mapping[str, Path], others: Mapping[str, Path]) -> str | None:
+    """Returns the folder below which most of `names` are found among `others`; None if there is none."""
+    folders = Counter(str(folder) for name in names for folder in Path(name).parents if folder.name)
+    for folder, _ in folders.most_common(_FOLDERS):
+        below = {name.removeprefix(f"{folder}/"): path for name, path in names.items() if name.startswith(f"{folder}/")}
+        same = len({*map(folded, below)} & {*map(folded, others)})
+        fitting = max(same, len(rests(below, others)), len(rests(others, below)))
+        if 2 * fitting > min(len(names), len(others)):
+            return folder
+    return None
 
 
 def _several_for_one(ends: Mapping[str, tuple[str, str]]) -> bool:

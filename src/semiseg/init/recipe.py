@@ -8,6 +8,12 @@ import yaml
 from semiseg.init.settings import Setting
 from semiseg.recipe.file import SECTIONS
 
+_USUAL = {  # reasons of settings that state none
+    ("data", "images"): "all photographs; those without a label are the unlabeled ones",
+    ("data", "masks"): "as given; labels that are added there are used when training starts anew",
+    ("data", "annotations"): "as given; what is added there is used when training starts anew",
+    ("engine", "save_every"): "a checkpoint at each evaluation; a run that was interrupted goes on from the last one",
+}
 MADE = "# Made by semiseg init."
 _WIDTH = 120
 
@@ -31,10 +37,11 @@ def text(head: Sequence[str], settings: Sequence[Setting]) -> str:
 
 def _line(setting: Setting) -> list[str]:
     line = f"  {setting.key}: {value(setting.value)}"
-    if not setting.why:
+    why = setting.why or _USUAL.get((setting.section, setting.key))
+    if not why:
         return [line]
-    with_reason = f"{line}  # {setting.why}"
-    return [with_reason] if len(with_reason) <= _WIDTH else [f"  # {setting.why}", line]
+    with_reason = f"{line}  # {why}"
+    return [with_reason] if len(with_reason) <= _WIDTH else [f"  # {why}", line]
 
 
 def value(plain: Any) -> str:

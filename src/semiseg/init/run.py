@@ -19,9 +19,10 @@ from semiseg.files import filling
 from semiseg.init import recipe
 from semiseg.init.files import data_section
 from semiseg.init.request import Ask, Request, at_work, checked
-from semiseg.init.settings import Facts, Setting, choose, kind_of
+from semiseg.init.settings import Facts, Setting, choose, kind_and_why, kind_of, rare_classes
 from semiseg.init.trial import tried
 from semiseg.init.validation import validated
+from semiseg.init.words import own_words
 from semiseg.recipe.file import OF_FOLDER as RECIPE
 from semiseg.recipe.load import validate
 from semiseg.report.data import tables
@@ -51,7 +52,7 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
     """
     console = console or Console(quiet=True)
     request = checked(request)
-    with filling(request.out) as work:
+    with filling(request.out) as work, own_words(request, work):
         section = data_section(request, work, ask, console)
         dataset, _ = _look(section, request, work, console)
         section = validated(request, section, dataset, work, console)
@@ -60,8 +61,12 @@ def init(request: Request, ask: Ask = lambda question, default: default, console
         for table in tables(report, dataset.classes):
             console.print(table)
         for note in [*(str(one) for one in report.unused if one.matters), *report.notes]:
-            say(console, f"note: {note}", "yellow")
-        chosen = [*section, *choose(facts := _facts(dataset, request))]
+            say(console, f"note: {note}".replace(str(work), str(request.out)), "yellow")
+        facts = _facts(dataset, request)
+        if (rare := rare_classes(facts)) is not None:
+            say(console, f"note: {rare}", "yellow")
+        say(console, f"data: {kind_and_why(facts)}")
+        chosen = [*section, *choose(facts)]
         chosen += tried(request, chosen, work, facts, console)
         head = _head(request, dataset, facts)
         (work / RECIPE).write_text(recipe.text(head, chosen), encoding="utf-8")
@@ -136,6 +141,7 @@ def _head(request: Request, dataset: Dataset, facts: Facts) -> list[str]:
     return [
         f"{facts.labeled} labeled, {facts.unlabeled} unlabeled and {len(dataset.val)} validation images of "
         f"{request.images}; {len(facts.classes)} classes; {method}.",
+        f"{kind_and_why(facts)}.",
         "",
         f"  semiseg train {request.out}",
         *baseline,

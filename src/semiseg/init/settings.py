@@ -28,11 +28,13 @@ _WHY_LABELED: dict[Kind, str] = {
     "shifted": "changes of color on labeled images were worth 20 points on blood cells",
 }
 
+_WHY_WEIGHTS = "pretrained on ImageNet: few labels are not enough to begin from nothing"
 _CPU_SIDE, _GPU_SIDE = 240, 512  # px of the long side
 _SMALLEST_OBJECT = 8  # px of the side of a square as large as a class's area in an image
 _MULTIPLE = 32  # crops are multiples of it: the encoder divides by it
 _LR, _LR_BATCH = 5e-4, 4  # of AdamW, and the labeled images a step with which it was measured
 _RARE_IMAGES = 3  # a class in fewer labeled images is rare
+_SHOWN = 12  # names in a note
 _STEPS_A_LABEL, _FEWEST, _MOST = 400, 500, 40_000
 
 
@@ -84,6 +86,26 @@ def kind_of(facts: Facts) -> Kind:
     if len(facts.classes) <= 4 or (facts.gray and facts.background is not None):
         return "defects" if facts.gray else "shifted"
     return "objects" if facts.background is not None else "street"
+
+
+def kind_and_why(facts: Facts) -> str:
+    """Says what kind of data this is, why, and what the choice means."""
+    kind = kind_of(facts)
+    few = f"{len(facts.classes)} classes" + (" (4 or fewer are few)" if len(facts.classes) <= 4 else "")
+    rest = "a background" if facts.background is not None else "no background"
+    what = f"{few} in {'gray' if facts.gray else 'color'}, {rest}"
+    chosen = f"method of recommended/{kind}" if facts.unlabeled else f"labeled images as in recommended/{kind}"
+    others = ", ".join(f"recommended/{other}" for other in _WHY_LABELED if other != kind)
+    return f"{what} -> {chosen}; others: {others}"
+
+
+def rare_classes(facts: Facts) -> str | None:
+    """Says which classes few labeled images show; None if there are none."""
+    rare = [facts.classes[index] for index, number in facts.images_of_class.items() if number < _RARE_IMAGES]
+    if not rare or facts.labeled < _RARE_IMAGES:
+        return None
+    more = f" and {len(rare) - _SHOWN} more" if rare[_SHOWN:] else ""
+    return f"fewer than {_RARE_IMAGES} labeled images show: {', '.join(rare[:_SHOWN])}{more}"
 
 
 def choose(facts: Facts) -> list[Setting]:
@@ -144,13 +166,13 @@ def _model(facts: Facts) -> list[Setting]:
             Setting("model", "architecture", "deeplabv3plus", "the network of most papers"),
             Setting("model", "encoder", "tu-tf_efficientnet_lite2", lite),
             Setting("model", "output_stride", 16, "as in the papers"),
-            Setting("model", "weights", "lite", ""),
+            Setting("model", "weights", "lite", _WHY_WEIGHTS),
         ]
     small = {"encoder_depth": 4, "decoder_channels": 64, "decoder_atrous_rates": [3, 6, 9]}
     return [
         Setting("model", "architecture", "deeplabv3plus", "the network of most papers"),
         Setting("model", "encoder", "tu-tf_efficientnet_lite0", lite),
-        Setting("model", "weights", "lite", ""),
+        Setting("model", "weights", "lite", _WHY_WEIGHTS),
         Setting("model", "options", small, "a small decoder: there is no GPU"),
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from filecmp import cmp
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from semiseg.init.settings import Setting
 from semiseg.init.split import hold_out
 from semiseg.types import IGNORE
 
+_COMPARED = 3000  # unlabeled images that are decoded to find copies; each needs some milliseconds
+
 
 def validated(
     request: Request, section: list[Setting], dataset: Dataset, work: Path, console: Console
@@ -35,11 +38,29 @@ def validated(
             f"{len(masked)} images have masks, of which {len(val)} are for validation; both training and validation "
             "need at least one: label more"
         )
+    _note_copies(val, dataset, console)
     (work / "splits").mkdir()
     (work / "splits" / "val.txt").write_text(lines_of(val), encoding="utf-8")
     here = any(setting.key == "root" and setting.value == str(request.out) for setting in section)
     path = "splits/val.txt" if here else str(request.out / "splits" / "val.txt")
     return [*section, Setting("data", "val", path, why)]
+
+
+def _note_copies(val: Sequence[Sample], dataset: Dataset, console: Console) -> None:
+    """Notes unlabeled near-duplicates of validation images. The check notes those that are the same byte for byte."""
+    some = dataset.unlabeled[:: -(-len(dataset.unlabeled) // _COMPARED) or 1]
+    with counting("comparing unlabeled images with those for validation", console) as count:
+        pairs = twins.across(val, some, count)
+    copies = {other.name: (one, other) for one, other in pairs if not cmp(one.image, other.image, shallow=False)}
+    if copies:
+        one, other = next(iter(copies.values()))
+        among = f" of {len(some)} that were compared" if len(some) < len(dataset.unlabeled) else ""
+        say(
+            console,
+            f"note: unlabeled images that are near-duplicates of validation images: {len(copies)}{among}, e.g. "
+            f"{other.image} and {one.image}; the score may be too good: remove them",
+            "yellow",
+        )
 
 
 def _validation(
@@ -82,8 +103,8 @@ def _validation(
         one, other = mixed[0][:2]
         say(
             console,
-            f"note: near-duplicates in training and validation: {len(mixed)} groups, e.g. {one.image} and "
-            f"{other.image}; the score will be too good",
+            f"note: near-duplicates in training and validation: {len(mixed)} group{'s' * (len(mixed) != 1)}, e.g. "
+            f"{one.image} and {other.image}; the score will be too good",
             "yellow",
         )
     return val, why

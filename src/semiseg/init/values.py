@@ -30,6 +30,7 @@ class Reading:
         ignored: colors of pixels that do not count.
         doubt: another meaning that the masks may have, in words; None if there is none.
         other: the reading of that meaning.
+        likely: whether this reading counts if nobody answers the doubt.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Reading:
     ignored: tuple[Color, ...] = ()
     doubt: str | None = None
     other: "Reading | None" = field(default=None, repr=False)
+    likely: bool = True
 
 
 def propose(masks: Mapping[Path, Content], names: Sequence[str] | None = None) -> Reading:
@@ -125,10 +127,19 @@ def _by_color(pixels: dict[Color, int], names: Sequence[str] | None) -> Reading:
     if len(found) < 2:
         raise UserError(f"--masks: {what}; two classes are needed")
     doubt = None
-    if names is not None:
+    if names is not None and not _are_paired(order, found):
         pairs = ", ".join(f"{hex_color(color)} is {name}" for color, name in zip(order, found, strict=True))
         doubt = f"the order of the names says nothing about colors; is this right: {pairs}?"
-    return Reading(found, tuple(order), f"{what}; each color is a class", None, background, ignored, doubt)
+    return Reading(
+        found, tuple(order), f"{what}; each color is a class", None, background, ignored, doubt, likely=False
+    )
+
+
+def _are_paired(colors: Sequence[Color], names: Sequence[str]) -> bool:
+    """Returns whether the order of names says which color is which: VOC's colors, or black and one other color."""
+    if list(colors) == [voc_color(index) for index in range(len(colors))]:
+        return True
+    return len(colors) == 2 and colors[0] == (0, 0, 0) and names[0] == "background"
 
 
 def _by_value(values: dict[int, int], palette: Mapping[int, Color], names: Sequence[str] | None) -> Reading:
