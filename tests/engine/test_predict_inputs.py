@@ -1,6 +1,7 @@
 """Which images a prediction finds."""
 
 import pytest
+from PIL import Image
 
 from semiseg.engine.predict_files import Options, inputs, predict_files
 from semiseg.engine.predict_files.inputs import find
@@ -90,3 +91,16 @@ def test_what_cannot_be_found(photos, given, out, says):
 def test_a_folder_beside_the_images_may_be_written(photos):
     assert len(names("photos", "photos-masks")) == 3
     assert names("photos/a.png", "photos") == [("a.png", "a")]  # only this file is predicted
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_further_frames_and_pages_are_told(photos, model, suffix):
+    with Image.open(photos / "a.png") as image:
+        image.save(photos / f"d{suffix}")
+        image.save(photos / f"e{suffix}", save_all=True, append_images=[image.rotate(180)])
+    told = []
+    predict_files(model, photos, inputs.Path("out"), on_unused=told.append)
+    assert [str(note) for note in told if "frames" in note.what] == [
+        f"images with several pages or frames, of which the first one alone is predicted: 1, {photos}/e{suffix}; "
+        "save the others as files of their own"
+    ]

@@ -74,7 +74,7 @@ class _Facts:
     header: Header
     content: Content | None = None
     is_flat: bool = False  # the photograph has as few colors as a mask
-    has_pages: bool = False  # the file holds other photographs or channels, too
+    has_pages: bool = False  # the file holds other photographs or channels, too: pages, or frames of an animation
 
     @property
     def size(self) -> Size:
@@ -111,8 +111,7 @@ def check(
         header = read_header(sample.image)
         is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
         is_flat = is_flat and header.largest <= 255  # dark photographs of 16 bits are flat, too
-        is_tiff = header.format == "TIFF"
-        has_pages = is_tiff and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
+        has_pages = header.may_have_pages and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
         return _Facts(header, is_flat=is_flat, has_pages=has_pages)
 
     def look_at_both(sample: Sample) -> _Facts:
@@ -426,8 +425,8 @@ def _page_notes(found: Mapping[Sample, _Facts]) -> list[str]:
     if not paged:
         return []
     return [
-        f"Photographs with several pages: {len(paged)}, e.g. {paged[0]}; the first page alone is used; if the pages "
-        "are channels, save them as one RGB image, and if they are photographs, as files of their own."
+        f"Photographs with several pages or frames: {len(paged)}, e.g. {paged[0]}; the first one alone is used; if "
+        "they are channels, save them as one RGB image, and if they are photographs, as files of their own."
     ]
 
 

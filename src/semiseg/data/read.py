@@ -32,6 +32,7 @@ _SAMPLE_FORMAT = 339  # a tag of TIFF; its value 3 means floating point
 _MOST_CHANNELS = 5  # red, green, blue and two more, which are dropped
 _SUBFILE_TYPE, _COPY_OR_MASK = 254, 0b101  # a tag of TIFF, and its bits for smaller copies and masks of transparency
 _SWAP = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _STRETCHED = ("PPM", "JPEG2000")  # formats that state their largest value; Pillow stretches it to 8 or 16 bits
 
 
@@ -59,6 +60,11 @@ class Header:
     def bits(self) -> int:
         """Returns the number of bits of a channel."""
         return self.largest.bit_length()
+
+    @property
+    def may_have_pages(self) -> bool:
+        """Returns whether files of this format may hold several photographs: then `has_more_pages` tells."""
+        return self.format in ("TIFF", *_ANIMATED)
 
 
 def read_image(path: Path, enough: int | None = None, white: int | None = None) -> UInt8[Tensor, "3 h w"]:
@@ -169,12 +175,17 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
 
 
 def has_more_pages(path: Path) -> bool:
-    """Returns whether a TIFF holds further images of the size of the first one. Smaller copies and masks are none.
+    """Returns whether a file holds further photographs or channels: pages of a TIFF, or frames of an animation.
+
+    Pages count if they have the size of the first one. Smaller copies and masks are none.
 
     Raises:
         UserError: as in `read_size`.
     """
     with open_image(path) as image:
+        if image.format in _ANIMATED:
+            with suppress(Exception):  # what cannot be read behind the first frame is none that somebody means
+                return int(getattr(image, "n_frames", 1)) > 1
         if not isinstance(image, TiffImageFile):
             return False
         size = image.size

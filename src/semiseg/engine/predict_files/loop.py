@@ -15,6 +15,7 @@ from semiseg.data.dataset import Unused
 from semiseg.engine.predict_files import geo, summaries, video
 from semiseg.engine.predict_files.ahead import Reader, Writer, writing
 from semiseg.engine.predict_files.inputs import CannotReadError, Item, find
+from semiseg.engine.predict_files.look import look
 from semiseg.engine.predict_files.model import Model
 from semiseg.engine.predict_files.options import Options
 from semiseg.engine.predict_files.outputs import OUTPUTS, Predicted, photo_of
@@ -109,6 +110,7 @@ def predict_items(
     check_window(options, model)
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
+    look(items, on_unused)
     _note_geo(items, options, on_unused)
     _note_shrunk(items, options, model, on_unused)
     if plan.others:
