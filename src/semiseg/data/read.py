@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import ExifTags, Image, ImageOps, _imaging
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
@@ -230,7 +230,7 @@ def open_image(path: Path, most: int | None = None) -> ImageFile:
     if not path.is_file():  # a pipe would block
         raise UnreadableError(unreadable(path))
     try:
-        image = Image.open(path, formats=READABLE) if most is None else _open_of_any_size(path)
+        image = _open_of_known_kind(path, most)
         count = depth.channels(image)
         depth.correct_planes(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -245,6 +245,20 @@ def open_image(path: Path, most: int | None = None) -> ImageFile:
         image.close()
         raise UserError(_too_many_channels(path, count))
     return image
+
+
+def _open_of_known_kind(path: Path, most: int | None) -> ImageFile:
+    """Opens what Pillow opens, and TIFFs whose bands have no colors. Raises Pillow's errors."""
+    try:
+        image = Image.open(path, formats=READABLE) if most is None else _open_of_any_size(path)
+        if not depth.has_bands(image):
+            return image
+        image.close()  # Pillow would read the first band alone
+    except UnidentifiedImageError:
+        with suppress(Exception):  # then the first error counts
+            return depth.Bands(path, str(path))  # type: ignore[no-untyped-call]
+        raise
+    return depth.Bands(path, str(path))  # type: ignore[no-untyped-call]
 
 
 def _open_of_any_size(path: Path) -> ImageFile:
