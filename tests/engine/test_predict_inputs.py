@@ -104,3 +104,29 @@ def test_further_frames_and_pages_are_told(photos, model, suffix):
         f"images with several pages or frames, of which the first one alone is predicted: 1, {photos}/e{suffix}; "
         "save the others as files of their own"
     ]
+
+
+def test_images_that_cannot_be_read_are_told_before_anything_is_written(photos, model):
+    (photos / "d.png").write_bytes(b"no image")
+    Image.new("F", (30, 20)).save(photos / "e.tif")
+    content = (photos / "a.png").read_bytes()
+    (photos / "f.png").write_bytes(content[: len(content) // 2])  # its header is whole
+    told = []
+
+    def tell(note):
+        told.append((str(note), inputs.Path("out").exists()))
+
+    says = r"^3 of 6 images cannot be read; the other 3 were written to out; the same command goes on with the missing"
+    with pytest.raises(UserError, match=says):
+        predict_files(model, photos, inputs.Path("out"), on_unused=tell)
+    note, was_there = told[-1]
+    assert note == (
+        f"images that cannot be read, while the other 4 are predicted: 2, e.g. {photos}/d.png; {photos}/d.png: not a "
+        "readable image (damaged, cut off or no image at all); replace or remove it; "
+        f"{photos}/e.tif: holds floating-point values; save it as an 8-bit image"
+    )
+    assert not was_there
+    told.clear()
+    with pytest.raises(UserError, match=r"^photos/d.png: not a readable image"):
+        predict_files(model, "photos/d.png", inputs.Path("out"), on_unused=tell)
+    assert told == []

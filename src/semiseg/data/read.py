@@ -139,7 +139,8 @@ def read_size(path: Path, enough: int | None = None) -> tuple[int, int]:
     """Returns height and width (px) of the tensor that `read_image` would make. It reads only the file's header.
 
     Raises:
-        UserError: the file is missing, is no image, is too large, or has too many channels.
+        UserError: the file is missing, is no image, is too large, has too many channels, or holds floating-point
+            values.
     """
     return read_header(path, enough).size
 
@@ -156,6 +157,8 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
         UserError: as in `read_size`.
     """
     with open_image(path, most) as image:
+        if image.mode == "F":
+            raise UserError(_floating_point(path))
         try:
             exif = Image.Image.getexif(image)  # image.getexif() of a PNG would decode the pixels
             number = exif.get(ExifTags.Base.Orientation)
@@ -174,15 +177,19 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
     return Header(size[::-1], stored[::-1], orientation, str(image.format), channels, largest)
 
 
-def has_more_pages(path: Path) -> bool:
+def has_more_pages(path: Path, most: int | None = None) -> bool:
     """Returns whether a file holds further photographs or channels: pages of a TIFF, or frames of an animation.
 
     Pages count if they have the size of the first one. Smaller copies and masks are none.
 
+    Args:
+        path: the file.
+        most: as in `open_image`.
+
     Raises:
-        UserError: as in `read_size`.
+        UserError: as in `open_image`.
     """
-    with open_image(path) as image:
+    with open_image(path, most) as image:
         if image.format in _ANIMATED:
             with suppress(Exception):  # what cannot be read behind the first frame is none that somebody means
                 return int(getattr(image, "n_frames", 1)) > 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.data.dataset import Unused
@@ -11,18 +11,42 @@ from semiseg.engine.predict_files.inputs import Item
 from semiseg.engine.predict_files.raster import MOST
 from semiseg.errors import UserError
 
+SHOWN = 5  # broken images in a message
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the header of an image file tells: why it cannot be read, and whether it holds several images."""
+
+    error: str = ""
+    has_pages: bool = False
+
 
 def look(items: Iterable[Item], on_note: Callable[[Unused], None]) -> None:
-    """Looks at the image files, at their headers alone, and calls `on_note` with what was found."""
+    """Looks at the image files, at their headers alone, and calls `on_note` with what was found.
+
+    If no image can be read, the first error comes at once, and no note is needed.
+    """
     files = [item.file for item in items if item.frame is None]
     with ThreadPoolExecutor() as threads:
-        paged = [file for file, found in zip(files, threads.map(_has_pages, files), strict=True) if found]
-    if paged:
+        found = dict(zip(files, threads.map(_facts, files), strict=True))
+    broken = {file: facts.error for file, facts in found.items() if facts.error}
+    if broken and len(broken) < len(found):
+        what = f"images that cannot be read, while the other {len(found) - len(broken)} are predicted"
+        on_note(Unused(what, tuple(broken), shortened([*broken.values()])))
+    if paged := [file for file, facts in found.items() if facts.has_pages]:
         what = "images with several pages or frames, of which the first one alone is predicted"
         on_note(Unused(what, tuple(paged), "save the others as files of their own"))
 
 
-def _has_pages(file: Path) -> bool:
-    with suppress(UserError):  # a file that cannot be read, or is too large to say
-        return read_header(file, most=MOST).may_have_pages and has_more_pages(file)
-    return False
+def shortened(errors: list[str]) -> str:
+    """Returns the first errors, and how many more there are."""
+    return "; ".join(errors[:SHOWN]) + (f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else "")
+
+
+def _facts(file: Path) -> _Facts:
+    try:
+        header = read_header(file, most=MOST)
+        return _Facts(has_pages=header.may_have_pages and has_more_pages(file, MOST))
+    except UserError as error:
+        return _Facts(str(error))
