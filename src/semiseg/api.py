@@ -656,7 +656,11 @@ def refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> Non
 def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:
     if which not in ("best", "last"):
         raise UserError(f"checkpoint: there is no {which!r}; use best or last")
-    found = checkpoint.newest(run.checkpoints, "best" if which == "best" else "step")
-    if found is None:
-        raise UserError(f"{run.path}: has no {which} checkpoint yet; train it first, or use the other of best and last")
-    return found
+    kinds = {"best": "best", "last": "step"}
+    found = checkpoint.newest(run.checkpoints, kinds.pop(which))
+    if found is not None:
+        return found
+    ((other, kind),) = kinds.items()
+    instead = f"use --checkpoint {other}, or " if checkpoint.newest(run.checkpoints, kind) else ""
+    missing = f"no {which} checkpoint" if instead else "no checkpoint"
+    raise UserError(f"{run.path}: has {missing} yet; {instead}go on with the training: {run.command}")

@@ -639,8 +639,7 @@ def stop(run: RunArgument) -> None:
     except KeyboardInterrupt:
         _say(f"{opened.path}: was asked to stop and will; only this command does not wait any longer")
         raise typer.Exit(130) from None
-    found, shown = state.read(opened), shlex.quote(str(opened.path))
-    goes_on = f"go on: semiseg train {shlex.quote(str(opened.config))} --out {shown}"
+    found, goes_on = state.read(opened), f"go on: {opened.command}"
     steps = f"step {found.done} of {found.steps}"
     if found.kind == "broken":
         raise UserError(found.why)
