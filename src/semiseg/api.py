@@ -35,7 +35,7 @@ from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.metrics import Scores
 from semiseg.recipe.engine import Device
-from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override
+from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override, shortened
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import card
 from semiseg.runs import Run
@@ -191,7 +191,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     changed = differences(before.to_dict(), recipe.to_dict())
     if other := changes_of_result(before, recipe):
         raise UserError(
-            f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
+            f"{run.path}: holds a run of another recipe ({shortened(other)}); name another directory with --out"
         )
     refuse_other_images(run, recipe, dataset)
     refuse_other_masks(run, recipe, masks_of(dataset, recipe, console))

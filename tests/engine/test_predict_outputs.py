@@ -236,7 +236,7 @@ def test_summaries_do_not_mix_models(color_model, flag, out):
 def test_other_options_are_another_prediction(model, flag, out, change):
     flag("a.png")
     predict_files(model, out.parent / "photos", out)
-    with pytest.raises(UserError, match="exists already, from another checkpoint"):
+    with pytest.raises(UserError, match=r"exists already, from another .*, or with other options; name"):
         predict_files(model, out.parent / "photos", out, options=change)
 
 
