@@ -633,7 +633,7 @@ def stop(run: RunArgument) -> None:
     from semiseg.engine.stop import stop
     from semiseg.runs import Run
 
-    opened = Run(run).open()
+    opened = state.opened(Run(run))
     try:
         trained = stop(opened, lambda holder: _say(f"{opened.path}: asked {holder} to stop after its step"))
     except KeyboardInterrupt:
