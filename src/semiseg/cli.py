@@ -192,8 +192,7 @@ def train(
     if last is not None and (gone := advice.lost(last["iou"], names, settings, run.val_pixels())):
         _say(f"note: {gone}", "yellow")
     _say(f"run directory: {run.path}" + (f"; the baseline's: {supervised.path}" if supervised else ""))
-    shown = shlex.quote(str(run.path))
-    _say(f"next: semiseg predict {shown} IMAGES --out predictions")
+    _say_next(run if supervised is None else table.better(run, supervised))
 
 
 @app.command()
@@ -527,7 +526,7 @@ def self_train(
         return
     last = runs["stage-3"]
     console.print(table.compare(runs, table.class_names(last)))
-    _say(f"next: semiseg predict {shlex.quote(str(last.path))} IMAGES --out predictions")
+    _say_next(last)
 
 
 @app.command()
@@ -734,6 +733,17 @@ def partitions(
 def _say(text: str, style: str | None = None) -> None:
     """Prints a text as it is: Rich would read markup in a folder's name, and break long lines."""
     Console().print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _say_next(run: Any) -> None:
+    """Prints the command that predicts with a run: the photographs of its recipe, if they are in one folder."""
+    from semiseg.recipe import file as recipe_file
+
+    out, data = Path("predictions"), recipe_file.read(run.config)["data"]
+    images, shown = Path(data["root"]) / str(data.get("images")), "IMAGES"
+    if "images" in data and images.is_dir() and not out.resolve().is_relative_to(images.resolve()):
+        shown = shlex.quote(str(images))
+    _say(f"next: semiseg predict {shlex.quote(str(run.path))} {shown} --out {out}")
 
 
 def _say_unused(unused: object) -> None:
