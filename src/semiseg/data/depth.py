@@ -26,7 +26,7 @@ class Bands(TiffImageFile):
         if has_bands(self):
             self.tag_v2[_EXTRA_SAMPLES] = (0,) * (int(self.tag_v2[Base.SamplesPerPixel]) - 3)
             self.tag_v2[Base.PhotometricInterpretation] = _RGB
-        super()._setup()  # type: ignore[no-untyped-call]
+        super()._setup()
 
 
 def has_bands(image: ImageFile) -> bool:
