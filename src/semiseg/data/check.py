@@ -23,9 +23,11 @@ from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_h
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
+FEW = 16  # colors of a mask
+
 T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
-_LOOKED_AT, _FEW = 4096, 16  # pixels of a photograph in which its colors are counted; colors of a mask
+_LOOKED_AT = 4096  # pixels of a photograph in which its colors are counted
 _SHOWN = 12  # names in a note
 _HARDLY = 0.0001  # share of the labeled pixels
 _DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
@@ -109,7 +111,7 @@ def check(
 
     def look(sample: Sample) -> _Facts:
         header = read_header(sample.image)
-        is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
+        is_flat = full and memory.recall(sample.image, "flat", lambda: has_few_colors(read_image(sample.image)))
         is_flat = is_flat and header.largest <= 255  # dark photographs of 16 bits are flat, too
         has_pages = header.may_have_pages and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
         return _Facts(header, is_flat=is_flat, has_pages=has_pages)
@@ -403,11 +405,11 @@ def _same_masks(masked: Mapping[Sample, _Facts]) -> list[str]:
     ]
 
 
-def _is_flat(image: UInt8[Tensor, "3 h w"]) -> bool:
+def has_few_colors(image: UInt8[Tensor, "3 h w"]) -> bool:
     """Returns whether an image has few colors, as masks have; photographs have many. It looks at some pixels only."""
     pixels = image.flatten(1)
     some = pixels[:, :: -(-pixels.shape[1] // _LOOKED_AT)]
-    return 2 <= torch.unique(some, dim=1).shape[1] <= _FEW
+    return 2 <= torch.unique(some, dim=1).shape[1] <= FEW
 
 
 def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
@@ -415,7 +417,7 @@ def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
     if not flat:
         return []
     return [
-        f"Photographs of {_FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
+        f"Photographs of {FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
         "masks, move them out of the folder of photographs (data.images), or set data.mask_suffix."
     ]
 
