@@ -122,7 +122,7 @@ def test_without_the_extra_it_is_told(tile, model, tmp_path, monkeypatch):
     told = []
     predict_files(model, tile, tmp_path / "out", on_unused=told.append)
     assert (tmp_path / "out" / "a.png").exists()
-    assert str(told[0]) == (
+    assert str(told[-1]) == (
         f'georeferenced TIFFs, whose masks will have no georeference: 1, {tile}; pip install "semiseg[geo]" keeps it'
     )
     geo.keeps.cache_clear()

@@ -263,9 +263,9 @@ def _open_of_known_kind(path: Path, most: int | None) -> ImageFile:
         image.close()  # Pillow would read the first band alone
     except UnidentifiedImageError:
         with suppress(Exception):  # then the first error counts
-            return depth.Bands(path, str(path))  # type: ignore[no-untyped-call]
+            return depth.Bands(path, str(path))
         raise
-    return depth.Bands(path, str(path))  # type: ignore[no-untyped-call]
+    return depth.Bands(path, str(path))
 
 
 def _open_of_any_size(path: Path) -> ImageFile:
