@@ -15,7 +15,7 @@ from semiseg.data.check import check as check_files
 from semiseg.data.dataset import DataConfig, Dataset, Unused
 from semiseg.data.loader import eval_loader
 from semiseg.data.partitions import class_presence, nested_partitions, partition_hash, write_partitions
-from semiseg.engine import checkpoint, exported, trackers
+from semiseg.engine import checkpoint, exported, state, trackers
 from semiseg.engine import pseudo_label as pseudo_labels
 from semiseg.engine.environment import describe, labels
 from semiseg.engine.evaluate import evaluate as evaluate_network
@@ -35,7 +35,7 @@ from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.metrics import Scores
 from semiseg.recipe.engine import Device
-from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override
+from semiseg.recipe.load import changes_of_result, differences, dump, load_recipe, override, shortened
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import card
 from semiseg.runs import Run
@@ -191,7 +191,7 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
     changed = differences(before.to_dict(), recipe.to_dict())
     if other := changes_of_result(before, recipe):
         raise UserError(
-            f"{run.path}: holds a run of another recipe ({'; '.join(other)}); name another directory with --out"
+            f"{run.path}: holds a run of another recipe ({shortened(other)}); name another directory with --out"
         )
     refuse_other_images(run, recipe, dataset)
     refuse_other_masks(run, recipe, masks_of(dataset, recipe, console))
@@ -207,8 +207,8 @@ def _resume(run: Run, recipe: Recipe, dataset: Dataset, runtime: Runtime, consol
         run.event("changed", newest.step if newest else 0, settings=changed)
     last = run.last()
     complete = newest is not None and last is not None and newest.step == last["step"] == recipe.engine.steps
-    state = "is complete, nothing is left to train" if complete else "going on with this run"
-    _print(console, f"{run.path}: {state}")
+    how_far = "is complete, nothing is left to train" if complete else "going on with this run"
+    _print(console, f"{run.path}: {how_far}")
 
 
 def refuse_other_images(run: Run, recipe: Recipe, dataset: Dataset) -> None:
@@ -372,7 +372,7 @@ def load(run: Path | str, which: str = "best", device: Device = "auto") -> Predi
         return exported.load(opened.path, device)
     if (opened.path / "state.json").is_file():
         return make_predictor(checkpoint.read(opened.path), device)
-    return make_predictor(_checkpoint(opened.open(), which), device)
+    return make_predictor(_checkpoint(state.opened(opened), which), device)
 
 
 def evaluate(
@@ -394,7 +394,7 @@ def evaluate(
             of data, engine.evaluate and engine.precision are allowed.
         on_image: called with the number of images that are done and the number of all images.
     """
-    opened, changes = Run(Path(run)).open(), list(overrides)
+    opened, changes = state.opened(Run(Path(run))), list(overrides)
     recipe = load_recipe(opened.config, changes)
     refuse_others(changes, ("data", "engine.evaluate", "engine.precision"), "an evaluation")
     predictor = make_predictor(_checkpoint(opened, which), device, recipe.engine.precision)
@@ -491,7 +491,7 @@ def pseudo_label(
     Raises:
         UserError: there is no such run or checkpoint, there are no unlabeled images, or a file in `out` is another's.
     """
-    opened, place, changes = Run(Path(run)).open(), folder(Path(out)), list(overrides)
+    opened, place, changes = state.opened(Run(Path(run))), folder(Path(out)), list(overrides)
     options = Options(("masks",), flip, tuple(scales))
     recipe = load_recipe(opened.config, changes)
     refuse_others(changes, ("data",), "pseudo-labels")
@@ -543,7 +543,7 @@ def export(
         UserError: there is no such checkpoint, `out` exists, the network cannot be written as ONNX, ONNX and PyTorch
             differ by more than 1e-4 in probability, or the extra `export` is not installed.
     """
-    opened, target = Run(Path(run)).open(), folder(Path(out))
+    opened, target = state.opened(Run(Path(run))), folder(Path(out))
     precisions = lower_precisions([*lower])
     if precisions and not onnx:
         raise UserError(f"--precision {precisions[0]}: is of ONNX files; leave it or --no-onnx out")
@@ -656,7 +656,11 @@ def refuse_others(overrides: list[str], used: tuple[str, ...], what: str) -> Non
 def _checkpoint(run: Run, which: str) -> checkpoint.Checkpoint:
     if which not in ("best", "last"):
         raise UserError(f"checkpoint: there is no {which!r}; use best or last")
-    found = checkpoint.newest(run.checkpoints, "best" if which == "best" else "step")
-    if found is None:
-        raise UserError(f"{run.path}: has no {which} checkpoint yet; train it first, or use the other of best and last")
-    return found
+    kinds = {"best": "best", "last": "step"}
+    found = checkpoint.newest(run.checkpoints, kinds.pop(which))
+    if found is not None:
+        return found
+    ((other, kind),) = kinds.items()
+    instead = f"use --checkpoint {other}, or " if checkpoint.newest(run.checkpoints, kind) else ""
+    missing = f"no {which} checkpoint" if instead else "no checkpoint"
+    raise UserError(f"{run.path}: has {missing} yet; {instead}go on with the training: {run.command}")

@@ -192,8 +192,7 @@ def train(
     if last is not None and (gone := advice.lost(last["iou"], names, settings, run.val_pixels())):
         _say(f"note: {gone}", "yellow")
     _say(f"run directory: {run.path}" + (f"; the baseline's: {supervised.path}" if supervised else ""))
-    shown = shlex.quote(str(run.path))
-    _say(f"next: semiseg predict {shown} IMAGES --out predictions")
+    _say_next(run if supervised is None else table.better(run, supervised))
 
 
 @app.command()
@@ -527,7 +526,7 @@ def self_train(
         return
     last = runs["stage-3"]
     console.print(table.compare(runs, table.class_names(last)))
-    _say(f"next: semiseg predict {shlex.quote(str(last.path))} IMAGES --out predictions")
+    _say_next(last)
 
 
 @app.command()
@@ -633,14 +632,13 @@ def stop(run: RunArgument) -> None:
     from semiseg.engine.stop import stop
     from semiseg.runs import Run
 
-    opened = Run(run).open()
+    opened = state.opened(Run(run))
     try:
         trained = stop(opened, lambda holder: _say(f"{opened.path}: asked {holder} to stop after its step"))
     except KeyboardInterrupt:
         _say(f"{opened.path}: was asked to stop and will; only this command does not wait any longer")
         raise typer.Exit(130) from None
-    found, shown = state.read(opened), shlex.quote(str(opened.path))
-    goes_on = f"go on: semiseg train {shlex.quote(str(opened.config))} --out {shown}"
+    found, goes_on = state.read(opened), f"go on: {opened.command}"
     steps = f"step {found.done} of {found.steps}"
     if found.kind == "broken":
         raise UserError(found.why)
@@ -735,6 +733,17 @@ def partitions(
 def _say(text: str, style: str | None = None) -> None:
     """Prints a text as it is: Rich would read markup in a folder's name, and break long lines."""
     Console().print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _say_next(run: Any) -> None:
+    """Prints the command that predicts with a run: the photographs of its recipe, if they are in one folder."""
+    from semiseg.recipe import file as recipe_file
+
+    out, data = Path("predictions"), recipe_file.read(run.config)["data"]
+    images, shown = Path(data["root"]) / str(data.get("images")), "IMAGES"
+    if "images" in data and images.is_dir() and not out.resolve().is_relative_to(images.resolve()):
+        shown = shlex.quote(str(images))
+    _say(f"next: semiseg predict {shlex.quote(str(run.path))} {shown} --out {out}")
 
 
 def _say_unused(unused: object) -> None:

@@ -17,7 +17,7 @@ from semiseg.engine.setup import check_settings
 from semiseg.errors import Interrupted, UserError
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
-from semiseg.recipe.load import changes_of_result, load_recipe, override
+from semiseg.recipe.load import changes_of_result, load_recipe, override, shortened
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import comparison_files
 from semiseg.report.comparison import Comparison, read
@@ -231,7 +231,7 @@ def _refuse_other_comparison(run: Run, base: Recipe, named: Sequence[Entry]) -> 
     ]
     if other:
         raise UserError(
-            f"{run.path}: holds a run of another comparison ({'; '.join(other)}), which cannot stand in one table with "
+            f"{run.path}: holds a run of another comparison ({shortened(other)}), which cannot stand in one table with "
             "these; name another folder with --out"
         )
 
@@ -284,7 +284,7 @@ def _refuse_other_baseline(held: Run, supervised: Recipe, console: Console) -> N
         return
     if other := changes_of_result(load_recipe(held.config), supervised):
         raise UserError(
-            f"{held.path}: holds a run of another recipe ({'; '.join(other)}); name another folder with --out"
+            f"{held.path}: holds a run of another recipe ({shortened(other)}); name another folder with --out"
         )
     dataset = data.load(supervised.data)
     api.refuse_other_images(held, supervised, dataset)

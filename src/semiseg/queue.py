@@ -21,7 +21,7 @@ from semiseg.engine.signals import StopRequest
 from semiseg.errors import Interrupted, UserError
 from semiseg.files import writing
 from semiseg.percent import miou_percent
-from semiseg.recipe.load import changes_of_result, dump, load_recipe
+from semiseg.recipe.load import changes_of_result, dump, load_recipe, shortened
 from semiseg.recipe.recipe import Recipe
 from semiseg.runs import Run
 
@@ -79,7 +79,7 @@ def prepare(planned: Mapping[Job, Recipe]) -> None:
             continue
         if other := changes_of_result(load_recipe(job.run.config), recipe):
             raise UserError(
-                f"{job.run.path}: holds a run of another recipe ({'; '.join(other)}); name another with --out"
+                f"{job.run.path}: holds a run of another recipe ({shortened(other)}); name another with --out"
             )
     for job, recipe in planned.items():
         with writing(job.recipe):

@@ -16,6 +16,7 @@ checkpoints/       step-NNNNNNNN (newest ones, resumable), best-NNNNNNNN
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class Run:
     def lock(self) -> Path:
         """Returns the path of the file that the process which trains here has locked."""
         return self.path / "train.lock"
+
+    @property
+    def command(self) -> str:
+        """Returns the command that goes on with this run."""
+        return f"semiseg train {shlex.quote(str(self.config))} --out {shlex.quote(str(self.path))}"
 
     def start(
         self,

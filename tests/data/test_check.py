@@ -244,8 +244,23 @@ def test_further_pages_of_photographs_are_noted(folder):
     for number in (2, 9):
         save(number, kind=0, size=(24, 20))
     (note,) = run(folder, full=False)
-    assert note.startswith(f"Photographs with several pages: 2, e.g. {folder}/images/")
-    assert "the first page alone is used" in note
+    assert note.startswith(f"Photographs with several pages or frames: 2, e.g. {folder}/images/")
+    assert "the first one alone is used" in note
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_further_frames_of_animations_are_noted(folder, suffix):
+    images = []
+    for number in (3, 9):
+        path = folder / f"images/{number:02}.png"
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+        path.unlink()
+    images[0].save(folder / f"images/03{suffix}")
+    assert run(folder, full=False) == []
+    images[1].save(folder / f"images/09{suffix}", save_all=True, append_images=[images[0]])
+    (note,) = run(folder, full=False)
+    assert note.startswith(f"Photographs with several pages or frames: 1, e.g. {folder}/images/09{suffix}; ")
 
 
 def test_photographs_that_look_like_masks_are_noted(folder):

@@ -286,6 +286,9 @@ FOUR, FIVE, EIGHT = (np.concatenate([DEEP] * 3, axis=-1)[..., :count] for count 
         ("infrared.tif", tiff(FOUR), 4),
         ("planes.tif", tiff(DEEP, planes=True), 3),
         ("planes_big.tif", tiff(FOUR, ">", planes=True), 4),
+        ("bands.tif", tiff(DEEP, photometric=1), 3),
+        ("bands_of_four.tif", tiff(FOUR, ">", photometric=1, packed=True), 4),
+        ("bands_and_planes.tif", tiff(FOUR, photometric=1, planes=True), 4),
     ],
 )
 def test_16_bits_are_read_in_full(write, name, content, channels):
@@ -330,7 +333,8 @@ def test_a_format_that_states_its_largest_value(write, magic, shape):
         (tiff(EIGHT.astype(np.uint8)), "has 8 channels"),
         (tiff(EIGHT[..., :6].astype(np.uint8)), "has 6 channels"),  # Pillow would read these
         (tiff(FIVE), "has 5 channels"),
-        (tiff(FOUR, photometric=1), "has 4 channels"),
+        (tiff(FIVE, photometric=1), "has 5 channels"),
+        (tiff(FOUR, photometric=0), "has 4 channels"),
         (tiff(DEEP.astype(np.float32)), "holds floating-point values; save it as an 8-bit image"),
         (tiff(DEEP.astype(np.uint32)), "holds values of 32 bits; save it as an 8-bit image"),
     ],
@@ -356,9 +360,17 @@ def test_a_damaged_tiff_prints_nothing(write, capfd, compression):
     assert capfd.readouterr() == ("", "")
 
 
-def test_five_channels_of_8_bits_are_read_as_rgb(write):
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_five_channels_of_8_bits_are_read_as_rgb(write, photometric):
     stored = FIVE.astype(np.uint8)
-    assert np.array_equal(read_image(write("a.tif", tiff(stored))), stored[..., :3].transpose(2, 0, 1))
+    path = write("a.tif", tiff(stored, photometric=photometric))
+    assert np.array_equal(read_image(path), stored[..., :3].transpose(2, 0, 1))
+
+
+def test_packed_planes_without_colors_are_more_than_the_first_one(write):
+    """Pillow alone would read the first band as gray."""
+    path = write("a.tif", tiff(DEEP, photometric=1, planes=True, packed=True))
+    assert np.array_equal(read_image(path), (DEEP >> 8).transpose(2, 0, 1))
 
 
 # Kinds of files.

@@ -108,6 +108,12 @@ def zip_bomb() -> None:
         archive.writestr("other/data/1", bytes(2**24))
 
 
+def own_folder() -> None:
+    """A folder as init makes it."""
+    Path("mine").mkdir()
+    shutil.copy("recipe.yaml", "mine/recipe.yaml")
+
+
 def no_unlabeled() -> None:
     for path in Path("photos/images/train").iterdir():
         if not (Path("photos/masks/train") / path.name).exists():
@@ -143,7 +149,11 @@ BAD = {
     ),
     "write a recipe into no folder": Bad("recipes folder --out no/my.yaml", ("no: there is no such folder", "--out")),
     "write a recipe below a file": Bad("recipes folder --out recipe.yaml/a", ("recipe.yaml: there is no such folder",)),
-    "recipe is a folder": Bad("train photos", ("photos", "cannot be read as a recipe")),
+    "recipe is a folder": Bad(
+        "train photos", ("photos: is a folder of photographs", "--images photos/images --masks photos/masks")
+    ),
+    "recipe is a folder of something else": Bad("train photos/splits", ("is a folder without a recipe",)),
+    "recipe is a run": Bad("train run", ("run: is a run directory", "semiseg train run/config.yaml --out run")),
     "recipe not YAML": Bad(TRAIN, ("recipe.yaml", "not YAML", "line 2"), text("recipe.yaml", "data:\n  a: b: c\n")),
     "recipe not text": Bad(TRAIN, ("recipe.yaml", "cannot be read as a recipe"), text("recipe.yaml", b"\xff\xfe\0")),
     "empty recipe": Bad(TRAIN, ("recipe.yaml", "data, model, method, optim, engine"), text("recipe.yaml", "")),
@@ -462,7 +472,7 @@ BAD = {
     ),
     "evaluate no run": Bad("evaluate photos", ("photos", "not a run directory")),
     "evaluate nothing": Bad("evaluate nothing", ("nothing", "not a run directory")),
-    "evaluate without checkpoint": Bad("evaluate run", ("run", "no last checkpoint"), removed("run/checkpoints")),
+    "evaluate without checkpoint": Bad("evaluate run", ("run", "no checkpoint"), removed("run/checkpoints")),
     "evaluate an unknown checkpoint": Bad("evaluate run --checkpoint first", ("'first'", "best or last")),
     "evaluate on an unknown device": Bad("evaluate run --device gpu", ("--device", "'gpu'", "cuda")),
     "evaluate with other classes": Bad(
@@ -475,6 +485,19 @@ BAD = {
         "evaluate run", ("photos/images/val/0002.png", "not a readable image"), cut("photos/images/val/0002.png")
     ),
     "evaluate where the data are gone": Bad("evaluate run", ("data.root", "photos"), removed("photos")),
+    "predict with a folder of runs": Bad(
+        "predict several photos/images --out masks",
+        ("several: is not a run directory, but a folder of runs; name one of several/0, several/1, ", "4 and 2 more"),
+        lambda: [shutil.copytree("run", f"several/{number}") for number in range(7)],
+    ),
+    "predict with a recipe that is trained": Bad(
+        "predict mine photos/images --out masks", ("mine: is not a run directory", "name its run: runs/mine"),
+        all_of(own_folder, lambda: shutil.copytree("run", "runs/mine")),
+    ),
+    "predict with a recipe that is not trained": Bad(
+        "predict mine photos/images --out masks", ("mine: is not a run directory", "train it: semiseg train mine"),
+        own_folder,
+    ),
     "predict with no run": Bad("predict photos photos/images --out masks", ("photos", "not a run directory")),
     "predict with a broken checkpoint": Bad(
         PREDICT, ("run/checkpoints/best-0000000", "model.safetensors", "cannot be read"),

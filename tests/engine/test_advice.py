@@ -79,7 +79,8 @@ def test_a_supervised_run_has_no_pseudo_labels():
 
 def test_lost_classes():
     assert lost([0.5, None], NAMES) is None
-    assert (lost([0.5, 0.009], NAMES) or "").startswith("lost classes (IoU below 1 %): pole;")
+    assert (lost([0.5, 0.009], NAMES) or "").startswith("1 of 2 classes is lost (IoU below 1 %): pole;")
+    assert (lost([0.001, 0.009], NAMES) or "").startswith("2 of 2 classes are lost (IoU below 1 %): ")
     assert "pole" in (lost([0.5, 0.009], NAMES, pixels=[9, 1]) or "")
     assert lost([0.5, 0.0], NAMES, pixels=[9, 0]) is None  # no validation mask shows it: the network only predicts it
 

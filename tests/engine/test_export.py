@@ -288,9 +288,15 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_checkpoint(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(UserError, match="has no best checkpoint yet"):
-        api.export(tmp_path / "run", tmp_path / "out")
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("best-*"))
+    command = f"go on with the training: semiseg train {copy}/config.yaml --out {copy}$"
+    with pytest.raises(UserError, match=f"^{copy}: has no best checkpoint yet; use --checkpoint last, or {command}"):
+        api.export(copy, tmp_path / "out")
+    shutil.rmtree(copy / "checkpoints")
+    for which in ("best", "last"):
+        with pytest.raises(UserError, match=f"^{copy}: has no checkpoint yet; {command}"):
+            api.export(copy, tmp_path / "out", which)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

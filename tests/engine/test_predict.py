@@ -239,7 +239,8 @@ def test_files_of_another_network_or_image_are_not_overwritten(predictor, photo,
     before = contents(out)
     other(predictor, photo.parent)
     with pytest.raises(
-        UserError, match=r"out/flag.png: exists already, from another checkpoint or another flag.png; .*--out"
+        UserError,
+        match=r"flag.png: exists already, from another checkpoint or another flag.png, or with other options; .*--out",
     ):
         predict_files(predictor, photo, out)
     assert contents(out) == before

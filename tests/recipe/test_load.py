@@ -7,7 +7,7 @@ import yaml
 
 from semiseg.augment.pools import CANDIDATES
 from semiseg.errors import UserError
-from semiseg.recipe.load import differences, dump, load_recipe, override, validate
+from semiseg.recipe.load import differences, dump, load_recipe, override, shortened, validate
 from semiseg.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -366,6 +366,9 @@ def test_differences(recipe):
     changed = differences(old, other)
     assert "method.name: imas -> supervised" in changed
     assert "method.threshold: 0.3 -> None" in changed
+    assert len(changed) > 6
+    assert shortened(changed) == f"{'; '.join(changed[:5])}; and {len(changed) - 5} more"
+    assert shortened(changed[:5]) == "; ".join(changed[:5])
     assert "method.ema_decay: 0.5 -> None" in changed
 
 

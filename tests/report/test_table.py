@@ -124,3 +124,10 @@ def test_class_names_of_a_broken_run(tmp_path, content):
         (made.path / "environment.json").write_text(content)
     with pytest.raises(UserError, match=r"a/environment.json: (is damaged|cannot be read)"):
         table.class_names(made)
+
+
+def test_the_better_of_a_run_and_its_baseline(tmp_path):
+    weak, strong, alike = (run(tmp_path / f"{k}", (10, miou, [miou])) for k, miou in enumerate((0.4, 0.6, 0.4)))
+    assert table.better(weak, strong) == strong
+    assert table.better(strong, weak) == strong
+    assert table.better(weak, alike) == weak

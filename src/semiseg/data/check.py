@@ -24,9 +24,11 @@ from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_h
 from semiseg.errors import UnreadableError, UserError
 from semiseg.types import IGNORE
 
+FEW = 16  # colors of a mask
+
 T = TypeVar("T")
 Size = tuple[int, int]  # px, (height, width)
-_LOOKED_AT, _FEW = 4096, 16  # pixels of a photograph in which its colors are counted; colors of a mask
+_LOOKED_AT = 4096  # pixels of a photograph in which its colors are counted
 _SHOWN = 12  # names in a note
 _HARDLY = 0.0001  # share of the labeled pixels
 _DEEP = 32  # photographs of more than 8 bits that are decoded to find their largest value
@@ -75,7 +77,7 @@ class _Facts:
     header: Header
     content: Content | None = None
     is_flat: bool = False  # the photograph has as few colors as a mask
-    has_pages: bool = False  # the file holds other photographs or channels, too
+    has_pages: bool = False  # the file holds other photographs or channels, too: pages, or frames of an animation
     overlap: int = 0  # pixels in which annotated objects of different classes overlap
 
     @property
@@ -112,10 +114,9 @@ def check(
 
     def look(sample: Sample) -> _Facts:
         header = read_header(sample.image)
-        is_flat = full and memory.recall(sample.image, "flat", lambda: _is_flat(read_image(sample.image)))
+        is_flat = full and memory.recall(sample.image, "flat", lambda: has_few_colors(read_image(sample.image)))
         is_flat = is_flat and header.largest <= 255  # dark photographs of 16 bits are flat, too
-        is_tiff = header.format == "TIFF"
-        has_pages = is_tiff and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
+        has_pages = header.may_have_pages and memory.recall(sample.image, "pages", lambda: has_more_pages(sample.image))
         return _Facts(header, is_flat=is_flat, has_pages=has_pages)
 
     def look_at_both(sample: Sample) -> _Facts:
@@ -421,11 +422,11 @@ def _same_masks(masked: Mapping[Sample, _Facts]) -> list[str]:
     ]
 
 
-def _is_flat(image: UInt8[Tensor, "3 h w"]) -> bool:
+def has_few_colors(image: UInt8[Tensor, "3 h w"]) -> bool:
     """Returns whether an image has few colors, as masks have; photographs have many. It looks at some pixels only."""
     pixels = image.flatten(1)
     some = pixels[:, :: -(-pixels.shape[1] // _LOOKED_AT)]
-    return 2 <= torch.unique(some, dim=1).shape[1] <= _FEW
+    return 2 <= torch.unique(some, dim=1).shape[1] <= FEW
 
 
 def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
@@ -433,7 +434,7 @@ def _flat_notes(found: Mapping[Sample, _Facts]) -> list[str]:
     if not flat:
         return []
     return [
-        f"Photographs of {_FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
+        f"Photographs of {FEW} colors or less, as masks have them: {len(flat)}, e.g. {flat[0]}; if they are "
         "masks, move them out of the folder of photographs (data.images), or set data.mask_suffix."
     ]
 
@@ -443,8 +444,8 @@ def _page_notes(found: Mapping[Sample, _Facts]) -> list[str]:
     if not paged:
         return []
     return [
-        f"Photographs with several pages: {len(paged)}, e.g. {paged[0]}; the first page alone is used; if the pages "
-        "are channels, save them as one RGB image, and if they are photographs, as files of their own."
+        f"Photographs with several pages or frames: {len(paged)}, e.g. {paged[0]}; the first one alone is used; if "
+        "they are channels, save them as one RGB image, and if they are photographs, as files of their own."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Knows the channels and bits of an image file, and makes Pillow decode the lower 8 of 16 bits.
+"""Knows the channels and bits of an image file, and makes Pillow decode the lower 8 of 16 bits, and bands of a TIFF.
 
 Pillow keeps the upper 8 bits of 16-bit colors. The functions take an image that it has opened and not decoded yet.
 """
@@ -12,7 +12,28 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # how the one of JPEG 2000 starts
+_GRAY, _RGB, _EXTRA_SAMPLES = 1, 2, 338  # two values of a tag of TIFF, and another tag
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+class Bands(TiffImageFile):
+    """A TIFF of 3 to 5 bands of which its header says no color: the first three are read as red, green and blue.
+
+    GDAL writes bands of 16 bits so. Pillow refuses them, or reads the first one alone.
+    """
+
+    def _setup(self) -> None:
+        if has_bands(self):
+            self.tag_v2[_EXTRA_SAMPLES] = (0,) * (int(self.tag_v2[Base.SamplesPerPixel]) - 3)
+            self.tag_v2[Base.PhotometricInterpretation] = _RGB
+        super()._setup()
+
+
+def has_bands(image: ImageFile) -> bool:
+    """Returns whether an image is a TIFF of 3 to 5 bands of which its header says no color."""
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(Base.PhotometricInterpretation) != _GRAY:
+        return False
+    return 3 <= int(image.tag_v2.get(Base.SamplesPerPixel, 1)) <= 5
 
 
 def channels(image: ImageFile) -> int:

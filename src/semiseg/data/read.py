@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import ExifTags, Image, ImageOps, _imaging
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
@@ -32,6 +32,7 @@ _SAMPLE_FORMAT = 339  # a tag of TIFF; its value 3 means floating point
 _MOST_CHANNELS = 5  # red, green, blue and two more, which are dropped
 _SUBFILE_TYPE, _COPY_OR_MASK = 254, 0b101  # a tag of TIFF, and its bits for smaller copies and masks of transparency
 _SWAP = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _STRETCHED = ("PPM", "JPEG2000")  # formats that state their largest value; Pillow stretches it to 8 or 16 bits
 
 
@@ -59,6 +60,11 @@ class Header:
     def bits(self) -> int:
         """Returns the number of bits of a channel."""
         return self.largest.bit_length()
+
+    @property
+    def may_have_pages(self) -> bool:
+        """Returns whether files of this format may hold several photographs: then `has_more_pages` tells."""
+        return self.format in ("TIFF", *_ANIMATED)
 
 
 def read_image(path: Path, enough: int | None = None, white: int | None = None) -> UInt8[Tensor, "3 h w"]:
@@ -133,7 +139,8 @@ def read_size(path: Path, enough: int | None = None) -> tuple[int, int]:
     """Returns height and width (px) of the tensor that `read_image` would make. It reads only the file's header.
 
     Raises:
-        UserError: the file is missing, is no image, is too large, or has too many channels.
+        UserError: the file is missing, is no image, is too large, has too many channels, or holds floating-point
+            values.
     """
     return read_header(path, enough).size
 
@@ -150,6 +157,8 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
         UserError: as in `read_size`.
     """
     with open_image(path, most) as image:
+        if image.mode == "F":
+            raise UserError(_floating_point(path))
         try:
             exif = Image.Image.getexif(image)  # image.getexif() of a PNG would decode the pixels
             number = exif.get(ExifTags.Base.Orientation)
@@ -168,13 +177,22 @@ def read_header(path: Path, enough: int | None = None, most: int | None = None) 
     return Header(size[::-1], stored[::-1], orientation, str(image.format), channels, largest)
 
 
-def has_more_pages(path: Path) -> bool:
-    """Returns whether a TIFF holds further images of the size of the first one. Smaller copies and masks are none.
+def has_more_pages(path: Path, most: int | None = None) -> bool:
+    """Returns whether a file holds further photographs or channels: pages of a TIFF, or frames of an animation.
+
+    Pages count if they have the size of the first one. Smaller copies and masks are none.
+
+    Args:
+        path: the file.
+        most: as in `open_image`.
 
     Raises:
-        UserError: as in `read_size`.
+        UserError: as in `open_image`.
     """
-    with open_image(path) as image:
+    with open_image(path, most) as image:
+        if image.format in _ANIMATED:
+            with suppress(Exception):  # what cannot be read behind the first frame is none that somebody means
+                return int(getattr(image, "n_frames", 1)) > 1
         if not isinstance(image, TiffImageFile):
             return False
         size = image.size
@@ -219,7 +237,7 @@ def open_image(path: Path, most: int | None = None) -> ImageFile:
     if not path.is_file():  # a pipe would block
         raise UnreadableError(unreadable(path))
     try:
-        image = Image.open(path, formats=READABLE) if most is None else _open_of_any_size(path)
+        image = _open_of_known_kind(path, most)
         count = depth.channels(image)
         depth.correct_planes(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -234,6 +252,20 @@ def open_image(path: Path, most: int | None = None) -> ImageFile:
         image.close()
         raise UserError(_too_many_channels(path, count))
     return image
+
+
+def _open_of_known_kind(path: Path, most: int | None) -> ImageFile:
+    """Opens what Pillow opens, and TIFFs whose bands have no colors. Raises Pillow's errors."""
+    try:
+        image = Image.open(path, formats=READABLE) if most is None else _open_of_any_size(path)
+        if not depth.has_bands(image):
+            return image
+        image.close()  # Pillow would read the first band alone
+    except UnidentifiedImageError:
+        with suppress(Exception):  # then the first error counts
+            return depth.Bands(path, str(path))
+        raise
+    return depth.Bands(path, str(path))
 
 
 def _open_of_any_size(path: Path) -> ImageFile:

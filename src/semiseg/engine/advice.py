@@ -129,7 +129,7 @@ def lost(
 
     Example:
         >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"], ["data.labeled_order=class_balanced"])
-        'lost classes (IoU below 1 %): pole; label more images that show them, set \
+        '1 of 3 classes is lost (IoU below 1 %): pole; label more images that show them, set \
 data.labeled_order=class_balanced, or use larger images (data.long_side) if they are thin'
     """
     shown = pixels or [1] * len(names)
@@ -139,6 +139,6 @@ data.labeled_order=class_balanced, or use larger images (data.long_side) if they
     if not gone:
         return None
     return (
-        f"lost classes (IoU below 1 %): {', '.join(gone)}; label more images that show them,{_set(untried)} "
-        "or use larger images (data.long_side) if they are thin"
+        f"{len(gone)} of {len(names)} classes {'are' if gone[1:] else 'is'} lost (IoU below 1 %): {', '.join(gone)}; "
+        f"label more images that show them,{_set(untried)} or use larger images (data.long_side) if they are thin"
     )

@@ -22,11 +22,12 @@ from semiseg.files import read_text
 from semiseg.models import build
 from semiseg.models.build import Network
 from semiseg.recipe.engine import Device, EvaluateConfig
+from semiseg.recipe.folders import OF_EXPORTED
 from semiseg.rng import seeded
 from semiseg.types import ClassTable, Normalization
 
 FORMAT = 1
-DESCRIPTION = "semiseg.json"
+DESCRIPTION = OF_EXPORTED
 WEIGHTS = "model.safetensors"
 _LARGEST = 2**24  # bytes of a description
 _Values = Annotated[list[float], Field(min_length=3, max_length=3)]

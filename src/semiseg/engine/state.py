@@ -3,6 +3,7 @@
 It reads files only, and does not import torch: `semiseg runs` shows many runs at once.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from semiseg.runs import Run
 Kind = Literal["running", "finished", "stopped", "failed", "broken"]
 
 _FILES = ("config.yaml", "environment.json", "events.jsonl", "hardness.csv", "metrics.jsonl", "unlabeled.txt")
+_SHOWN = 5  # runs in a message
 _ENOUGH = 3  # of these files make a folder a run; other programs write a config.yaml or a metrics.jsonl, too
 _BY_SIGNAL = ": stopped by SIG"  # in the reason of an event "stopped" (engine/train.py)
 _ENDS = ("started", "resumed", "stopped", "failed", "not finite")  # events that say whether a run goes on
@@ -52,6 +54,29 @@ class State:
     changed: datetime | None = None
 
 
+def opened(run: Run) -> Run:
+    """Returns a run after checking that it exists.
+
+    Raises:
+        UserError: there is no run in the directory. If it is the folder of a recipe, or a folder of runs, the message
+            names the run, or some of the runs.
+    """
+    path = run.path
+    if run.exists() or not path.is_dir():
+        return run.open()
+    if (path / recipe_file.OF_FOLDER).is_file():
+        own = Run(Path("runs") / recipe_file.run_name(path))
+        what = f"name its run: {own.path}" if own.exists() else f"train it: semiseg train {shlex.quote(str(path))}"
+        raise UserError(f"{path}: is not a run directory, but a folder that init made; {what}")
+    inner = [each for depth in ("*", "*/*") for each in path.glob(f"{depth}/config.yaml")]
+    if runs := [str(file.parent) for file in sorted(inner) if _is_run(file.parent)]:
+        more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+        raise UserError(
+            f"{path}: is not a run directory, but a folder of runs; name one of {', '.join(runs[:_SHOWN])}{more}"
+        )
+    return run.open()
+
+
 def find(folder: Path) -> Iterator[Run]:
     """Finds the runs in a folder and below it, in the order of their names. It follows links to folders.
 
@@ -66,7 +91,7 @@ def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Run]:
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
-        if sum((folder / name).is_file() for name in _FILES) >= _ENOUGH:
+        if _is_run(folder):
             yield Run(folder)
             return
         inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -74,6 +99,10 @@ def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Run]:
         return
     for path in inner:
         yield from _below(path, seen)
+
+
+def _is_run(folder: Path) -> bool:
+    return sum((folder / name).is_file() for name in _FILES) >= _ENOUGH
 
 
 def read(run: Run) -> State:

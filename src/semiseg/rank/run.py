@@ -17,7 +17,7 @@ from torch import Tensor
 from semiseg import data
 from semiseg.data import twins
 from semiseg.data.dataset import Dataset, Sample
-from semiseg.engine import checkpoint
+from semiseg.engine import checkpoint, state
 from semiseg.engine.checkpoint import Checkpoint
 from semiseg.engine.predict import Predictor
 from semiseg.engine.predict_files import Item, Options, find, overlay_path, predict_items
@@ -91,7 +91,7 @@ def rank(request: Request, console: Console | None = None) -> Ranking:
     """
     console = console or Console(quiet=True)
     out = check(request)
-    run = Run(request.run).open()
+    run = state.opened(Run(request.run))
     recipe = load_recipe(run.config, [*request.overrides])
     source = _checkpoint(run, recipe.engine.steps, console)
     dataset = data.load(recipe.data)

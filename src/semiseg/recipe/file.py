@@ -128,9 +128,13 @@ def read(path: Path) -> dict[Any, Any]:
         path: a file, or the name of a recipe that comes with semiseg.
 
     Raises:
-        UserError: there is no such recipe, it is not YAML, or its YAML is not a mapping.
+        UserError: there is no such recipe, it is a folder without one, it is not YAML, or its YAML is not a mapping.
     """
     path = find(path)
+    if path.is_dir():
+        from semiseg.recipe.folders import no_recipe  # it imports numpy, which takes time
+
+        raise no_recipe(path)
     values = parse(read_text(path, "a recipe", _MOST_BYTES), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe has the sections {', '.join(SECTIONS)}")

@@ -3,7 +3,7 @@
 import difflib
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -21,6 +21,7 @@ from semiseg.recipe.file import FREE, SECTIONS
 from semiseg.recipe.recipe import Recipe
 
 _RENAMED = {"unlabeled_ramp": "ramp", "consistency_ramp": "ramp", "confidence": "threshold"}  # settings of methods
+_SHOWN = 5  # differences in a message
 
 
 def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -99,6 +100,17 @@ def changes_of_result(old: Recipe, new: Recipe) -> list[str]:
         new = new.computed_in(old.engine.precision)
     found = differences(old.to_dict(), new.to_dict())
     return [change for change in found if change.partition(":")[0] not in FREE]
+
+
+def shortened(changes: Sequence[str]) -> str:
+    """Writes `differences` for a message: the first five, and how many more there are.
+
+    Example:
+        >>> shortened(["engine.steps: 2 -> 3", "engine.seed: 0 -> 1"])
+        'engine.steps: 2 -> 3; engine.seed: 0 -> 1'
+    """
+    more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return "; ".join(changes[:_SHOWN]) + more
 
 
 def _overridden(

@@ -85,6 +85,14 @@ def worth(run: Run, baseline: Run, classes: Sequence[str]) -> Table:
     return table
 
 
+def better(run: Run, baseline: Run) -> Run:
+    """Returns the one of two complete runs whose last mIoU, which `worth` shows, is higher."""
+    with_them, without = run.last(), baseline.last()
+    assert with_them is not None, "the run is complete"
+    assert without is not None, "the run is complete"
+    return baseline if without["miou"] > with_them["miou"] else run
+
+
 def scores_table(miou: float, accuracy: float, iou: Sequence[float | None], classes: Sequence[str]) -> Table:
     """Makes a table of one evaluation: IoU of each class, mIoU and pixel accuracy."""
     table = Table("class", "IoU, %")

@@ -15,6 +15,7 @@ from semiseg.data.dataset import Unused
 from semiseg.engine.predict_files import geo, summaries, video
 from semiseg.engine.predict_files.ahead import Reader, Writer, writing
 from semiseg.engine.predict_files.inputs import CannotReadError, Item, find
+from semiseg.engine.predict_files.look import look, shortened
 from semiseg.engine.predict_files.model import Model
 from semiseg.engine.predict_files.options import Options
 from semiseg.engine.predict_files.outputs import OUTPUTS, Predicted, photo_of
@@ -30,8 +31,6 @@ from semiseg.engine.predict_files.raster import (
 from semiseg.engine.predict_files.segment import segment
 from semiseg.engine.runtime import Runtime, return_freed_memory
 from semiseg.errors import UnreadableError, UserError
-
-_SHOWN = 5  # broken images in a message
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,7 @@ def predict_items(
     check_window(options, model)
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
+    look(items, on_unused)
     _note_geo(items, options, on_unused)
     _note_shrunk(items, options, model, on_unused)
     if plan.others:
@@ -298,6 +298,6 @@ def _note_geo(items: Iterable[Item], options: Options, on_unused: Callable[[Unus
 def _broken(errors: list[str], failed: int, total: int, out: Path) -> str:
     if total == 1:
         return errors[0]
-    shown = "; ".join(errors[:_SHOWN]) + (f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else "")
     rest = f"the other {total - failed} were written to {out}; " if failed < total else ""
+    shown = shortened(errors)
     return f"{failed} of {total} images cannot be read; {rest}the same command goes on with the missing ones: {shown}"

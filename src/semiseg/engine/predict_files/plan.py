@@ -115,8 +115,8 @@ class Plan:
             return True
         if not self.options.overwrite:
             raise UserError(
-                f"{path}: exists already, from another checkpoint or another {item.file.name}; name another folder "
-                "with --out, or replace it with --overwrite"
+                f"{path}: exists already, from another checkpoint or another {item.file.name}, or with other options; "
+                "name another folder with --out, or replace it with --overwrite"
             )
         if not output.is_unchanged(path):
             raise UserError(
