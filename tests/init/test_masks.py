@@ -125,7 +125,8 @@ def test_folders_of_parts_are_no_classes(tmp_path, write):
     [
         ("nowhere", "masks", "--images .*nowhere: there is no such folder"),
         ("photos", "nowhere", "--masks .*nowhere: there is no such folder"),
-        ("empty", "masks", "--images .*empty: holds no photograph"),
+        ("empty", "masks", "--images .*empty: holds no photograph$"),
+        ("drawn", "masks", r"drawn: holds no photograph; \.psd files, not used: 1, .*a\.psd; if they are photographs"),
         ("photos", "empty", "--masks .*empty: holds no image file"),
         ("photos", "others", "no mask has the name of an image"),
         ("photos", "photos", "is the folder of the images"),
@@ -135,7 +136,9 @@ def test_what_is_no_folder_of_masks(tmp_path, write, images, masks, message):
     write("photos/a.jpg", IMAGE)
     write("masks/a.png", MASK)
     write("others/q.png", MASK)
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "drawn"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "drawn/a.psd").touch()
     with pytest.raises(UserError, match=message):
         find(tmp_path / images, tmp_path / masks)
 

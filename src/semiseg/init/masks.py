@@ -67,9 +67,11 @@ def find(images: Path, masks: Path) -> Masks:
         if not folder.is_dir():
             raise UserError(f"{option} {folder}: there is no such folder")
     same = images.samefile(masks)
-    found = scan(images).images if same else scan(images, without=masks).images
+    looked = scan(images, without=None if same else masks)
+    found = looked.images
     if not found:
-        raise UserError(f"--images {images}: holds no photograph")
+        why = next((f"; {one}" for one in looked.unused if one.matters), "")  # e.g. HEIC needs an extra
+        raise UserError(f"--images {images}: holds no photograph{why}")
     others = found if same else scan(masks, without=images).images
     if not others:
         raise UserError(f"--masks {masks}: holds no image file; for COCO or LabelMe files use --coco or --labelme")
