@@ -35,6 +35,7 @@ _FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
 _JITTER = "method.labeled=jitter"
 _WEIGHTS = "labeled_loss.class_weights=inverse_sqrt"
 _PEER = "unimatch_v2:ema_decay=0.99:ramp=1.0"  # the strongest peer, with the settings that helped the others
+RISING, FULL = "weight 1 that rises over the whole run", "weight 3 from the first step on, as in the paper"
 _SGD = "optim.kind=sgd:optim.lr=0.01:optim.weight_decay=1e-4"  # as in the sections before 10
 _STAGES = ("st_pp",)  # trained by `semiseg self-train`
 ALL = 0  # labels of all images of training
@@ -167,20 +168,21 @@ def switches_study(pack: str, title: str, settings: tuple[str, ...], text: str) 
     return Study(f"{title}: one switch at a time", asked, pack, tuple(rows), settings)
 
 
-def adaptations_study(pack: str, title: str, settings: tuple[str, ...], text: str = "") -> Study:
+def adaptations_study(pack: str, title: str, settings: tuple[str, ...], text: str = "", weight: str = RISING) -> Study:
     """Makes the study of Table 5 of iMAS: each adaptation alone, all together, and none."""
+    full = ":ramp=0:unlabeled_weight=3" if weight == FULL else ""
 
     def row(name: str, *on: str) -> str:
         values = "".join(f":{key}={'adaptive' if key in on else value}" for key, value in OFF.items())
-        return f"{name}={VIEW}:batch_norm=apart{values}"
+        view = VIEW.replace(":ramp=1.0", full) if full else VIEW
+        return f"{name}={view}:batch_norm=apart{values}"
 
     rows = (
         row("standard"), *(row(f"adaptive {key}", key) for key in OFF), row("all three", *OFF), "supervised"
     )  # fmt: skip
     asked = (
         f"Do the adaptations of iMAS pay? Table 5 in kind, recipe `small/{pack}`, one strong view (jitter, gray, blur)"
-        f", weight 1 that rises over the whole run, threshold 0.9, EMA 0.99, batch norm apart. {text}*standard* has "
-        "none of them."
+        f", {weight}, threshold 0.9, EMA 0.99, batch norm apart. {text}*standard* has none of them."
     )
     return Study(f"{title}: the adaptations of iMAS", asked, pack, rows, settings, (0, 1, 2, 3, 4))
 
@@ -294,6 +296,9 @@ STUDIES: dict[str, Study] = {
     "11-adaptations-wbc": adaptations_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
     "11-adaptations-camvid": adaptations_study(
         "camvid", _CAMVID, (f"method.{_WEIGHTS}",), "All rows have `labeled_loss.class_weights: inverse_sqrt`. "
+    ),
+    "11-adaptations-wbc-full-weight": adaptations_study(
+        "wbc", f"{_CELLS}, full weight", (_JITTER,), "Labeled images are jittered, too. ", FULL
     ),
     "14-labels-wbc": labels_study("wbc", "White blood cells", (5, 10), (_JITTER,)),
     "14-labels-camvid": labels_study("camvid", "CamVid", (23, 46, 92, 184)),
