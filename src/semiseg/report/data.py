@@ -40,13 +40,13 @@ def _values(report: Report, classes: Sequence[str]) -> Table:
 
 def _classes(report: Report, classes: ClassTable) -> Table:
     labeled, val = report.parts["labeled"], report.parts["validation"]
+    shown = list(range(len(classes))) + [IGNORE] * (IGNORE in labeled.masks or IGNORE in val.masks)
     table = Table(
         "class",
         "color",
-        *(_right(text) for text in ("labeled pixels", "labeled masks", "validation pixels", "validation masks")),
+        *(_right(text) for text in ("labeled\npixels", "labeled\nmasks", "validation\npixels", "validation\nmasks")),
         title="classes",
     )
-    shown = list(range(len(classes))) + [IGNORE] * (IGNORE in labeled.masks or IGNORE in val.masks)
     for index in shown:
         cells = [
             text
