@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import is_dataclass
@@ -181,6 +183,25 @@ def tiny() -> Callable[..., nn.Module]:
         return Network(net, Normalization(), 1)
 
     return tiny
+
+
+@pytest.fixture
+def another_process_in() -> Callable[[Path], AbstractContextManager[int]]:
+    """`with another_process_in(folder) as pid`: another process has locked the folder inside, and is killed then."""
+
+    @contextmanager
+    def another_process_in(folder: Path) -> Iterator[int]:
+        program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "
+        program += f"Lock(Run(Path({str(folder)!r}))).acquire(); print(flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            try:
+                yield other.pid
+            finally:
+                other.kill()
+
+    return another_process_in
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -300,16 +299,12 @@ def test_when_it_is_interrupted_the_tables_have_what_is_complete(base, tmp_path,
     assert "not counted: cps with seed 0, 0 of 1 steps" in (out / "comparison.txt").read_text()
 
 
-def test_two_comparisons_in_one_folder(base, tmp_path):
+def test_two_comparisons_in_one_folder(base, tmp_path, another_process_in):
     out = tmp_path / "out"
-    program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "
-    program += f"Lock(Run(Path({str(out)!r}))).acquire(); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(UserError, match=rf"^{out}: process {other.pid} on .* trains here; wait for it"):
+    with another_process_in(out) as pid:
+        with pytest.raises(UserError, match=rf"^{out}: process {pid} on .* trains here; wait for it"):
             compare(base, "supervised", [0], out, ["engine.steps=1"])
         assert [path.name for path in out.iterdir()] == ["train.lock"]
-        other.kill()
     compare(base, "supervised", [0], out, ["engine.steps=1"])  # one that was killed holds nothing
     assert not (out / "train.lock").exists()
 

@@ -1,7 +1,6 @@
 """`semiseg tune`: what it trains, on which images, and the recipe that it writes."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -200,15 +199,13 @@ def test_when_the_time_is_over_nothing_is_written(base, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["tuned-tune"]
 
 
-def test_two_in_one_folder(base, tmp_path, monkeypatch):
+def test_two_in_one_folder(base, tmp_path, another_process_in):
     folder = tmp_path / "tuned-tune"
-    program = "import sys; from pathlib import Path; from semiseg.engine.lock import Lock, Run; "
-    program += f"Lock(Run(Path({str(folder)!r}))).acquire(); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(UserError, match=rf"^{folder}: process {other.pid} on .* trains here; wait for it"):
-            tune(base, tmp_path / "tuned.yaml", minutes=0.0, **SHORT)
-        other.kill()
+    with (
+        another_process_in(folder) as pid,
+        pytest.raises(UserError, match=rf"^{folder}: process {pid} on .* trains here; wait for it"),
+    ):
+        tune(base, tmp_path / "tuned.yaml", minutes=0.0, **SHORT)
 
 
 def planned(base, out, monkeypatch, **options) -> list[queue.Job]:

@@ -1,5 +1,7 @@
 """The exceptions that users see. Their messages say what is wrong, where, and what would work."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """A mistake in the input that the user can correct.
@@ -23,6 +25,22 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def listed(parts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Joins the first parts of a message, and says how many more there are.
+
+    Args:
+        parts: all parts.
+        most: number of those that are written.
+        separator: between two parts.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2), listed(["a.png: no image", "b.png: no image"], 1, "; ")
+        ('a, b and 1 more', 'a.png: no image; and 1 more')
+    """
+    left = len(parts) - most
+    return separator.join(parts[:most]) + (f"{separator.rstrip(', ')} and {left} more" if left > 0 else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import semiseg
 from semiseg.errors import UserError
-from semiseg.init import Request, init
+from semiseg.init import Request, init, words
 from semiseg.init.words import said
 
 
@@ -83,6 +84,19 @@ def test_words(tmp_path, message, expected):
     work = tmp_path / ".out-123"
     request = Request(tmp_path / "out", tmp_path / "photos", tmp_path / "masks", classes="a,b")
     assert said(message.replace("WORK", str(work)), request, work) == expected
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in words._REMEDIES])
+def test_an_error_of_semiseg_says_what_a_remedy_replaces(pattern):
+    """Otherwise an error whose text was changed would name a setting again."""
+    sources = [path.read_text() for path in Path(semiseg.__file__).parent.rglob("*.py") if path.name != "words.py"]
+    texts = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))  # texts go on in the next line
+    parts = re.split(
+        r"^\^data\\\.\w+: |\(.*?\)(?!\\)|\.[*+]|[$^]|\\[{}]|'\w*'", pattern
+    )  # at what differs from case to case
+    literal = max(parts, key=len).replace("\\", "").strip(" )")
+    assert len(literal) > 8
+    assert literal in texts
 
 
 def test_the_class_file_of_the_user_is_named(tmp_path):

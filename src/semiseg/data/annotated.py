@@ -20,7 +20,7 @@ from semiseg.data.rasterize import Drawing, OnImage, mask_colors, mask_files
 from semiseg.data.read import read_header
 from semiseg.data.scan import scan
 from semiseg.data.shapes import Shape, Size
-from semiseg.errors import UnreadableError, UserError
+from semiseg.errors import UnreadableError, UserError, listed
 from semiseg.files import read_text
 from semiseg.types import IGNORE, ClassTable
 
@@ -139,8 +139,8 @@ def class_table(labels: Iterable[str], config: AnnotatedConfig, where: str) -> C
     elif not table:
         if config.background not in names:
             raise UserError(
-                f"data.background: no class {config.background!r} in {where}; known are {_listed(names)}; leave it out "
-                "to add a class 'background', or name the classes in a file (data.classes)"
+                f"data.background: no class {config.background!r} in {where}; known are {listed(names, _SHOWN)}; leave "
+                "it out to add a class 'background', or name the classes in a file (data.classes)"
             )
         background = names.index(config.background)
     if background is None and config.uncovered == "background":
@@ -153,13 +153,13 @@ def class_table(labels: Iterable[str], config: AnnotatedConfig, where: str) -> C
     if len(names) < 2:
         adds = config.uncovered == "ignored" and names
         raise UserError(
-            f"{where}: has objects of {_listed(names)} alone, and between 2 and 254 classes are needed; "
+            f"{where}: has objects of {listed(names, _SHOWN)} alone, and between 2 and 254 classes are needed; "
             + ("data.uncovered=background adds one" if adds else "annotate objects of other classes")
         )
     if len(names) > 254:
         raise UserError(
-            f"{where}: has {len(names)} classes ({_listed(names)}), and at most 254 are possible; name those that "
-            "count in a class file (data.classes)"
+            f"{where}: has {len(names)} classes ({listed(names, _SHOWN)}), and at most 254 are possible; name those "
+            "that count in a class file (data.classes)"
         )
     return replace(table, background=background) if table else ClassTable.of(tuple(names), background)
 
@@ -346,7 +346,3 @@ def _size(one: Annotation, config: AnnotatedConfig, memory: Memory) -> Size:
             "the pixels so"
         )
     raise UserError(f"{message}; put back the image that was annotated, or annotate this one")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")

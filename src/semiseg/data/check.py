@@ -21,7 +21,7 @@ from semiseg.data.masks import Content, check_sizes, class_pixels, coding_of, pe
 from semiseg.data.memory import Memory
 from semiseg.data.rasterize import overlap_of
 from semiseg.data.read import Header, fit, has_more_pages, largest_value, read_header, read_image
-from semiseg.errors import UnreadableError, UserError
+from semiseg.errors import UnreadableError, UserError, listed
 from semiseg.types import IGNORE
 
 FEW = 16  # colors of a mask
@@ -260,10 +260,7 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
     names, found = dataset.classes.names, []
     absent = [name for index, name in enumerate(names) if index not in parts["labeled"].masks]
     if absent:
-        more = f" and {len(absent) - _SHOWN} more" if absent[_SHOWN:] else ""
-        found.append(
-            f"No labeled mask shows {', '.join(absent[:_SHOWN])}{more}: training cannot learn what no mask shows."
-        )
+        found.append(f"No labeled mask shows {listed(absent, _SHOWN)}: training cannot learn what no mask shows.")
     total = sum(parts["labeled"].pixels.values())
     hardly = [
         f"{names[index]} ({pixels} px)"
@@ -292,9 +289,8 @@ def _class_notes(parts: Mapping[str, Part], dataset: Dataset, labeled: Mapping[S
             "show the other classes, too (data.val)."
         )
     elif gone := [names[index] for index in sorted(parts["labeled"].masks.keys() - {IGNORE, *measured})]:
-        more = f" and {len(gone) - _SHOWN} more" if gone[_SHOWN:] else ""
         found.append(
-            f"Classes that labeled masks show and no validation mask: {', '.join(gone[:_SHOWN])}{more}; they are not "
+            f"Classes that labeled masks show and no validation mask: {listed(gone, _SHOWN)}; they are not "
             "measured, and one that a network predicts anywhere counts as 0 in the mIoU."
         )
     return found
@@ -523,7 +519,7 @@ def shares_of_classes(report: Report, names: Sequence[str]) -> str:
     total = sum(pixels.values())
     ranked = sorted(pixels, key=lambda index: (index == IGNORE, -pixels[index]))
     parts = [f"{'ignored' if index == IGNORE else names[index]} {percent(pixels[index], total)}" for index in ranked]
-    return ", ".join(parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
+    return listed(parts, 8)
 
 
 def _check_crop(sizes: list[Size], config: DataConfig) -> None:

@@ -23,7 +23,7 @@ from semiseg.data.masks import (
     says_nothing,
     shares,
 )
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 from semiseg.types import IGNORE, voc_color
 
 _BLENDED = 0.05  # share of pixels between their neighbors at edges; drawn masks of our datasets have at most 0.04
@@ -88,7 +88,7 @@ def explain(masks: Mapping[Path, Content], coding: MaskCoding, names: Sequence[s
                 "values)"
             )
         raise UserError(
-            f"data.values: {len(holders)} of {len(masks)} masks, e.g. {first}, hold {_listed(unknown)}, neither a "
+            f"data.values: {len(holders)} of {len(masks)} masks, e.g. {first}, hold {_numbers(unknown)}, neither a "
             f"class (0 to {coding.num_classes - 1}) nor {IGNORE} (ignored); {_proposal(values, files, coding, names)}"
         )
     if settable:
@@ -172,9 +172,8 @@ def _unknown_colors(path: Path, colors: Sequence[Color], pixels: Mapping[Key, in
     return f"{path}: the masks are color images and hold {shares(held, total)}, which no class has; {remedy}"
 
 
-def _listed(keys: Iterable[Key]) -> str:
-    values = sorted(key for key in keys if isinstance(key, int))
-    return ", ".join(map(str, values[:12])) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
+def _numbers(keys: Iterable[Key]) -> str:
+    return listed([*map(str, sorted(key for key in keys if isinstance(key, int)))], 12)
 
 
 def _blended(masks: Mapping[Path, Content]) -> tuple[str, ...]:
@@ -214,7 +213,7 @@ def _proposal(
     objects = [value for value in found if value]
     if n == 2 and len(objects) > 1 and 0 in found and _apart(objects, files):
         return (
-            f"{held}, and no mask holds two of {_listed(objects)}; if each of them means {names[1]}, set "
+            f"{held}, and no mask holds two of {_numbers(objects)}; if each of them means {names[1]}, set "
             f"data.values={_text(dict.fromkeys(objects, 1))}"
         )
     if others == list(range(n + 1)) and _apart([0, n], files):

@@ -21,7 +21,7 @@ from torch import Tensor
 from semiseg.data.dataset import MaskCoding, Sample
 from semiseg.data.depth import largest_possible
 from semiseg.data.read import open_image, read_header, read_image, read_size, unreadable
-from semiseg.errors import UnreadableError, UserError
+from semiseg.errors import UnreadableError, UserError, listed
 from semiseg.types import IGNORE, voc_color
 
 Color = tuple[int, int, int]  # RGB
@@ -466,8 +466,7 @@ def shares(counts: Mapping[Any, int], total: int) -> str:
     """Writes values or colors with their share of all pixels, e.g. `0 (81.2 %), 127 (18.8 %)`."""
     keys: Iterable[Key] = counts if any(isinstance(key, tuple) for key in counts) else sorted(counts, key=_packed)
     parts = [f"{hex_color(key) if isinstance(key, tuple) else key} ({percent(counts[key], total)})" for key in keys]
-    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
-    return ", ".join(parts[:_SHOWN]) + more
+    return listed(parts, _SHOWN)
 
 
 def percent(part: int, total: int) -> str:

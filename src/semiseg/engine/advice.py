@@ -112,6 +112,19 @@ def _set(untried: Sequence[str]) -> str:
     return f" set {' or '.join(untried)}," if untried else ""
 
 
+def lost_classes(iou: Sequence[float | None], pixels: Sequence[int] | None) -> list[int]:
+    """Returns the classes whose IoU is below 1 %, though validation masks show them.
+
+    Args:
+        iou: IoU of each class.
+        pixels: number of pixels of each class in the validation masks. A class without any has an IoU of 0 as soon as
+            the network predicts it somewhere; it is not lost. None: not known.
+    """
+    shown = pixels or [1] * len(iou)
+    each = enumerate(zip(iou, shown, strict=True))
+    return [index for index, (value, number) in each if number > 0 and value is not None and value < LOST]
+
+
 def lost(
     iou: Sequence[float | None],
     names: Sequence[str],
@@ -124,18 +137,14 @@ def lost(
         iou: IoU of each class.
         names: the names of the classes.
         untried: settings that may help rare classes, see `untried`.
-        pixels: number of pixels of each class in the validation masks. A class without any has an IoU of 0 as soon as
-            the network predicts it somewhere; it is not lost. None: not known.
+        pixels: as in `lost_classes`.
 
     Example:
         >>> lost([0.9, 0.004, None], ["sky", "pole", "sign"], ["data.labeled_order=class_balanced"])
         '1 of 3 classes is lost (IoU below 1 %): pole; label more images that show them, set \
 data.labeled_order=class_balanced, or use larger images (data.long_side) if they are thin'
     """
-    shown = pixels or [1] * len(names)
-    gone = [
-        name for name, value, some in zip(names, iou, shown, strict=True) if some and value is not None and value < LOST
-    ]
+    gone = [names[index] for index in lost_classes(iou, pixels)]
     if not gone:
         return None
     return (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semiseg.engine import lock
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 from semiseg.recipe import file as recipe_file
 from semiseg.runs import Run
 
@@ -70,10 +70,7 @@ def opened(run: Run) -> Run:
         raise UserError(f"{path}: is not a run directory, but a folder that init made; {what}")
     inner = [each for depth in ("*", "*/*") for each in path.glob(f"{depth}/config.yaml")]
     if runs := [str(file.parent) for file in sorted(inner) if _is_run(file.parent)]:
-        more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
-        raise UserError(
-            f"{path}: is not a run directory, but a folder of runs; name one of {', '.join(runs[:_SHOWN])}{more}"
-        )
+        raise UserError(f"{path}: is not a run directory, but a folder of runs; name one of {listed(runs, _SHOWN)}")
     return run.open()
 
 

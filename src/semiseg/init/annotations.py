@@ -11,7 +11,7 @@ from semiseg.data.classes import read_classes
 from semiseg.data.layouts import coco, labelme
 from semiseg.data.masks import hex_color
 from semiseg.engine.progress import say
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 from semiseg.init.colors import colors
 from semiseg.init.request import Request
 from semiseg.init.settings import Setting
@@ -73,10 +73,9 @@ def _check(annotations: Sequence[Annotation], table: ClassTable, request: Reques
     found = Counter(thing.label for one in annotations for thing in one.things)
     unknown = sorted(found.keys() - {*table.names, IGNORED})
     if unknown:
-        more = f" and {len(unknown) - _SHOWN} more" if unknown[_SHOWN:] else ""
         raise UserError(
-            f"--classes: {request.coco or request.labelme} has objects called {', '.join(unknown[:_SHOWN])}{more}, and "
-            f"the classes are {', '.join(table.names[:_SHOWN])}; name these, too, or leave --classes out"
+            f"--classes: {request.coco or request.labelme} has objects called {listed(unknown, _SHOWN)}, and the "
+            f"classes are {', '.join(table.names[:_SHOWN])}; name these, too, or leave --classes out"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from semiseg.errors import listed
 from semiseg.recipe import file as recipe_file
 
 Kind = Literal["objects", "street", "defects", "shifted"]  # the names of the recommended recipes
@@ -101,11 +102,10 @@ def kind_and_why(facts: Facts) -> str:
 
 def rare_classes(facts: Facts) -> str | None:
     """Says which classes few labeled images show; None if there are none."""
-    rare = [facts.classes[index] for index, number in facts.images_of_class.items() if number < _RARE_IMAGES]
+    rare = _rare(facts)
     if not rare or facts.labeled < _RARE_IMAGES:
         return None
-    more = f" and {len(rare) - _SHOWN} more" if rare[_SHOWN:] else ""
-    return f"fewer than {_RARE_IMAGES} labeled images show: {', '.join(rare[:_SHOWN])}{more}"
+    return f"fewer than {_RARE_IMAGES} labeled images show: {listed(rare, _SHOWN)}"
 
 
 def choose(facts: Facts) -> list[Setting]:
@@ -147,12 +147,15 @@ def _smallest(facts: Facts) -> tuple[int | None, float]:
     return index, shares[index]
 
 
+def _rare(facts: Facts) -> list[str]:
+    return [facts.classes[index] for index, number in facts.images_of_class.items() if number < _RARE_IMAGES]
+
+
 def _order(facts: Facts) -> list[Setting]:
-    rare = [facts.classes[index] for index, number in facts.images_of_class.items() if number < _RARE_IMAGES]
+    rare = _rare(facts)
     if not rare or facts.labeled < 2 * _RARE_IMAGES:
         return []
-    named = ", ".join(rare[:4]) + (f" and {len(rare) - 4} more" if len(rare) > 4 else "")
-    why = f"fewer than {_RARE_IMAGES} labeled images show {named}; they are shown more often"
+    why = f"fewer than {_RARE_IMAGES} labeled images show {listed(rare, 4)}; they are shown more often"
     return [
         Setting("data", "labeled_order", "class_balanced", why),
         Setting("data", "temperature", 0.1, "larger than the usual 0.01, with which frequent classes are hardly shown"),
@@ -196,15 +199,13 @@ def optim(batch: int) -> list[Setting]:
         >>> [optim(batch)[1].value for batch in (2, 4, 8, 16)]
         [0.00035, 0.0005, 0.00071, 0.001]
     """
-    lr, why = (
-        float(f"{_LR * (batch / _LR_BATCH) ** 0.5:.2g}"),
-        f"of the encoder; measured with {_LR_BATCH} images a step",
-    )
+    lr = float(f"{_LR * (batch / _LR_BATCH) ** 0.5:.2g}")
+    why = f"of the encoder; measured with {_LR_BATCH} images a step"
     if batch != _LR_BATCH:
         why = f"of the encoder: {_LR:g}, measured with {_LR_BATCH} images a step, times the root of {batch}/{_LR_BATCH}"
     return [
         Setting("optim", "kind", "adamw", "after 1000 steps 0 to 3 points above SGD on four sets of photographs"),
-        Setting("optim", "lr", float(lr), why),
+        Setting("optim", "lr", lr, why),
         Setting("optim", "head_lr_factor", 5, "the decoder is new, the encoder is pretrained"),
         Setting("optim", "weight_decay", 0.01, "usual with adamw"),
     ]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from semiseg import data, methods, optim
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 from semiseg.models import build
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.engine import EngineConfig
@@ -103,14 +103,8 @@ def changes_of_result(old: Recipe, new: Recipe) -> list[str]:
 
 
 def shortened(changes: Sequence[str]) -> str:
-    """Writes `differences` for a message: the first five, and how many more there are.
-
-    Example:
-        >>> shortened(["engine.steps: 2 -> 3", "engine.seed: 0 -> 1"])
-        'engine.steps: 2 -> 3; engine.seed: 0 -> 1'
-    """
-    more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-    return "; ".join(changes[:_SHOWN]) + more
+    """Writes what `differences` has found for a message, the first five."""
+    return listed(changes, _SHOWN, "; ")
 
 
 def _overridden(

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from semiseg.report.comparison import LOST, Interval, Spread
+from semiseg.engine.advice import LOST
+from semiseg.report.comparison import Interval, Spread
 
 
 @dataclass(frozen=True)

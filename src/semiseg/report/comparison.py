@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semiseg.engine.advice import lost_classes
 from semiseg.errors import UserError
 from semiseg.files import expanded
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
 from semiseg.report.table import class_names, step_seconds
 from semiseg.runs import Run
-
-LOST = 0.01  # IoU of a class that the network has lost
 
 # Student's t: 97.5 % of the distribution with 1, 2, ... degrees of freedom lie below these values.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -103,10 +102,7 @@ class Result:
     @property
     def lost(self) -> int:
         """Returns the number of classes whose IoU is below 1 %, though validation masks show them."""
-        shown = self.pixels or [1] * len(self.iou)
-        return sum(
-            bool(some) and value is not None and value < LOST for value, some in zip(self.iou, shown, strict=True)
-        )
+        return len(lost_classes(self.iou, self.pixels))
 
 
 @dataclass(frozen=True)

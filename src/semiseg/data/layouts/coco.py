@@ -34,7 +34,7 @@ from semiseg.data.dataset import Dataset, Sample
 from semiseg.data.rasterize import OnImage
 from semiseg.data.scan import without_used
 from semiseg.data.shapes import Polygons, Runs, Shape, as_points
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 
 Id = int | float | str
 
@@ -78,7 +78,7 @@ def load(config: Config, on_image: OnImage = lambda done, total: None) -> Datase
     files = [_read(config.root / path, "data.annotations", catalog) for path in paths]
     val_files = [_read(config.root / path, "data.val_annotations", catalog) for path in val_paths]
     every = files + val_files
-    source = ", ".join(str(one.path) for one in every[:2]) + (f" and {len(every) - 2} more" if every[2:] else "")
+    source = listed([str(one.path) for one in every], 2)
     annotations = _merged(every)
     notes = _missing(every, config)
     classes = class_table(_labels(every), config, source)

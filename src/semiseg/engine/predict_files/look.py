@@ -10,7 +10,7 @@ from semiseg.data.dataset import Unused
 from semiseg.data.read import has_more_pages, read_header, read_image
 from semiseg.engine.predict_files.inputs import Item
 from semiseg.engine.predict_files.raster import LARGE, MOST
-from semiseg.errors import UserError
+from semiseg.errors import UserError, listed
 
 SHOWN = 5  # broken images in a message
 _DECODED = 8  # images of which the colors are counted
@@ -28,9 +28,8 @@ class _Facts:
 def look(items: Iterable[Item], on_note: Callable[[Unused], None]) -> None:
     """Looks at the image files, and calls `on_note` with what was found.
 
-    It reads their headers alone, and decodes a few that may be masks.
-
-    If no image can be read, the first error comes at once, and no note is needed.
+    It reads their headers alone, and decodes a few that may be masks. If no image can be read, the first error comes at
+    once, and no note is needed.
     """
     files = [item.file for item in items if item.frame is None]
     with ThreadPoolExecutor() as threads:
@@ -41,18 +40,13 @@ def look(items: Iterable[Item], on_note: Callable[[Unused], None]) -> None:
     broken = {file: facts.error for file, facts in found.items() if facts.error}
     if broken and len(broken) < len(found):
         what = f"images that cannot be read, while the other {len(found) - len(broken)} are predicted"
-        on_note(Unused(what, tuple(broken), shortened([*broken.values()])))
+        on_note(Unused(what, tuple(broken), listed([*broken.values()], SHOWN, "; ")))
     if paged := [file for file, facts in found.items() if facts.has_pages]:
         what = "images with several pages or frames, of which the first one alone is predicted"
         on_note(Unused(what, tuple(paged), "save the others as files of their own"))
     if flat:
         what = f"images of {FEW} colors or less, as masks have them, among {len(some)} that were looked at"
         on_note(Unused(what, tuple(flat), "name photographs if these are masks"))
-
-
-def shortened(errors: list[str]) -> str:
-    """Returns the first errors, and how many more there are."""
-    return "; ".join(errors[:SHOWN]) + (f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else "")
 
 
 def _facts(file: Path) -> _Facts:

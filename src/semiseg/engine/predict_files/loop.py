@@ -15,7 +15,7 @@ from semiseg.data.dataset import Unused
 from semiseg.engine.predict_files import geo, summaries, video
 from semiseg.engine.predict_files.ahead import Reader, Writer, writing
 from semiseg.engine.predict_files.inputs import CannotReadError, Item, find
-from semiseg.engine.predict_files.look import look, shortened
+from semiseg.engine.predict_files.look import SHOWN, look
 from semiseg.engine.predict_files.model import Model
 from semiseg.engine.predict_files.options import Options
 from semiseg.engine.predict_files.outputs import OUTPUTS, Predicted, photo_of
@@ -30,7 +30,7 @@ from semiseg.engine.predict_files.raster import (
 )
 from semiseg.engine.predict_files.segment import segment
 from semiseg.engine.runtime import Runtime, return_freed_memory
-from semiseg.errors import UnreadableError, UserError
+from semiseg.errors import UnreadableError, UserError, listed
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def predict_items(
     check_window(options, model)
     plan = Plan(model, options, out, rank, world_size)
     tasks, done = plan.tasks(items)
-    look(items, on_unused)
+    if rank == 0:
+        look(items, on_unused)
     _note_geo(items, options, on_unused)
     _note_shrunk(items, options, model, on_unused)
     if plan.others:
@@ -299,5 +300,5 @@ def _broken(errors: list[str], failed: int, total: int, out: Path) -> str:
     if total == 1:
         return errors[0]
     rest = f"the other {total - failed} were written to {out}; " if failed < total else ""
-    shown = shortened(errors)
+    shown = listed(errors, SHOWN, "; ")
     return f"{failed} of {total} images cannot be read; {rest}the same command goes on with the missing ones: {shown}"
