@@ -368,6 +368,18 @@ def test_the_head_is_drawn_afresh_whatever_the_weights(tmp_path):
             assert torch.equal(loaded[name], tensor), name
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_weights_of_images_for_another_number_of_channels(tmp_path, channels, encoder):
+    torch.save(resnet18(), tmp_path / "a.pt")
+    config = Config(architecture="unet", encoder=encoder, weights=str(tmp_path / "a.pt"))
+    first = next(iter(encoder_of(build(config, 2, channels)).parameters()))
+    theirs = resnet18()["conv1.weight"]
+    repeated = torch.stack([theirs[:, i % 3] * 3 / channels for i in range(channels)], dim=1)
+    expected = theirs.sum(1, keepdim=True) if channels == 1 else repeated
+    torch.testing.assert_close(first, expected)
+
+
 @pytest.mark.parametrize("mode", ["deeper", "shallower", "another"])
 def test_weights_of_another_architecture(tmp_path, mode):
     name = {"deeper": "resnet34", "shallower": "resnet10t", "another": "mobilenetv3_small_050"}

