@@ -34,16 +34,19 @@ OFF = {"loss": "standard", "intensity": "standard", "pairs": "standard"}
 _FASTER_TEACHER = ("augseg", "eln", "ps_mt", "unimatch_v2")
 # ELN's own localizer, ResNet-34, would take most of the time of a small recipe; this is the network of these recipes
 _SMALL_LOCALIZER = (
-    "localizer.encoder=tu-tf_efficientnet_lite0:localizer.weights=lite:localizer.options.encoder_depth=4"
-    ":localizer.options.decoder_channels=64"
+    "method.localizer.encoder=tu-tf_efficientnet_lite0:method.localizer.weights=lite"
+    ":method.localizer.options.encoder_depth=4:method.localizer.options.decoder_channels=64"
 )
-_EXCEPTIONS = "The EMA of teachers that are made for long runs is 0.99, ELN's localizer the network of the recipe. "
+_EXCEPTIONS = (
+    "The EMA of teachers that are made for long runs is 0.99, ELN's localizer the network of the recipe, and each of "
+    "the three stages of ST++ takes all of the steps. "
+)
 _JITTER = "method.labeled=jitter"
 _WEIGHTS = "labeled_loss.class_weights=inverse_sqrt"
 _PEER = "unimatch_v2:ema_decay=0.99:ramp=1.0"  # the strongest peer, with the settings that helped the others
 RISING, FULL = "weight 1 that rises over the whole run", "weight 3 from the first step on, as in the paper"
 _SGD = "optim.kind=sgd:optim.lr=0.01:optim.weight_decay=1e-4"  # as in the sections before 10
-_STAGES = ("st_pp",)  # trained by `semiseg self-train`
+_STAGES = ("st_pp",)  # they learn stored pseudo-labels, like labels, so they have neither a ramp nor a batch norm apart
 ALL = 0  # labels of all images of training
 
 
@@ -98,27 +101,29 @@ class Study:
         yield from groups.values()
 
 
-def _methods() -> dict[str, str]:
-    """Returns every semi-supervised method that trains in one stage, by name, as `--methods` takes it."""
-    others = [name for name in names() if name not in ("supervised", *_STAGES)]
-    methods = {name: f"{name}:ema_decay=0.99" if name in _FASTER_TEACHER else name for name in others}
-    return methods | {"eln": f"{methods['eln']}:{_SMALL_LOCALIZER}"}
+def _methods(settings: str = "") -> list[str]:
+    """Returns a row for every semi-supervised method, with these settings if it has them."""
+    rows = []
+    for name in [name for name in names() if name != "supervised"]:
+        faster = ":ema_decay=0.99" * (name in _FASTER_TEACHER)
+        localizer = f":{_SMALL_LOCALIZER}" * (name == "eln")
+        rows.append(f"{name}={name}{faster}{localizer}{settings * (name not in _STAGES)}")
+    return rows
 
 
 def methods_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
     """Makes the study of every method on a pack."""
-    rows = [f"{name}={method}" for name, method in _methods().items()]
     ramped = ("plain+ramp=" + PLAIN, "imas_views+ramp=imas_views:ema_decay=0.99:threshold=0.9:ramp=1.0")
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults. {_EXCEPTIONS}{text}*plain+ramp*: FixMatch with an "
         "EMA teacher, whose unlabeled weight rises over the whole run; *imas_views+ramp* likewise."
     )
-    return Study(f"{title}: every method", asked, pack, ("supervised", *rows, *ramped), settings)
+    return Study(f"{title}: every method", asked, pack, ("supervised", *_methods(), *ramped), settings)
 
 
 def ramps_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
     """Makes the study of every method whose unlabeled weight rises over the whole run."""
-    rows = [f"{name}={method}:ramp=1.0" for name, method in _methods().items()]
+    rows = _methods(":ramp=1.0")
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0`: its unlabeled weight rises "
         f"over the whole run. {_EXCEPTIONS}{text}Compare with the section of every method with its own weight."
@@ -128,7 +133,7 @@ def ramps_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str
 
 def apart_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
     """Makes the study of every method with batch norm apart and a weight that rises over the whole run."""
-    rows = [f"{name}={method}:ramp=1.0:batch_norm=apart" for name, method in _methods().items()]
+    rows = _methods(":ramp=1.0:batch_norm=apart")
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0` (its unlabeled weight rises "
         "over the whole run) and `batch_norm: apart` (labeled and unlabeled images are normalized by their own "

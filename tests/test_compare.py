@@ -17,6 +17,7 @@ from semiseg.compare import Entry, compare, entries, plan, train_with_baseline
 from semiseg.errors import Interrupted, UserError
 from semiseg.recipe.load import changes_of_result, dump, load_recipe, validate
 from semiseg.report import table
+from semiseg.report.comparison import read, rows_of
 from semiseg.runs import Run
 
 
@@ -233,6 +234,38 @@ def test_two_methods_end_to_end(base, tmp_path, capsys):
         compare(base, methods, [3], out, [*small, f"data.root={moved}"])
     with pytest.raises(UserError, match=r"holds a run of another recipe \(engine.steps: 2 -> 3\)"):
         compare(base, methods, [3], out, ["engine.steps=3", "engine.eval_every=2"])
+
+
+def test_a_method_with_stages_stands_in_the_tables_with_its_last_one(base, tmp_path):
+    """Three trainings of one seed; the masks of a later one are no labels. Later calls only read."""
+    small, out = ["engine.steps=3", "engine.eval_every=3", "data.labeled_order=shuffled"], tmp_path / "out"
+    found = compare(base, "supervised,st_pp:cutout=0", [1], out, small)
+    assert [(row.name, list(row.results)) for row in found.rows] == [("supervised", [1]), ("st_pp:cutout=0", [1])]
+    folder = out / "st_pp-cutout=0/seed-1"
+    assert [load_recipe(folder / f"stage-{n}/config.yaml").engine.seed for n in (1, 2, 3)] == [1, 1, 1]
+    assert found.rows[1].results[1].last == Run(folder / "stage-3").last()["miou"]
+    assert (folder.parent / "seed-1.log").exists()
+    assert not list(folder.glob("*.log"))
+    assert compare(base, "supervised,st_pp:cutout=0", [1], out, small) == found
+    assert [row.name for row in compare(base, "supervised", [1], out, small).rows] == ["supervised", "st_pp:cutout=0"]
+    assert read(rows_of([out])).protocol == found.protocol
+    assert list(rows_of([out])) == ["supervised", "st_pp-cutout=0"]
+    assert [run.path for run in rows_of([out])["st_pp-cutout=0"]] == [folder / "stage-3"]
+    assert list(rows_of([folder / "stage-1"])) == ["st_pp-cutout=0"]  # one that is named
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        compare(base, "supervised,st_pp:cutout=0", [1], out, [*small, "optim.lr=0.5"])
+    with pytest.raises(UserError, match=r"holds a run of another comparison \(optim.lr"):
+        compare(base, "supervised", [2], out, [*small, "optim.lr=0.5"])
+    mask = min((folder / "pseudo-2").rglob("*.png"))
+    Image.open(mask).point(lambda value: 1).save(mask)
+    with pytest.raises(UserError, match="holds a run on other masks than"):
+        compare(base, "supervised", [1], out, small)
+
+
+def test_wrong_settings_of_a_method_with_stages_are_found_before_anything_is_written(base, tmp_path):
+    with pytest.raises(UserError, match=r"--methods st_pp: engine.steps: 2 cannot be divided into thirds"):
+        compare(base, "st_pp", [0], tmp_path / "out", ["engine.steps=2", "engine.eval_every=2"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_complete_runs_of_earlier_calls_stay_in_the_tables(base, tmp_path):

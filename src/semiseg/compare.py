@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semiseg import api, data, queue
+from semiseg import api, data, queue, self_train
 from semiseg.data.dataset import Dataset
 from semiseg.engine.lock import Lock
 from semiseg.engine.runtime import Runtime
@@ -21,7 +21,7 @@ from semiseg.recipe.load import changes_of_result, load_recipe, override, shorte
 from semiseg.recipe.recipe import Recipe
 from semiseg.report import comparison_files
 from semiseg.report.comparison import Comparison, read
-from semiseg.runs import Run
+from semiseg.runs import RESULT_STAGE, Run, seed_folder
 
 # What a method may change beside its own settings. All else is alike in a comparison.
 _CHANGEABLE = ("method", "optim", "data.labeled_order", "data.temperature", "data.crop", "data.scale", "data.flip")
@@ -134,6 +134,7 @@ def compare(
     """Trains a recipe with several methods and seeds, and compares them. The same call goes on after an interruption.
 
     Complete runs of other methods and seeds that are in the folder stay in the tables, below those that are named.
+    ST++ trains its three stages, each with the steps of the recipe; the last one stands in the tables.
 
     Args:
         recipe: a recipe, or its path or name.
@@ -158,7 +159,8 @@ def compare(
     base = _recipe(recipe, overrides)
     named = entries(methods) if isinstance(methods, str) else _checked(methods)
     planned = {(entry, seed): plan(base, entry, seed) for seed in seeds for entry in named}
-    jobs = {key: _job(out, *key, each.engine.steps) for key, each in planned.items()}
+    jobs = {key: _job(out, *key, each) for key, each in planned.items()}
+    results = {jobs[key]: _result(each, jobs[key].stages) for key, each in planned.items()}
     dataset = data.load(base.data)
     if not all(job.complete for job in jobs.values()):
         for entry in named:  # mistakes are found now, not hours later when it is their turn
@@ -168,14 +170,10 @@ def compare(
         others = _others(out, [job.run for job in jobs.values()])
         for run in [run for runs in others.values() for run in runs]:
             _refuse_other_comparison(run, base, named)
-        held = {job.run: planned[key] for key, job in jobs.items() if job.run.exists() and not job.run.is_blank()}
-        held |= {run: base for runs in others.values() for run in runs}
-        if held:
-            masks = api.masks_of(dataset, base, console)
-            for run, of_run in held.items():
-                api.refuse_other_images(run, of_run, dataset)
-                api.refuse_other_masks(run, of_run, masks)
-        queue.prepare({job: planned[key] for key, job in jobs.items()})
+        held = {job.run: of_run for job, of_run in results.items() if job.run.exists() and not job.run.is_blank()}
+        held |= {run: _result(base, _stages(run)) for runs in others.values() for run in runs}
+        _refuse_other_data(held, dataset, base, console)
+        queue.prepare({jobs[key]: each for key, each in planned.items()}, results)
 
         def tables() -> Comparison:
             found = read(_rows(out, {entry: [jobs[entry, seed].run for seed in seeds] for entry in named}, others))
@@ -202,13 +200,37 @@ def compare(
 def _others(out: Path, named: Sequence[Run]) -> dict[str, list[Run]]:
     """Finds the complete runs of earlier calls in a folder that are not named now, by the folder of their row."""
     found: dict[str, list[Run]] = {}
-    for config in sorted(out.glob("*/seed-*/config.yaml")):
+    for config in sorted([*out.glob("*/seed-*/config.yaml"), *out.glob(f"*/seed-*/{RESULT_STAGE}/config.yaml")]):
         run, engine = Run(config.parent), recipe_file.section(config, "engine")
-        if run in named or run.path.name != f"seed-{engine.get('seed')}":  # e.g. a copy that somebody has made
+        folder = _stages(run) or run.path
+        if run in named or folder.name != f"seed-{engine.get('seed')}":  # e.g. a copy that somebody has made
             continue
         if (last := run.last()) and last["step"] == engine.get("steps"):
-            found.setdefault(run.path.parent.name, []).append(run)
+            found.setdefault(folder.parent.name, []).append(run)
     return found
+
+
+def _stages(run: Run) -> Path | None:
+    """Returns the folder of the stages of a run in the folder of a comparison; None if it has none."""
+    folder = seed_folder(run.path)
+    return None if folder == run.path else folder
+
+
+def _result(planned: Recipe, stages: Path | None) -> Recipe:
+    """Returns the recipe of the run that stands in the tables."""
+    return planned if stages is None else self_train.result(planned, stages)[1]
+
+
+def _refuse_other_data(held: Mapping[Run, Recipe], dataset: Dataset, base: Recipe, console: Console) -> None:
+    """Checks that the runs that are there, of these recipes, saw the images and masks that are there now."""
+    if not held:
+        return
+    masks = api.masks_of(dataset, base, console)
+    for run, of_run in held.items():
+        of_stages = of_run.data.pseudo != base.data.pseudo
+        found = data.load(of_run.data) if of_stages else dataset
+        api.refuse_other_images(run, of_run, found)
+        api.refuse_other_masks(run, of_run, api.masks_of(found, of_run, console) if of_stages else masks)
 
 
 def _refuse_other_comparison(run: Run, base: Recipe, named: Sequence[Entry]) -> None:
@@ -217,9 +239,10 @@ def _refuse_other_comparison(run: Run, base: Recipe, named: Sequence[Entry]) -> 
     Raises:
         UserError: it is not, or the run has the name of a method with other settings.
     """
-    held = recipe_file.read(run.config)
-    entry = next((each for each in named if each.folder.casefold() == run.path.parent.name.casefold()), None)
-    ours = (base if entry is None else plan(base, entry, base.engine.seed)).to_dict()
+    held, stages = recipe_file.read(run.config), _stages(run)
+    row = (stages or run.path).parent.name
+    entry = next((each for each in named if each.folder.casefold() == row.casefold()), None)
+    ours = _result(base if entry is None else plan(base, entry, base.engine.seed), stages).to_dict()
     free = (*FREE, "engine.seed", "engine.precision", *(() if entry else _CHANGEABLE))
     other = [
         f"{section}.{key}: {held[section][key]} -> {value}"
@@ -293,6 +316,9 @@ def _refuse_other_baseline(held: Run, supervised: Recipe, console: Console) -> N
 
 def _check(entry: Entry, planned: Recipe, dataset: Dataset) -> None:
     try:
+        if planned.method_name == self_train.METHOD:
+            self_train.check(planned, dataset)
+            planned = self_train.first_stage(planned)  # the later ones learn masks that are not there yet
         check_settings(planned, dataset, Runtime("cpu"))
     except UserError as error:
         raise UserError(f"--methods {entry.name}: {error}") from error
@@ -313,9 +339,11 @@ def _is_of(key: str, settings: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{each}.") for each in settings)
 
 
-def _job(out: Path, entry: Entry, seed: int, steps: int) -> queue.Job:
+def _job(out: Path, entry: Entry, seed: int, planned: Recipe) -> queue.Job:
     path = out / entry.folder / f"seed-{seed}"
-    return queue.Job(f"{entry.name}, seed {seed}", path.with_suffix(".yaml"), Run(path), steps)
+    stages = path if planned.method_name == self_train.METHOD else None
+    run = Run(path if stages is None else self_train.result(planned, path)[0])
+    return queue.Job(f"{entry.name}, seed {seed}", path.with_suffix(".yaml"), run, planned.engine.steps, stages)
 
 
 def _split(text: str, separator: str) -> list[str]:

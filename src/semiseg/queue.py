@@ -36,14 +36,22 @@ class Job:
     Attributes:
         name: what it is called, e.g. `imas, seed 1`.
         recipe: the file of its complete recipe.
-        run: its run directory. What the training prints goes to `<run directory>.log`.
+        run: the run directory of its result.
         steps: optimizer steps of the recipe.
+        stages: the folder of its stages, of which `run` is the last one; None: it has none. What the training prints
+            goes to a file beside this folder, or beside the run directory: `<folder>.log`.
     """
 
     name: str
     recipe: Path
     run: Run
     steps: int
+    stages: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder that the training writes into."""
+        return self.stages or self.run.path
 
     @property
     def done(self) -> int:
@@ -60,7 +68,7 @@ class Job:
     @property
     def log(self) -> Path:
         """Returns the file with what the training prints."""
-        return self.run.path.with_name(f"{self.run.path.name}.log")
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     def state(self) -> str:
         """Says how far the run is, e.g. `mIoU 76.20`."""
@@ -68,13 +76,17 @@ class Job:
         return f"mIoU {miou_percent(last['miou'], last['iou'])}" if last else ""
 
 
-def prepare(planned: Mapping[Job, Recipe]) -> None:
+def prepare(planned: Mapping[Job, Recipe], results: Mapping[Job, Recipe]) -> None:
     """Writes the recipe of each job to its file.
+
+    Args:
+        planned: the recipes of the jobs.
+        results: those of their run directories: that of the last stage where a job has stages.
 
     Raises:
         UserError: the run directory of a job holds a run of another recipe. Then nothing is written.
     """
-    for job, recipe in planned.items():
+    for job, recipe in results.items():
         if not job.run.exists() or job.run.is_blank():
             continue
         if other := changes_of_result(load_recipe(job.run.config), recipe):
@@ -96,7 +108,8 @@ class _Worker:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        words = [sys.executable, "-m", "semiseg", "train", str(job.recipe), "--out", str(job.run.path)]
+        command = "train" if job.stages is None else "self-train"
+        words = [sys.executable, "-m", "semiseg", command, str(job.recipe), "--out", str(job.folder)]
         words += [] if device is None else ["--set", "engine.device=cuda"]  # a wrong number is an error, not a CPU
         with writing(job.log), job.log.open("ab") as log:
             self.begin = log.tell()

@@ -30,6 +30,18 @@ from jaxtyping import Float64
 from semiseg.errors import UserError
 from semiseg.files import expanded, sync, writing
 
+RESULT_STAGE = "stage-3"  # of the stages of ST++ (`semiseg self-train`), the one whose result counts
+
+
+def seed_folder(path: Path) -> Path | None:
+    """Returns the folder `seed-N` that `semiseg compare` made for a run: its directory, or that of its stages.
+
+    Example:
+        >>> seed_folder(Path("out/imas/seed-0")).name, seed_folder(Path("out/st_pp/seed-0/stage-3")).name
+        ('seed-0', 'seed-0')
+    """
+    return next((each for each in (path, path.parent) if each.name.startswith("seed-")), None)
+
 
 @dataclass(frozen=True)
 class Run:

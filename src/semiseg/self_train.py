@@ -12,9 +12,9 @@ from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.recipe.load import load_recipe, override
 from semiseg.recipe.recipe import Recipe
-from semiseg.runs import Run
+from semiseg.runs import RESULT_STAGE, Run
 
-_METHOD = "st_pp"
+METHOD = "st_pp"
 SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the authors
 
 
@@ -29,6 +29,16 @@ def first_stage(recipe: Recipe) -> Recipe:
 def later_stage(recipe: Recipe, masks: Path, share: float | None = None) -> Recipe:
     """Makes the recipe of a later stage: it learns the most reliable share of the pseudo-labels in `masks`, or all."""
     return override(recipe, [f"data.pseudo={json.dumps(str(masks))}", f"data.pseudo_share={json.dumps(share)}"])
+
+
+def result(recipe: Recipe, out: Path) -> tuple[Path, Recipe]:
+    """Returns the run directory in `out` whose result counts, and its recipe.
+
+    Example:
+        >>> result(load_recipe(Path("methods/st_pp"), ["data.root=photos"]), Path("out"))[0].as_posix()
+        'out/stage-3'
+    """
+    return out / RESULT_STAGE, later_stage(recipe, out.absolute() / "pseudo-2")
 
 
 def self_train(
@@ -65,12 +75,12 @@ def self_train(
     changes = list(overrides)
     whole = override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
     console, out = console or Console(quiet=True), api.folder(Path(out)).absolute()
-    _check(whole, share)
+    check(whole, data.load(whole.data), share)
     masks = [out / "pseudo-1", out / "pseudo-2"]
     stages = {
         "stage-1": first_stage(whole),
         "stage-2": later_stage(whole, masks[0], share),
-        "stage-3": later_stage(whole, masks[1]),
+        RESULT_STAGE: result(whole, out)[1],
     }
     runs: dict[str, Run] = {}
     for number, (name, planned) in enumerate(stages.items()):
@@ -84,16 +94,21 @@ def self_train(
     return runs
 
 
-def _check(recipe: Recipe, share: float) -> None:
-    if recipe.method_name != _METHOD:
-        raise UserError(f"method.name: {recipe.method_name} has no stages; self-train is for {_METHOD}")
+def check(recipe: Recipe, dataset: data.Dataset, share: float = 0.5) -> None:
+    """Checks that a recipe can be trained in stages on its data.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if recipe.method_name != METHOD:
+        raise UserError(f"method.name: {recipe.method_name} has no stages; self-train is for {METHOD}")
     if recipe.data.pseudo is not None:
         raise UserError("data.pseudo: self-train makes the pseudo-labels itself; remove this setting")
     if recipe.engine.steps < 3:
         raise UserError(f"engine.steps: {recipe.engine.steps} cannot be divided into thirds; use more")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: is no share of the images; use e.g. 0.5")
-    unlabeled = len(data.load(recipe.data).unlabeled)
+    unlabeled = len(dataset.unlabeled)
     if int(share * unlabeled) < 1:
         raise UserError(
             f"--share {share:g}: is less than one of {unlabeled} unlabeled images; use more images or a larger share"

@@ -20,7 +20,7 @@ from semiseg.files import expanded
 from semiseg.recipe import file as recipe_file
 from semiseg.recipe.file import FREE
 from semiseg.report.table import class_names, step_seconds
-from semiseg.runs import Run
+from semiseg.runs import RESULT_STAGE, Run, seed_folder
 
 # Student's t: 97.5 % of the distribution with 1, 2, ... degrees of freedom lie below these values.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -188,7 +188,7 @@ class _Started:
         return {
             "labeled images": labels["labeled"],
             "partition": labels["partition"],
-            "unlabeled images": labels["unlabeled"],
+            "unlabeled images": labels["unlabeled"] + labels.get("pseudo_labeled", 0),
             "validation images": labels["val"],
             **({"hash of the validation images": labels["val_partition"]} if "val_partition" in labels else {}),
             **_hashes(masks),
@@ -266,8 +266,8 @@ def read(runs: Mapping[str, Iterable[Run]]) -> Comparison:
 def rows_of(paths: Sequence[Path]) -> dict[str, list[Run]]:
     """Finds the runs below folders, and names their rows.
 
-    A run directory `<name>/seed-<n>`, as `semiseg compare` makes them, belongs to row `<name>`; any other run directory
-    is a row of its own. A row `supervised` comes first.
+    A run directory `<name>/seed-<n>`, as `semiseg compare` makes them, belongs to row `<name>`, and of stages there the
+    last one; any other run directory is a row of its own. A row `supervised` comes first.
 
     Raises:
         UserError: a folder has no run.
@@ -281,13 +281,14 @@ def rows_of(paths: Sequence[Path]) -> dict[str, list[Run]]:
                 Run(each.parent)
                 for each in sorted(path.rglob("config.yaml"))
                 if (each.parent / "environment.json").exists()
+                and (seed_folder(each.parent) in (None, each.parent) or each.parent.name == RESULT_STAGE)
             ]
         )
         if not runs:
             raise UserError(f"{path}: has no run; name run directories, or folders of them")
         for run in runs:
-            place = run.path.resolve()
-            row = place.parent.name if place.name.startswith("seed-") else str(run.path)
+            folder = seed_folder(run.path.resolve())
+            row = folder.parent.name if folder else str(run.path)
             if run not in rows.setdefault(row, []):
                 rows[row].append(run)
     return with_baseline(rows, "supervised") if "supervised" in rows else rows

@@ -14,7 +14,7 @@ from semiseg.report.comparison import rows_of
 from semiseg.report.pictures import Pictures
 from semiseg.report.series import Points
 from semiseg.report.table import class_names
-from semiseg.runs import Run
+from semiseg.runs import Run, seed_folder
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _one_of_each_seed(members: list[Reading]) -> list[list[Reading]]:
 def _places(groups: list[list[Reading]]) -> list[Path]:
     """Returns a folder that names each group: of `NAME/seed-N`, as compare makes them, NAME; else the first member."""
     first = [members[0].run.path.resolve() for members in groups]
-    above = [path.parent if path.name.startswith("seed-") else path for path in first]
+    above = [folder.parent if (folder := seed_folder(path)) else path for path in first]
     return [path if above.count(other) > 1 else other for path, other in zip(first, above, strict=True)]
 
 
