@@ -104,6 +104,15 @@ def test_every_method_has_a_page_and_every_page_a_method():
     assert sorted(page.stem for page in DOCS.glob("methods/*.md") if page.name != "index.md") == methods.names()
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_pages_of_methods_have_the_same_headings_in_the_same_order(name):
+    headings = re.findall(r"^## (.+)$", (DOCS / f"methods/{name}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = ["Idea", "Where each equation is", "Settings", "Where we deviate", "Cost"]
+    rest = ["In our small protocol", "Published numbers, not ours"]
+    assert [heading for heading in headings if heading in wanted] == wanted
+    assert [heading for heading in headings if heading in rest] == sorted({*headings} & {*rest})
+
+
 def test_made_pages_are_up_to_date():
     for path, content in program("pages").contents().items():
         assert path.read_text(encoding="utf-8") == content, f"{path.relative_to(ROOT)} is old; run: make docs-pages"

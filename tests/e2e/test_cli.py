@@ -388,6 +388,22 @@ def test_the_recipe_of_each_method_passes_a_dry_run(semiseg, scenes, pseudo, nam
     assert "the whole run" in done.out
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_the_commands_on_the_page_of_a_method_pass_a_dry_run(semiseg, here, scenes, pseudo, name):
+    """With the data and the network of the tests; those that name a recipe of the package are tested above."""
+    page = (Path(__file__).parents[2] / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    semiseg (.*)$", page, re.MULTILINE)
+    assert commands
+    shown = [command for command in commands if command.startswith("train RECIPE --set \"method=")]
+    for command in shown:
+        done = semiseg(f"{command.replace('RECIPE', 'recipe.yaml')} --dry-run")
+        assert (done.code, done.err) == (0, ""), command
+    for command in commands:
+        if command not in shown and name != "st_pp":
+            assert command.split()[:2] == ["train", f"methods/{command.split()[1].removeprefix('methods/')}"]
+            assert command.split()[1] in recipe_file.shipped()
+
+
 def test_stages_of_self_training(semiseg, here, recipe):
     values = recipe("st_pp")
     del values["data"]["pseudo"]
