@@ -183,8 +183,8 @@ def check_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...], c
         )
     raise UserError(
         f"{message} when it is turned as its EXIF orientation ({orientation}) says; the mask is drawn on the pixels "
-        "as they are stored: set data.mask_orientation=stored, or write the orientation into the photographs "
-        "(mogrify -auto-orient FILE)"
+        "as they are stored: set data.mask_orientation=stored, or remove the orientation from the photographs "
+        "(exiftool -Orientation= FILE)"
     )
 
 

@@ -27,8 +27,7 @@ _REMEDIES = (  # what an error says -> what it says in init, which has no such s
      r"--masks: \1; correct these masks, or name the classes of all values with --classes"),
     (r"set data\.values='\{(\d+): (\d+)\}'.*", r"store it as \2, or name as many classes as the masks show with "
      r"--classes"),
-    (r"set data\.mask_orientation=stored.*", "remove the orientation from the photographs (exiftool -Orientation= "
-     "FILE)"),
+    (r"set data\.mask_orientation=stored, or ", ""),
     (r"set data\.mask_orientation=upright.*", "export all masks in one way, on the photographs as they are shown"),
     (r"leaves data\.root;", "leaves the folder of the photographs;"),
     (r"^data\.labeled: no image with a mask is left for it;", "--masks: no image with a mask is left for training;"),
