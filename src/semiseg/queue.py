@@ -76,17 +76,17 @@ class Job:
         return f"mIoU {miou_percent(last['miou'], last['iou'])}" if last else ""
 
 
-def prepare(planned: Mapping[Job, Recipe], results: Mapping[Job, Recipe]) -> None:
+def prepare(planned: Mapping[Job, Recipe], results: Mapping[Job, Recipe] | None = None) -> None:
     """Writes the recipe of each job to its file.
 
     Args:
         planned: the recipes of the jobs.
-        results: those of their run directories: that of the last stage where a job has stages.
+        results: those of their run directories, if they are others: of a job with stages that of the last one.
 
     Raises:
         UserError: the run directory of a job holds a run of another recipe. Then nothing is written.
     """
-    for job, recipe in results.items():
+    for job, recipe in (results or planned).items():
         if not job.run.exists() or job.run.is_blank():
             continue
         if other := changes_of_result(load_recipe(job.run.config), recipe):

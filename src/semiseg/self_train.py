@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg import api, data
+from semiseg.data.dataset import Dataset
 from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.recipe.load import load_recipe, override
@@ -94,7 +95,7 @@ def self_train(
     return runs
 
 
-def check(recipe: Recipe, dataset: data.Dataset, share: float = 0.5) -> None:
+def check(recipe: Recipe, dataset: Dataset, share: float = 0.5) -> None:
     """Checks that a recipe can be trained in stages on its data.
 
     Raises:
