@@ -317,7 +317,7 @@ def _refuse_other_baseline(held: Run, supervised: Recipe, console: Console) -> N
 def _check(entry: Entry, planned: Recipe, dataset: Dataset) -> None:
     try:
         if planned.method_name == self_train.METHOD:
-            self_train.check(planned, dataset)
+            self_train.check(planned)
             planned = self_train.first_stage(planned)  # the later ones learn masks that are not there yet
         check_settings(planned, dataset, Runtime("cpu"))
     except UserError as error:

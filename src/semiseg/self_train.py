@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg import api, data
-from semiseg.data.dataset import Dataset
 from semiseg.engine.progress import counting
 from semiseg.errors import UserError
 from semiseg.recipe.load import load_recipe, override
@@ -76,7 +75,7 @@ def self_train(
     changes = list(overrides)
     whole = override(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(Path(recipe), changes)
     console, out = console or Console(quiet=True), api.folder(Path(out)).absolute()
-    check(whole, data.load(whole.data), share)
+    check(whole, share)
     masks = [out / "pseudo-1", out / "pseudo-2"]
     stages = {
         "stage-1": first_stage(whole),
@@ -95,7 +94,7 @@ def self_train(
     return runs
 
 
-def check(recipe: Recipe, dataset: Dataset, share: float = 0.5) -> None:
+def check(recipe: Recipe, share: float = 0.5) -> None:
     """Checks that a recipe can be trained in stages on its data.
 
     Raises:
@@ -109,7 +108,7 @@ def check(recipe: Recipe, dataset: Dataset, share: float = 0.5) -> None:
         raise UserError(f"engine.steps: {recipe.engine.steps} cannot be divided into thirds; use more")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: is no share of the images; use e.g. 0.5")
-    unlabeled = len(dataset.unlabeled)
+    unlabeled = len(data.load(recipe.data).unlabeled)
     if int(share * unlabeled) < 1:
         raise UserError(
             f"--share {share:g}: is less than one of {unlabeled} unlabeled images; use more images or a larger share"

@@ -394,7 +394,7 @@ def test_the_commands_on_the_page_of_a_method_pass_a_dry_run(semiseg, here, scen
     page = (Path(__file__).parents[2] / f"docs/methods/{name}.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    semiseg (.*)$", page, re.MULTILINE)
     assert commands
-    shown = [command for command in commands if command.startswith("train RECIPE --set \"method=")]
+    shown = [command for command in commands if command.startswith('train RECIPE --set "method=')]
     for command in shown:
         done = semiseg(f"{command.replace('RECIPE', 'recipe.yaml')} --dry-run")
         assert (done.code, done.err) == (0, ""), command
