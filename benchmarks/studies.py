@@ -137,7 +137,7 @@ def apart_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0` (its unlabeled weight rises "
         "over the whole run) and `batch_norm: apart` (labeled and unlabeled images are normalized by their own "
-        f"statistics). {_EXCEPTIONS}{text}Compare with the section of every method with a weight that rises."
+        f"statistics). {_EXCEPTIONS}{text}"
     )
     return Study(f"{title}: every method, batch norm apart", asked, pack, ("supervised", *rows), settings)
 
