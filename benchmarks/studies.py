@@ -42,6 +42,7 @@ _EXCEPTIONS = (
     "the three stages of ST++ takes all of the steps. "
 )
 _JITTER = "method.labeled=jitter"
+_APART = ":ramp=1.0:batch_norm=apart"
 _WEIGHTS = "labeled_loss.class_weights=inverse_sqrt"
 _PEER = "unimatch_v2:ema_decay=0.99:ramp=1.0"  # the strongest peer, with the settings that helped the others
 RISING, FULL = "weight 1 that rises over the whole run", "weight 3 from the first step on, as in the paper"
@@ -131,9 +132,11 @@ def ramps_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str
     return Study(f"{title}: every method, with a weight that rises", asked, pack, ("supervised", *rows), settings)
 
 
-def apart_study(pack: str, title: str, settings: tuple[str, ...] = (), text: str = "") -> Study:
+def apart_study(
+    pack: str, title: str, settings: tuple[str, ...] = (), text: str = "", others: tuple[str, ...] = ()
+) -> Study:
     """Makes the study of every method with batch norm apart and a weight that rises over the whole run."""
-    rows = _methods(":ramp=1.0:batch_norm=apart")
+    rows = [*_methods(_APART), *others]
     asked = (
         f"Recipe `small/{pack}`, every method with its own defaults but for `ramp: 1.0` (its unlabeled weight rises "
         "over the whole run) and `batch_norm: apart` (labeled and unlabeled images are normalized by their own "
@@ -343,7 +346,13 @@ STUDIES: dict[str, Study] = {
         "tile", "Magnetic tiles, defect or not, 24 labels", _BINARY, peer="+weights"
     ),
     "19-weights-voc-groups": weights_study("voc-mini", "Small VOC photographs in 5 groups, 83 labels", _GROUPS),
-    "20-apart-wbc": apart_study("wbc", _CELLS, (_JITTER,), "Labeled images are jittered, too. "),
+    "20-apart-wbc": apart_study(
+        "wbc",
+        _CELLS,
+        (_JITTER,),
+        "Labeled images are jittered, too. *+averaged*: `teacher_statistics: averaged`. ",
+        (f"mean_teacher+averaged=mean_teacher:teacher_statistics=averaged{_APART}",),
+    ),
     "20-apart-camvid": apart_study("camvid", _CAMVID, (f"method.{_WEIGHTS}",), "All rows have class weights. "),
     "16-optimizers-wbc": optimizers_study("wbc", _CELLS, (_JITTER,)),
     "16-optimizers-camvid": optimizers_study("camvid", _CAMVID),
