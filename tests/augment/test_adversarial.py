@@ -1,5 +1,6 @@
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semiseg.augment.adversarial import adversarial_noise, sample_direction
 from semiseg.rng import fold_in, seeded
@@ -81,3 +82,33 @@ def test_the_start_is_balanced():
     assert start.shape == (30, 10, 10)
     assert abs(start.mean()) < 0.02
     assert -0.5 <= start.min() < -0.49
+
+
+def test_depthwise_convolutions_give_the_same_noise_without_a_loop_over_their_groups():
+    """With strides that leave a column over, dilations, a bias, and no padding."""
+    with seeded(0, "depthwise"):
+        decode = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Softplus(),
+            nn.Conv2d(8, 8, 3, dilation=2, groups=8, bias=False), nn.Softplus(),
+            nn.Conv2d(8, 16, (2, 3), stride=2, groups=4), nn.Softplus(),
+            nn.Conv2d(16, 3, 1),
+        ).double()  # fmt: skip
+    value = torch.randn(2, 8, 9, 12, generator=fold_in(0, "value"), dtype=torch.float64)
+    start, counted = torch.rand(8, 9, 12, dtype=torch.float64), torch.ones(2, 2, 3, dtype=torch.bool)
+    calls = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        noise = adversarial_noise(decode, value, start, 1.0, counted)
+    assert sum("convolution" in name for name in calls) < 20
+    shown = decode.requires_grad_(False)
+    point = value.clone().requires_grad_()
+    probability = shown(value).softmax(1)
+    _, change = torch.autograd.functional.jvp(shown, value, start.expand_as(value).contiguous())
+    pushed = probability * (change - (probability * change).sum(1, keepdim=True))
+    (found,) = torch.autograd.grad(shown(point), point, pushed)
+    torch.testing.assert_close(noise, found / found.flatten(1).norm(dim=1)[:, None, None, None])

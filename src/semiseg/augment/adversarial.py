@@ -1,11 +1,14 @@
 """Adversarial noise on feature maps: what changes a prediction most (virtual adversarial training, Miyato et al.)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd import grad
+from torch.overrides import TorchFunctionMode
 
 from semiseg.rng import uniform
 
@@ -28,8 +31,7 @@ def adversarial_noise(
     derivative of the logits, F = diag(p) - p p^T. One product of this matrix with a random direction is one iteration
     of the power method, as in the papers. The authors take the gradient at a distance of 1e-6 instead, which is lost
     in the rounding of fp32. The product has no such distance, so it works in low precision, too. It costs a forward
-    pass and three passes like a backward pass that gives no gradient of weights. For depthwise convolutions the second
-    one takes three times as long: torch computes gradients of their weights, too, in a loop over the groups.
+    pass and three passes like a backward pass that gives no gradient of weights.
 
     No gradient reaches the decoder or `value`. The decoder must not use batch statistics.
 
@@ -50,7 +52,8 @@ def adversarial_noise(
     """
     with torch.enable_grad():
         point = value.detach().requires_grad_()
-        logits = decode(point)
+        with _FixedGroupedConvolutions():
+            logits = decode(point)
         cotangent = torch.zeros_like(logits, requires_grad=True)
         (pulled,) = grad(logits, point, cotangent, create_graph=True)  # J^T c, whose derivative by c gives J d
         start = direction.to(pulled.device, pulled.dtype, non_blocking=True).expand_as(pulled)
@@ -61,3 +64,41 @@ def adversarial_noise(
         (found,) = grad(logits, point, pushed)  # J^T F J d
     length = torch.linalg.vector_norm(found.float(), dim=(1, 2, 3), keepdim=True)
     return (radius * found / length.clamp(min=1e-12)).to(value.dtype)
+
+
+class _FixedGroupedConvolutions(TorchFunctionMode):
+    """Within it, grouped convolutions give no gradient of weights.
+
+    torch's second derivative of a convolution computes that of the weights even if nobody asks for it: for depthwise
+    convolutions in a loop over their groups, which takes longer than all the rest.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # as nn.Conv2d calls it: image, weight, bias, stride, padding, dilation, groups
+        if func is F.conv2d and not kwargs and len(args) == 7 and args[6] > 1 and not isinstance(args[4], str):
+            return _FixedConvolution.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+class _FixedConvolution(torch.autograd.Function):
+    """A convolution whose weights get no gradient. Its derivative is a transposed convolution, as usual."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.size, ctx.how = value.shape[-2:], how
+        return F.conv2d(value, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (gradient,) = ctx.saved_tensors, gradients
+        stride, padding, dilation, groups = ctx.how
+        rest = [  # of the size that a stride leaves over
+            size - ((given - 1) * step - 2 * pad + apart * (side - 1) + 1)
+            for size, given, step, pad, apart, side in zip(
+                ctx.size, gradient.shape[-2:], stride, padding, dilation, weight.shape[-2:], strict=True
+            )
+        ]
+        fixed = weight.detach().to(gradient.dtype)
+        found = F.conv_transpose2d(gradient, fixed, None, stride, padding, rest, groups, dilation)
+        return found, *[None] * 6
