@@ -36,11 +36,14 @@ RESULT_STAGE = "stage-3"  # of the stages of ST++ (`semiseg self-train`), the on
 def seed_folder(path: Path) -> Path | None:
     """Returns the folder `seed-N` that `semiseg compare` made for a run: its directory, or that of its stages.
 
+    None: it is another run, also one in a folder `seed-N` that somebody has made.
+
     Example:
         >>> seed_folder(Path("out/imas/seed-0")).name, seed_folder(Path("out/st_pp/seed-0/stage-3")).name
         ('seed-0', 'seed-0')
     """
-    return next((each for each in (path, path.parent) if each.name.startswith("seed-")), None)
+    folder = path.parent if path.name.startswith("stage-") else path
+    return folder if folder.name.startswith("seed-") else None
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,18 @@ def test_rows_are_found_below_folders(run, tmp_path):
         comparison.with_baseline(found, "c")
 
 
+def test_runs_that_somebody_has_sorted_by_seed_are_rows_of_their_own(run, tmp_path):
+    """Only the stages of ST++ below a folder `seed-N` are one row, their last one."""
+    for name in ("seed-7/imas", "seed-7/cps", "st_pp/seed-7/stage-1", "st_pp/seed-7/stage-3"):
+        made = run("x", 7, 0.5)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        made.path.rename(tmp_path / name)
+    (tmp_path / "x").rmdir()
+    found = comparison.rows_of([tmp_path])
+    alone = [tmp_path / "seed-7/cps", tmp_path / "seed-7/imas"]
+    assert found == {**{str(path): [Run(path)] for path in alone}, "st_pp": [Run(tmp_path / "st_pp/seed-7/stage-3")]}
+
+
 def test_the_files_say_the_same(run, tmp_path):
     runs = {
         "a_1": [run("first", 0, 0.50), run("first", 1, 0.60)],
