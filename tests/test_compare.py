@@ -244,6 +244,10 @@ def test_a_method_with_stages_stands_in_the_tables_with_its_last_one(base, tmp_p
     folder = out / "st_pp-cutout=0/seed-1"
     assert [load_recipe(folder / f"stage-{n}/config.yaml").engine.seed for n in (1, 2, 3)] == [1, 1, 1]
     assert found.rows[1].results[1].last == Run(folder / "stage-3").last()["miou"]
+    told = [
+        line for line in (out / "comparison.txt").read_text().splitlines() if "learned masks that an earlier" in line
+    ]
+    assert [line.partition(":")[0] for line in told] == ["st_pp"]
     assert (folder.parent / "seed-1.log").exists()
     assert not list(folder.glob("*.log"))
     assert compare(base, "supervised,st_pp:cutout=0", [1], out, small) == found

@@ -89,6 +89,7 @@ class Result:
         memory_mb: peak memory of a process, MB.
         parameters: number of trained parameters; None if an earlier semiseg made the run.
         pixels: number of pixels of each class in the validation masks; None if an earlier semiseg read the run.
+        pseudo_labeled: number of unlabeled images with a mask that an earlier run had predicted (`data.pseudo`, ST++).
     """
 
     last: float
@@ -98,6 +99,7 @@ class Result:
     memory_mb: float
     parameters: int | None
     pixels: tuple[int, ...] | None = None
+    pseudo_labeled: int = 0
 
     @property
     def lost(self) -> int:
@@ -230,6 +232,7 @@ class _Started:
             memory_mb=float(max(record["peak_memory_mb"] for record in train)),
             parameters=self.environment.get("trained_parameters"),
             pixels=None if (pixels := self.run.val_pixels()) is None else tuple(pixels),
+            pseudo_labeled=self.environment["labels"].get("pseudo_labeled", 0),
         )
 
 

@@ -67,6 +67,11 @@ def notes(comparison: Comparison) -> list[str]:
         f"{protocol['batch size']} labeled images; seeds {', '.join(map(str, comparison.seeds))}",
         "; ".join(f"{what} {', '.join(values)}" for what, values in comparison.made.items()),
     ]
+    lines += [
+        f"{row.name}: learned masks that an earlier run or stage had predicted, whose steps are not counted here"
+        for row in comparison.rows
+        if any(result.pseudo_labeled for result in row.results.values())
+    ]
     if incomplete := sum(len(row.unfinished) for row in comparison.rows):
         of_all = incomplete + sum(len(row.results) for row in comparison.rows)
         lines.append(f"incomplete: {incomplete} of {of_all} runs")
